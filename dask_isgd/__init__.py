@@ -1,0 +1,55 @@
+"""dask_isgd: importance-sampled SGD on Zarr data and Dask clusters.
+
+Public names load on first use (PEP 562), so that the scheduler's dashboard and the
+numpy-only sampler never import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "fit": "run",
+    "attach": "run",
+    "Run": "run",
+    "Learning": "config",
+    "Scoring": "config",
+    "Sampling": "config",
+    "gradient_norms": "norms",
+    "ImportanceSampler": "sampling",
+    "Draw": "sampling",
+    "gradient_variance": "variance",
+    "Variance": "variance",
+    "LocalCluster": "clusters",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+if TYPE_CHECKING:
+    from dask_isgd.clusters import LocalCluster as LocalCluster
+    from dask_isgd.config import Learning as Learning
+    from dask_isgd.config import Sampling as Sampling
+    from dask_isgd.config import Scoring as Scoring
+    from dask_isgd.norms import gradient_norms as gradient_norms
+    from dask_isgd.run import Run as Run
+    from dask_isgd.run import attach as attach
+    from dask_isgd.run import fit as fit
+    from dask_isgd.sampling import Draw as Draw
+    from dask_isgd.sampling import ImportanceSampler as ImportanceSampler
+    from dask_isgd.variance import Variance as Variance
+    from dask_isgd.variance import gradient_variance as gradient_variance
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

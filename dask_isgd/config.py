@@ -1,0 +1,288 @@
+"""What a user can set: three frozen dataclasses, validated whole at construction.
+
+Defaults come from Dask's configuration under ``isgd:`` (see ``isgd.yaml``), so that a site
+or an environment variable (``DASK_ISGD__LEARNING__BATCH_SIZE=256``) can change them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dask.config
+import yaml
+from dask.utils import parse_bytes, parse_timedelta
+
+from dask_isgd.errors import ConfigError
+
+with Path(__file__).with_name("isgd.yaml").open() as _file:
+    _defaults = yaml.safe_load(_file)
+dask.config.update_defaults(_defaults)
+
+
+def default(key: str) -> Any:
+    """A dataclass field whose default is read from Dask's configuration when an object is made."""
+    return field(default_factory=lambda: dask.config.get(f"isgd.{key}"))
+
+
+def seconds(key: str) -> float:
+    """A duration of the configuration, in seconds."""
+    return float(parse_timedelta(dask.config.get(f"isgd.{key}"), default="s"))
+
+
+class _Check:
+    """Collects every mistake of a set of settings, then raises them together."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.mistakes: list[str] = []
+
+    def number(
+        self,
+        name: str,
+        *,
+        above: float | None = None,
+        least: float | None = None,
+        most: float | None = None,
+        whole: bool = False,
+        optional: bool = False,
+    ) -> None:
+        value = getattr(self.settings, name)
+        if optional and value is None:
+            return
+        kinds = (int,) if whole else (int, float)
+        bounds = [
+            *([f"above {above}"] if above is not None else []),
+            *([f"at least {least}"] if least is not None else []),
+            *([f"at most {most}"] if most is not None else []),
+        ]
+        wanted = " ".join(["a whole number" if whole else "a number", *bounds])
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        fits = fits and (above is None or value > above) and (least is None or value >= least)
+        if not (fits and (most is None or value <= most)):
+            self.wrong(name, value, wanted + (" or None" if optional else ""))
+
+    def choice(self, name: str, *allowed: str) -> None:
+        value = getattr(self.settings, name)
+        if value not in allowed:
+            close = difflib.get_close_matches(str(value), allowed, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            self.wrong(name, value, f"one of {', '.join(map(repr, allowed))}{hint}")
+
+    def flag(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self.settings, name)
+            if not isinstance(value, bool):
+                self.wrong(name, value, "True or False")
+
+    def call(self, name: str) -> None:
+        value = getattr(self.settings, name)
+        if value is not None and not callable(value):
+            self.wrong(name, value, "a callable or None")
+
+    def wrong(self, name: str, got: object, wanted: str) -> None:
+        self.mistakes.append(f"{name}: got {got!r}, wanted {wanted}")
+
+    def done(self) -> None:
+        if self.mistakes:
+            kind = type(self.settings).__name__
+            raise ConfigError("\n".join(f"{kind}.{mistake}" for mistake in self.mistakes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How the learner trains.
+
+    ``optimizer`` is called with the parameters and returns a ``torch.optim.Optimizer``; None
+    means SGD with ``learning_rate`` and Nesterov ``momentum``. ``scheduler`` is called with the
+    optimizer and returns a learning-rate scheduler, stepped once a step.
+    """
+
+    steps: int
+    """Optimizer updates in the whole run."""
+    batch_size: int = default("learning.batch-size")
+    """Examples a step."""
+    learning_rate: float = default("learning.learning-rate")
+    momentum: float = default("learning.momentum")
+    optimizer: Callable[[Any], Any] | None = None
+    scheduler: Callable[[Any], Any] | None = None
+    device: str = default("learning.device")
+    """``"auto"`` (cuda, mps, cpu: the first there is) or a torch device."""
+    threads: int | None = default("learning.threads")
+    """torch threads; None: as many as the learner's worker has."""
+    publish_every: int = default("learning.publish-every")
+    """Steps between publications; in exact mode the steps of a round."""
+    report_every: int = default("learning.report-every")
+    """Steps between rows of the history."""
+    evaluate_every: int = default("learning.evaluate-every")
+    """Steps between evaluations; rounded up to a publication."""
+    checkpoint_seconds: float = default("learning.checkpoint-seconds")
+    checkpoint_steps: int | None = default("learning.checkpoint-steps")
+    """A checkpoint is committed at the sooner of the two; the last step always is."""
+    clip: float | None = default("learning.clip")
+    """Clip the gradient at this multiple of the running median of its norm; None: never."""
+    memory: int | str = default("learning.memory")
+    """Bytes of training data the learner may hold, or a string such as ``"2GB"``."""
+    transform: Callable[..., Any] | None = None
+    """Applied to the inputs of each minibatch on the learner's device, in the learner only."""
+    exact: bool = False
+    """Score everything, then ``publish_every`` steps, and again: bit-reproducible, waits for scorers."""
+    seed: int = default("learning.seed")
+
+    def __post_init__(self) -> None:
+        check = _Check(self)
+        for name in ("steps", "batch_size", "publish_every", "report_every", "evaluate_every"):
+            check.number(name, least=1, whole=True)
+        check.number("learning_rate", above=0)
+        check.number("momentum", least=0, most=1)
+        check.number("threads", least=1, whole=True, optional=True)
+        check.number("checkpoint_seconds", above=0)
+        check.number("checkpoint_steps", least=1, whole=True, optional=True)
+        check.number("clip", above=0, optional=True)
+        check.number("seed", least=0, whole=True)
+        check.flag("exact")
+        for name in ("optimizer", "scheduler", "transform"):
+            check.call(name)
+        _bytes(check, "memory")
+        check.done()
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(parse_bytes(self.memory))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the norms are kept fresh."""
+
+    method: str = default("scoring.method")
+    """``"exact"`` gradient norms, ``"bound"`` (last pre-activation) or ``"loss"``."""
+    batch_size: int = default("scoring.batch-size")
+    """Examples scored at once."""
+    chunk: int | None = default("scoring.chunk")
+    """Examples a scoring task, a multiple of the dataset's chunk; None: about a second's worth."""
+    in_flight: int = default("scoring.in-flight")
+    """Scoring tasks submitted ahead, per thread of a scorer."""
+    threads: int = default("scoring.threads")
+    """torch threads of one scoring task."""
+    resources: Mapping[str, float] | None = None
+    """Worker resources a scoring task asks for; None: ``scorer`` where workers declare it."""
+    timeout: float | str = default("scoring.timeout")
+    """Seconds, or a string such as ``"10 minutes"``, after which a task is submitted anew."""
+    train_mode: bool = False
+    """Score with dropout on; either way the gradient stays unbiased."""
+    skip_bad_chunks: bool = False
+    """Go on without a chunk that is missing or corrupt instead of failing."""
+
+    def __post_init__(self) -> None:
+        check = _Check(self)
+        check.choice("method", "exact", "bound", "loss")
+        for name in ("batch_size", "in_flight", "threads"):
+            check.number(name, least=1, whole=True)
+        check.number("chunk", least=1, whole=True, optional=True)
+        check.flag("train_mode", "skip_bad_chunks")
+        resources = self.resources
+        if resources is not None and not (
+            isinstance(resources, Mapping)
+            and all(isinstance(k, str) and isinstance(v, (int, float)) and v > 0 for k, v in resources.items())
+        ):
+            check.wrong("resources", resources, "a mapping of resource names to positive numbers or None")
+        try:
+            positive = self.timeout_seconds > 0
+        except (ValueError, KeyError, TypeError):
+            positive = False
+        if not positive:
+            check.wrong("timeout", self.timeout, "seconds or a string such as '10 minutes'")
+        check.done()
+
+    @property
+    def timeout_seconds(self) -> float:
+        return float(parse_timedelta(self.timeout, default="s"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The proposal that minibatches are drawn from.
+
+    ``smoothing``, ``max_coefficient`` and ``effective_sample_size`` each ask for a constant added
+    to every weight; the largest of the three is added.
+    """
+
+    draw: str = default("sampling.draw")
+    """``"stratified"``, ``"independent"`` or ``"systematic"``."""
+    smoothing: float = default("sampling.smoothing")
+    """Constant added to every weight, in units of the mean weight."""
+    max_coefficient: float | None = default("sampling.max-coefficient")
+    """Bound on every coefficient 1/(N q), above 1."""
+    effective_sample_size: float | None = default("sampling.effective-sample-size")
+    """Least (Σq)²/(N Σq²), a fraction of N in (0, 1]."""
+    fade: float | None = default("sampling.fade")
+    """Steps of age after which a chunk's weights have half faded to the mean; None: never."""
+    drop_after: int | None = default("sampling.drop-after")
+    """Steps of age after which a chunk is not drawn: the paper's policy, **biased**."""
+    power: float = default("sampling.power")
+    """Exponent of the weights."""
+    gate: str = default("sampling.gate")
+    """``"auto"``: uniform until importance sampling pays; ``"open"``: always importance sampling."""
+    gate_gain: float = default("sampling.gate-gain")
+    """Gain (uniform's second moment over the proposal's) above which the gate opens."""
+    feedback: bool = default("sampling.feedback")
+    """Norms of the learner's own minibatches update the weights of the examples drawn."""
+    uniform: bool = False
+    """Uniform draws and no scoring: the baseline."""
+
+    def __post_init__(self) -> None:
+        check = _Check(self)
+        check.choice("draw", "stratified", "independent", "systematic")
+        check.choice("gate", "auto", "open")
+        check.number("smoothing", least=0)
+        check.number("max_coefficient", above=1, optional=True)
+        check.number("effective_sample_size", above=0, most=1, optional=True)
+        check.number("fade", above=0, optional=True)
+        check.number("drop_after", least=1, whole=True, optional=True)
+        check.number("power", above=0, most=4)
+        check.number("gate_gain", least=1)
+        check.flag("feedback", "uniform")
+        check.done()
+
+
+def _bytes(check: _Check, name: str) -> None:
+    value = getattr(check.settings, name)
+    try:
+        fits = parse_bytes(value) > 0
+    except (ValueError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        check.wrong(name, value, "a number of bytes or a string such as '2GB'")
+
+
+_Settings = TypeVar("_Settings", Learning, Scoring, Sampling)
+
+
+def from_mapping(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    """Settings from a recipe's mapping; an unknown key gets the nearest valid one suggested."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    unknown = []
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            unknown.append(f"{kind.__name__}: unknown key {key!r}; {hint}")
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    return kind(**values)
+
+
+def to_mapping(settings: Learning | Scoring | Sampling) -> dict[str, Any]:
+    """Settings as plain JSON: what ``run.json`` keeps. Callables become their names."""
+
+    def plain(value: Any) -> Any:
+        if callable(value):
+            return getattr(value, "__qualname__", repr(type(value).__name__))
+        return dict(value) if isinstance(value, Mapping) else value
+
+    return {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}

@@ -1,0 +1,109 @@
+"""Every error the library raises on purpose.
+
+Each message says what was got, what was wanted and what to do::
+
+    IsgdError
+    ├── ConfigError (ValueError)        a setting is wrong; all mistakes at once
+    ├── DataError (ValueError)
+    │   ├── EmptyDatasetError           no examples, or a split is missing
+    │   ├── LengthMismatchError         arrays of different lengths
+    │   ├── LabelError                  a label no class has
+    │   ├── MissingChunkError           a chunk was never written
+    │   └── CorruptChunkError           a chunk cannot be decoded
+    ├── ModelError (ValueError)         the model or the loss has the wrong shape
+    ├── NonFiniteLossError              the loss is NaN or infinite
+    ├── NonFiniteNormsError             too many norms are NaN, infinite or negative
+    ├── ClusterMismatchError            a worker lacks the data, the model or a version
+    ├── NoLearnerWorkerError            no worker can take the learner
+    ├── RunExistsError                  the run directory is taken
+    ├── RunNotFoundError                the run directory holds no run
+    ├── RunMismatchError                resumed with other data or another model
+    ├── LearnerFenced                   a younger learner holds the run
+    ├── CheckpointError                 a checkpoint cannot be written or verified
+    ├── StorageFullError                no room, or not writable
+    └── WaitTimeout (TimeoutError)      something did not happen in time
+
+Errors travel between processes: each takes one message and pickles whole.
+"""
+
+from __future__ import annotations
+
+
+class IsgdError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(IsgdError, ValueError):
+    """One or more settings are wrong; the message lists them all."""
+
+
+class DataError(IsgdError, ValueError):
+    """The dataset cannot be trained on."""
+
+
+class EmptyDatasetError(DataError):
+    """The dataset has no examples, or a group that was asked for is missing."""
+
+
+class LengthMismatchError(DataError):
+    """Arrays that share the sample dimension have different lengths."""
+
+
+class LabelError(DataError):
+    """A target is not a valid class index."""
+
+
+class MissingChunkError(DataError):
+    """A chunk that should exist was never written."""
+
+
+class CorruptChunkError(DataError):
+    """A chunk exists and cannot be decoded or fails its checksum."""
+
+
+class ModelError(IsgdError, ValueError):
+    """The model or the loss returns something of the wrong kind or shape."""
+
+
+class NonFiniteLossError(IsgdError):
+    """The training loss became NaN or infinite."""
+
+
+class NonFiniteNormsError(IsgdError):
+    """More than one norm in a hundred is NaN, infinite or negative."""
+
+
+class ClusterMismatchError(IsgdError):
+    """A worker does not see the data, the run directory or the model, or runs other versions."""
+
+
+class NoLearnerWorkerError(IsgdError):
+    """No worker of the cluster can take the learner."""
+
+
+class RunExistsError(IsgdError):
+    """The run directory already holds a run."""
+
+
+class RunNotFoundError(IsgdError):
+    """The run directory holds no run."""
+
+
+class RunMismatchError(IsgdError):
+    """A run was resumed with other data or another model."""
+
+
+class LearnerFenced(IsgdError):
+    """A younger incarnation of the learner holds the run; this one must stop."""
+
+
+class CheckpointError(IsgdError):
+    """A checkpoint cannot be committed, or none verifies."""
+
+
+class StorageFullError(IsgdError):
+    """The run directory cannot be written: full, read-only or over quota."""
+
+
+class WaitTimeout(IsgdError, TimeoutError):
+    """Something that was waited for did not happen in time."""
