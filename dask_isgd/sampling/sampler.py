@@ -1,0 +1,307 @@
+"""The importance sampler: weights in, minibatches out, whatever the number of examples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dask_isgd.config import Sampling
+from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError, RunMismatchError
+from dask_isgd.sampling.blocks import BlockedWeights
+from dask_isgd.sampling.draws import Draw, Floats, Integers, pick, pick_shared, positions, shares, uniform
+from dask_isgd.sampling.feedback import Feedback
+from dask_isgd.sampling.proposal import Chunks, Proposal, propose
+
+logger = logging.getLogger("dask_isgd.sampling")
+
+BAD_SHARE = 0.01
+"""Share of a chunk's norms that may be NaN, infinite or negative before it is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSums:
+    """Sums over the good examples of a chunk, the fresh norms against the proposal weights s they replace."""
+
+    norms: float
+    """Σ fresh."""
+    squares: float
+    """Σ fresh²."""
+    squares_over_proposal: float
+    """Σ fresh²/s."""
+    proposal: float
+    """Σ s."""
+    count: int
+    """Examples summed over."""
+    bad: int
+    """Examples left out, whose fresh norm was NaN, infinite or negative."""
+
+
+class ImportanceSampler:
+    """Draws minibatches of N examples with probability proportional to smoothed, faded weights.
+
+    Three levels: a minibatch picks chunks from cumulated chunk sums, blocks inside them, examples inside
+    those; each probability is the product of the shares picked with. An update costs O(chunk), a
+    draw O(batch × sqrt(chunk)), plus O(chunks) when a weight changed since the last draw. Holds one
+    float32 and one bit an example.
+
+    Ages move only at ``refresh``; prior and smoothing constants follow the weights at once, so that
+    bounds on the coefficients hold for every draw. Formulas: ``dask_isgd.sampling.proposal``.
+    Not for several threads at once.
+    """
+
+    def __init__(self, n: int, chunk_size: int, sampling: Sampling) -> None:
+        if n < 1:
+            raise EmptyDatasetError(f"got {n} examples, wanted at least 1; check the dataset's sample dimension")
+        if chunk_size < 1:
+            raise DataError(f"chunk_size: got {chunk_size}, wanted at least 1; pass the scoring chunk's examples")
+        self.n, self.chunk_size, self.sampling = n, min(chunk_size, n), sampling
+        self._weights = BlockedWeights(n, self.chunk_size, sampling.power)
+        self._feedback = Feedback(n, self.chunk_size)
+        self.n_chunks = len(self._weights.lengths)
+        self.versions: Floats = np.full(self.n_chunks, np.nan)
+        """(n_chunks,) version each chunk was last scored at, NaN: never."""
+        self._age: Floats = np.full(self.n_chunks, np.inf)
+        self._step = 0
+        self._settled: Proposal | None = None
+        self._warned = False
+
+    @property
+    def biased(self) -> bool:
+        """True under the ``drop`` policy, whose estimates are of the examples in use only."""
+        return self.sampling.drop_after is not None and not self.sampling.uniform
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        arrays = [*self._weights.arrays.values(), *self._feedback.arrays.values(), self.versions, self._age]
+        settled = self._settled
+        arrays += [] if settled is None else [settled.scale, settled.shift, settled.usable, settled.edges]
+        return sum(array.nbytes for array in arrays)
+
+    # Drawing
+
+    def draw(self, batch: int, rng: np.random.Generator) -> Draw:
+        """``batch`` examples from the proposal in force, as ``sampling.draw`` says."""
+        if self.sampling.uniform:
+            return self.draw_uniform(batch, rng)
+        proposal = self._proposal()
+        chunks, q, fractions = pick_shared(proposal.edges, positions(self.sampling.draw, batch, rng))
+        blocks, share, fractions = pick(self._block_masses(chunks), fractions)
+        q *= share
+        lanes, share, _ = pick(self._masses(chunks, blocks), fractions)
+        q *= share
+        indices = chunks * self.chunk_size + blocks * self._weights.block_size + lanes
+        return Draw(indices, 1.0 / (proposal.count * q), q)
+
+    def draw_uniform(self, batch: int, rng: np.random.Generator) -> Draw:
+        """``batch`` examples, all equally probable: coefficients 1."""
+        return uniform(self.n, self.sampling.draw, batch, rng)
+
+    def probabilities(self, indices: ArrayLike | None = None) -> Floats:
+        """The probabilities q in force, float64: of ``indices`` (B,), or of all N where None (O(N)).
+
+        They are of the very sums ``draw`` searches. A dropped chunk has probability zero.
+        """
+        if indices is None:
+            return np.concatenate([self._chunk_probabilities(chunk) for chunk in range(self.n_chunks)])
+        wanted = self._checked(indices)
+        chunks, inside = np.divmod(wanted, self.chunk_size)
+        blocks, lanes = np.divmod(inside, self._weights.block_size)
+        rows = np.arange(len(wanted))
+        q = self._proposal().shares[chunks]
+        q *= shares(self._block_masses(chunks))[rows, blocks]
+        q *= shares(self._masses(chunks, blocks))[rows, lanes]
+        return np.asarray(q)
+
+    def weights(self, chunk: int) -> Floats:
+        """(chunk_len,) float64 proposal weights s in force, zero in a dropped chunk."""
+        self._check_chunk(chunk)
+        return np.asarray(self._chunk_weights(chunk) * self._proposal().usable[chunk])
+
+    # Learning the weights
+
+    def update(self, chunk: int, weights: ArrayLike, version: int) -> ChunkSums:
+        """Replace one chunk's weights by norms scored at ``version``; O(chunk).
+
+        ``weights`` (chunk_len,): a norm that is NaN, infinite (in float32) or negative leaves that example's
+        former weight, is counted and logged; more than one in a hundred raise
+        ``NonFiniteNormsError`` and change nothing. The caller orders updates: the last one counts.
+
+        Feedback is kept where all of the chunk's feedback is newer than ``version``, and replaced
+        otherwise: a kept weight is never older than its chunk's version says, at the price of
+        losing feedback a little newer than the scores when feedback and scores interleave.
+
+        The sums are against the proposal in force before, the ``drop`` policy aside.
+        """
+        self._check_chunk(chunk)
+        former = self._weights.chunk(chunk)
+        with np.errstate(over="ignore"):
+            fresh = np.asarray(weights).astype(np.float32)
+        if fresh.shape != former.shape:
+            raise LengthMismatchError(
+                f"chunk {chunk}: got weights of shape {fresh.shape}, wanted {former.shape}; pass one norm an example"
+            )
+        good = np.isfinite(fresh) & (fresh >= 0)
+        bad = int(len(fresh) - good.sum())
+        if bad > BAD_SHARE * len(fresh):
+            raise NonFiniteNormsError(
+                f"chunk {chunk} at version {version}: got {bad} of {len(fresh)} norms NaN, infinite or negative, "
+                f"wanted at most {BAD_SHARE:.0%}; lower the learning rate or check the data of this chunk"
+            )
+        if bad:
+            logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
+        norms, s = fresh[good].astype(np.float64), self._chunk_weights(chunk)[good]
+        squares = norms * norms
+        sums = ChunkSums(
+            norms=float(norms.sum()),
+            squares=float(squares.sum()),
+            squares_over_proposal=float((squares / s).sum()),
+            proposal=float(s.sum()),
+            count=len(norms),
+            bad=bad,
+        )
+        replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
+        self._weights.put(chunk, np.where(replaced, fresh, former))
+        self.versions[chunk] = version
+        self._age[chunk] = max(0, self._step - version)
+        self._settled = None
+        return sums
+
+    def feedback(self, indices: ArrayLike, norms: ArrayLike, step: int) -> int:
+        """Norms (B,) of examples ``indices`` (B,) from the learner's own pass at ``step``; O(blocks touched).
+
+        Returns how many were NaN, infinite or negative, and therefore ignored.
+        """
+        wanted = self._checked(indices)
+        with np.errstate(over="ignore"):
+            fresh = np.asarray(norms).astype(np.float32)
+        if fresh.shape != wanted.shape:
+            raise LengthMismatchError(
+                f"feedback: got norms of shape {fresh.shape} for indices of shape {wanted.shape}, "
+                "wanted one norm an index; pass the whole minibatch"
+            )
+        good = np.isfinite(fresh) & (fresh >= 0)
+        bad = int(len(fresh) - good.sum())
+        if bad:
+            logger.warning("step %d: %d of %d norms of the minibatch are bad and ignored", step, bad, len(fresh))
+        if bad < len(fresh):
+            self._weights.scatter(wanted[good], fresh[good])
+            chunks = self._feedback.mark(wanted[good], step)
+            self._age[chunks] = self._ages(chunks)
+            self._settled = None
+        return bad
+
+    def refresh(self, step: int) -> None:
+        """Let every chunk age to ``step``; once per publication, O(n_chunks)."""
+        self._step = step
+        self._age = self._ages(np.arange(self.n_chunks))
+        self._settled = None
+
+    # Reporting
+
+    def stats(self, step: int) -> dict[str, float]:
+        """Plain floats about the proposal in force.
+
+        scored: share of the examples with a weight. effective_sample_size: (Σ s)²/(N Σ s²).
+        largest_coefficient: 1/(N q) of the least probable example that can be drawn. mean_age, max_age: steps,
+        over the examples of scored chunks, NaN while there are none. mean_weight: of the stored
+        weights, and ideal_gain: N Σ w²/(Σ w)² of the scored, the gain of fresh weights; NaN likewise.
+        """
+        proposal = self._proposal()
+        weights = self._weights
+        known = int(weights.scored.sum())
+        total, squares = (float(row.sum()) for row in weights.moments[-2:])
+        seen = ~np.isnan(self.versions)
+        age = np.maximum(0.0, step - self.versions[seen])
+        lengths = weights.lengths[seen]
+        mean = total / known if known else np.nan
+        return {
+            "scored": known / self.n,
+            "effective_sample_size": (proposal.total / self.n) * (proposal.total / proposal.squares),
+            "largest_coefficient": proposal.total / proposal.count / proposal.smallest,
+            "mean_age": float((age * lengths).sum() / lengths.sum()) if len(age) else np.nan,
+            "max_age": float(age.max()) if len(age) else np.nan,
+            "mean_weight": mean,
+            # Rounding and underflow aside never below 1 (Cauchy-Schwarz).
+            "ideal_gain": max(1.0, squares / known / mean**2) if known and mean**2 > 0 else (1.0 if known else np.nan),
+        }
+
+    def state(self) -> dict[str, NDArray[np.generic] | float]:
+        """Everything needed to go on bit for bit: copies of arrays, and plain numbers."""
+        arrays = self._weights.arrays | self._feedback.arrays | {"versions": self.versions, "age": self._age}
+        numbers: dict[str, float] = {"step": self._step, "warned": self._warned, **self._shape()}
+        return {name: array.copy() for name, array in arrays.items()} | numbers
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state()`` of a sampler of the same n, chunk_size and power."""
+        shape = self._shape()
+        differing = [f"{key}: got {state[key]}, wanted {here}" for key, here in shape.items() if state[key] != here]
+        if differing:
+            raise RunMismatchError(
+                "the sampler's state is of another run: "
+                + "; ".join(differing)
+                + "; resume with the run's own settings"
+            )
+        arrays = self._weights.arrays | self._feedback.arrays | {"versions": self.versions, "age": self._age}
+        for name, array in arrays.items():
+            array[...] = state[name]
+        self._step, self._warned = int(state["step"]), bool(state["warned"])
+        self._settled = None
+
+    # Inside
+
+    def _proposal(self) -> Proposal:
+        if self._settled is None:
+            w = self._weights
+            age = np.where(w.scored > 0, self._age, np.inf)
+            self._settled = propose(self.sampling, Chunks(w.lengths, w.scored, w.moments[:2], w.lowest, age))
+            if self._settled.blank and not self._warned:
+                logger.warning("all weights are zero: drawing uniformly until a norm is not")
+                self._warned = True
+        return self._settled
+
+    def _ages(self, chunks: Integers) -> Floats:
+        # A chunk only ever seen in feedback ages from the newest of it.
+        since = np.where(np.isnan(self.versions), self._feedback.newest, self.versions)[chunks]
+        return np.where(np.isnan(since), np.inf, np.maximum(0.0, self._step - since))
+
+    def _block_masses(self, chunks: Integers) -> Floats:
+        """(B, J) Σ s of the blocks of B chunks."""
+        proposal, w = self._proposal(), self._weights
+        lengths = w.block_lengths(chunks)
+        filled = w.block_moments[0, chunks] + (lengths - w.block_scored[chunks]) * proposal.fill
+        return np.asarray(proposal.scale[chunks, None] * filled + lengths * proposal.shift[chunks, None])
+
+    def _masses(self, chunks: Integers, blocks: Integers) -> Floats:
+        """(B, L) s of the examples of B blocks, zero past the end of a short block."""
+        weights, exists = self._weights.gather(chunks, blocks)
+        return np.asarray(self._proposal().of(self._weights.raised(weights), chunks) * exists)
+
+    def _chunk_weights(self, chunk: int) -> Floats:
+        raised = self._weights.raised(self._weights.chunk(chunk).astype(np.float64))
+        return np.asarray(self._proposal().of(raised[None], np.array([chunk]))[0])
+
+    def _chunk_probabilities(self, chunk: int) -> Floats:
+        blocks = np.arange(-(-int(self._weights.lengths[chunk]) // self._weights.block_size))
+        chunks = np.full_like(blocks, chunk)
+        q = self._proposal().shares[chunk] * shares(self._block_masses(chunks[:1]))[0, : len(blocks)]
+        masses = self._masses(chunks, blocks)
+        return np.asarray((q[:, None] * shares(masses)).reshape(-1)[: self._weights.lengths[chunk]])
+
+    def _shape(self) -> dict[str, float]:
+        return {"n": self.n, "chunk_size": self.chunk_size, "power": float(self.sampling.power)}
+
+    def _checked(self, indices: ArrayLike) -> Integers:
+        wanted = np.asarray(indices, np.int64)
+        if wanted.ndim != 1 or (wanted.size and (wanted.min() < 0 or wanted.max() >= self.n)):
+            raise DataError(f"got indices of shape {wanted.shape}, wanted (B,) in [0, {self.n}); check their source")
+        return wanted
+
+    def _check_chunk(self, chunk: int) -> None:
+        if not 0 <= chunk < self.n_chunks:
+            raise DataError(f"chunk: got {chunk}, wanted 0 to {self.n_chunks - 1}; was chunk_size changed?")
