@@ -1,0 +1,275 @@
+"""A dataset: rows and chunks of the arrays of one Zarr group."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from zarr.storage import LocalStore
+
+from dask_isgd.errors import DataError, EmptyDatasetError, LabelError, MissingChunkError
+from dask_isgd.storage.layout import Layout, Normalisation, find_group, open_layout, read_normalisation
+from dask_isgd.storage.stores import Array, StorageOptions, chunk_key, decoding, has_key, normalise, open_store, redact
+
+
+class Rows(NamedTuple):
+    """Some examples: each input (B, ...) and the target (B, ...), in the dtypes of the store."""
+
+    inputs: tuple[np.ndarray, ...]
+    target: np.ndarray
+
+
+class Dataset:
+    """A cheap handle on examples in Zarr: one or more input arrays and a target, one row an example.
+
+    ``url`` is a local path or any URL fsspec knows; ``storage_options`` go to fsspec. ``group`` is
+    the path of the group inside; None means the root, or ``train`` where the root holds no arrays.
+    ``inputs`` (a name or names) and ``target`` (a name) default to the group's ``isgd`` attributes,
+    then to names: the target is ``target``, ``label`` or ``y``, the inputs all other arrays along
+    ``dimension``. A handle pickles small and opens again where it lands.
+
+    Raises EmptyDatasetError (nothing there), DataError (ambiguous arrays, different chunks),
+    LengthMismatchError; reading raises MissingChunkError and CorruptChunkError.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        group: str | None = None,
+        inputs: str | Sequence[str] | None = None,
+        target: str | None = None,
+        dimension: str = "sample",
+        storage_options: StorageOptions = None,
+    ) -> None:
+        self.url = normalise(url)
+        self.group = group.strip("/") if group is not None else None
+        self.dimension = dimension
+        self._inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs) if inputs is not None else None
+        self._target = target
+        self._storage_options = dict(storage_options or {})
+        self._opened: Layout | None = None
+        self._seen: set[str] = set()
+        _ = self._layout  # a wrong URL is an error here, not in the first task
+
+    @property
+    def _layout(self) -> Layout:
+        if self._opened is None:
+            store = open_store(self.url, read_only=True, storage_options=self._storage_options)
+            where = f"dataset {redact(self.url)}"
+            self._opened = open_layout(store, self.group, self._inputs, self._target, self.dimension, where)
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None, "_seen": set()}
+
+    def __repr__(self) -> str:
+        place = redact(self.url) + (f"/{self._layout.group}" if self._layout.group else "")
+        arrays = [f"{array.basename} {array.dtype}{list(array.shape[1:])}" for array in self._layout.arrays]
+        what = f"{' + '.join(arrays[:-1])} → {arrays[-1]}"
+        return f"<Dataset {place}: {self.length} rows in {self.n_chunks} chunks, {what}>"
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def length(self) -> int:
+        """Number of examples."""
+        return int(self._layout.target.shape[0])
+
+    @property
+    def chunk_size(self) -> int:
+        """Rows in a Zarr chunk; of a sharded array the inner chunk, the least that can be read."""
+        return max(1, int(self._layout.target.chunks[0]))
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.length // self.chunk_size)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(array.basename for array in self._layout.inputs)
+
+    @property
+    def target_name(self) -> str:
+        return str(self._layout.target.basename)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The open arrays by name, inputs first, target last: for shapes, dtypes, codecs and fast feeds."""
+        return {array.basename: array for array in self._layout.arrays}
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, where the dataset says so."""
+        value = self._layout.attributes.get("classes")
+        return int(value) if value is not None else None
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Per input (mean, std) as float32 that broadcast against one example; None where none is stored."""
+        return read_normalisation(self._layout)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, decoded."""
+        return sum(array.size * array.dtype.itemsize for array in self._layout.arrays)
+
+    def rows(self, indices: Any) -> Rows:
+        """Examples in the order of ``indices`` (B,), repeats allowed; each chunk is read once.
+
+        Raises IndexError for anything but integers in [0, length).
+        """
+        indices = np.asarray(indices)
+        if indices.size == 0:
+            indices = indices.astype(np.int64)
+        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+            raise IndexError(f"rows: got indices {indices.dtype}{list(indices.shape)}, wanted integers (B,)")
+        if indices.size and (indices.min() < 0 or indices.max() >= self.length):
+            raise IndexError(
+                f"rows: got indices from {indices.min()} to {indices.max()}, wanted 0 to {self.length - 1}"
+            )
+        order = np.argsort(indices, kind="stable")
+        chunk_of = indices[order] // self.chunk_size
+        parts = np.split(order, np.flatnonzero(np.diff(chunk_of)) + 1) if indices.size else []
+        taken = [np.empty((indices.size, *array.shape[1:]), array.dtype) for array in self._layout.arrays]
+        for part in parts:
+            start, stop = self._bounds(int(indices[part[0]]) // self.chunk_size)
+            for array, out in zip(self._layout.arrays, taken, strict=True):
+                out[part] = self._read(array, start, stop)[indices[part] - start]
+        return Rows(tuple(taken[:-1]), taken[-1])
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Examples ``start`` to ``stop`` (excluded), contiguous arrays; IndexError outside the dataset."""
+        if not 0 <= start <= stop <= self.length:
+            raise IndexError(f"read: got rows {start} to {stop}, wanted bounds within 0 and {self.length}")
+        taken = [self._read(array, start, stop) for array in self._layout.arrays]
+        return Rows(tuple(taken[:-1]), taken[-1])
+
+    def chunk(self, i: int) -> Rows:
+        """The examples of chunk ``i``; the last may be shorter."""
+        if not 0 <= i < self.n_chunks:
+            raise IndexError(f"chunk: got {i}, wanted 0 to {self.n_chunks - 1}")
+        return self.read(*self._bounds(i))
+
+    def load(self) -> Rows:
+        """All examples; ``nbytes`` says how much memory that takes."""
+        return self.read(0, self.length)
+
+    def split(self, name: str) -> Dataset:
+        """The sibling group ``name``, such as ``"validation"``; EmptyDatasetError names those that exist."""
+        parent = self._layout.group.rpartition("/")[0]
+        group = f"{parent}/{name}" if parent else name
+        find_group(self._layout.store, group, f"dataset {redact(self.url)}")
+        return Dataset(
+            self.url,
+            group=group,
+            inputs=self._inputs,
+            target=self._target,
+            dimension=self.dimension,
+            storage_options=self._storage_options,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this data from other data, as plain JSON.
+
+        Names, shapes, dtypes, rows a chunk, and sha256 of the decoded first, middle and last chunk:
+        recompressing keeps it, another order of the rows does not.
+        """
+        sampled = sorted({0, self.n_chunks // 2, self.n_chunks - 1}) if self.n_chunks else []
+        found: dict[str, Any] = {"inputs": list(self.input_names), "target": self.target_name, "arrays": {}}
+        for name, array in self.arrays.items():
+            checksums = {
+                str(i): hashlib.sha256(_little_endian(self._read(array, *self._bounds(i)))).hexdigest() for i in sampled
+            }
+            found["arrays"][name] = {
+                "shape": [int(extent) for extent in array.shape],
+                "dtype": array.dtype.newbyteorder("<").str,
+                "chunk": self.chunk_size,
+                "sha256": checksums,
+            }
+        return found
+
+    def check(self, classes: int | None = None) -> None:
+        """Refuse what training would trip over: no examples, and labels that no class has.
+
+        Integer targets are class indices: the whole target is read, chunk by chunk, against
+        ``classes`` (default: what the dataset says; else only negative ones are refused). Float
+        targets are regression, refused where ``classes`` is given.
+        Raises EmptyDatasetError, LabelError(min, max, classes, first index), MissingChunkError, CorruptChunkError.
+        """
+        if not self.length:
+            raise EmptyDatasetError(f"{self!r} has no examples; wanted at least one. Check the split or the URL")
+        target = self._layout.target
+        if target.dtype.kind not in "iub":
+            if classes is not None:
+                raise LabelError(
+                    f"target {self.target_name!r}: got {target.dtype}, wanted integers in [0, {classes}). "
+                    "Store class indices as integers, or pass no classes for regression"
+                )
+            if target.dtype.kind != "f":
+                raise DataError(f"target {self.target_name!r}: got {target.dtype}, wanted integers or floats")
+            return
+        classes = classes if classes is not None else self.classes
+        least, most, first = 0, 0, None
+        for i in range(self.n_chunks):
+            start, stop = self._bounds(i)
+            labels = self._read(target, start, stop)
+            low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+            least, most = (min(least, low), max(most, high)) if i else (low, high)
+            if first is None and (low < 0 or (classes is not None and high >= classes)):
+                bad = (labels < 0) | (labels >= classes if classes is not None else False)
+                first = start + int(np.flatnonzero(bad.reshape(len(labels), -1).any(1))[0])
+        if first is not None:
+            wanted = f"0 to {classes - 1} ({classes} classes)" if classes is not None else "0 or more"
+            raise LabelError(
+                f"target {self.target_name!r}: got labels from {least} to {most}, wanted {wanted}; the first bad one "
+                f"is at index {first}. Drop or relabel these examples (a label such as -100 would be ignored "
+                "silently), or store a regression target as floats"
+            )
+
+    def _bounds(self, chunk: int) -> tuple[int, int]:
+        return chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, self.length)
+
+    def _read(self, array: Array, start: int, stop: int) -> np.ndarray:
+        """Rows of one array, C-contiguous; an absent chunk would silently read as the fill value."""
+        if start < stop:
+            self._require_chunks(array, start, stop)
+        try:
+            return self._decode(array, start, stop)
+        except DataError:
+            for i in range(start // self.chunk_size, -(-stop // self.chunk_size)):
+                self._decode(array, *self._bounds(i))  # names the one that is broken
+            raise
+
+    def _decode(self, array: Array, start: int, stop: int) -> np.ndarray:
+        first, last = start // self.chunk_size, (max(stop, start + 1) - 1) // self.chunk_size
+        chunks = f"chunk {first}" if first == last else f"one of the chunks {first} to {last}"
+        with decoding(f"dataset {redact(self.url)}: array {array.path!r}, {chunks}"):
+            return np.ascontiguousarray(array[start:stop])
+
+    def _require_chunks(self, array: Array, start: int, stop: int) -> None:
+        stored = array.shards or array.chunks
+        others = [range(-(-extent // size)) for extent, size in zip(array.shape[1:], stored[1:], strict=True)]
+        local = isinstance(self._layout.store, LocalStore)
+        for row in range(start // stored[0], -(-stop // stored[0])):
+            for rest in itertools.product(*others):
+                key = chunk_key(array, (row, *rest))
+                if key in self._seen:
+                    continue
+                if not has_key(self._layout.store, key):
+                    raise MissingChunkError(
+                        f"dataset {redact(self.url)}: array {array.path!r}, chunk {row} was never written ({key}); "
+                        "it would read as fill values. Write it (an all-fill chunk too: write_empty_chunks=True), "
+                        "restore it from a copy, or prepare the data again"
+                    )
+                if not local:  # a stat is cheap, a request is not
+                    self._seen.add(key)
+
+
+def _little_endian(rows: np.ndarray) -> bytes:
+    return rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes()
