@@ -1,0 +1,68 @@
+"""Who holds a run: one lease file per incarnation, the highest is the holder.
+
+Dask may start a second attempt of a task while the first still runs. Both then hold a lease; the
+one that is not the highest must stop before it publishes or commits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dask_isgd.errors import LearnerFenced
+from dask_isgd.storage import files
+
+
+class Leases:
+    """The leases of one role in the folder ``url``; files ``{role}-{incarnation:04d}.json``, never removed."""
+
+    def __init__(self, url: str | Path, role: str = "learner") -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", role):
+            raise ValueError(f"leases: got role {role!r}, wanted letters, digits and '_'")
+        self.path = Path(url)
+        self.role = role
+        self._pattern = re.compile(rf"{role}-(\d{{4,}})\.json", re.ASCII)
+
+    def __repr__(self) -> str:
+        return f"<Leases {self.path}: {self.role}, highest {self.highest()}>"
+
+    def acquire(self, owner: Mapping[str, Any]) -> int:
+        """Take the next incarnation, 1 at first; of many at once each gets its own. Raises StorageFullError.
+
+        ``owner`` (plain JSON: host, process, worker) is kept for people to read.
+        """
+        body = json.dumps(dict(owner)).encode()
+        incarnation = self.highest() + 1
+        while not files.create(self._file(incarnation), body):
+            incarnation += 1
+        return incarnation
+
+    def highest(self) -> int:
+        """The youngest incarnation; 0 if there is none."""
+        matched = (self._pattern.fullmatch(name) for name in files.names(self.path))
+        return max((int(match[1]) for match in matched if match), default=0)
+
+    def check(self, incarnation: int) -> None:
+        """Raise LearnerFenced if a younger incarnation holds the run."""
+        highest = self.highest()
+        if highest > incarnation:
+            raise LearnerFenced(
+                f"{self.role} incarnation {incarnation} is fenced: incarnation {highest} holds the run at "
+                f"{self.path.parent}. This one stops, publishes and commits nothing more"
+            )
+
+    def owner(self, incarnation: int) -> dict[str, Any]:
+        """Who took an incarnation; KeyError if nobody did, empty if its taker died while writing."""
+        try:
+            body = json.loads(self._file(incarnation).read_bytes() or b"{}")
+        except FileNotFoundError:
+            raise KeyError(f"{self.role} incarnation {incarnation} was never taken") from None
+        except ValueError:
+            return {}
+        return dict(body) if isinstance(body, dict) else {}
+
+    def _file(self, incarnation: int) -> Path:
+        return self.path / f"{self.role}-{incarnation:04d}.json"
