@@ -1,0 +1,180 @@
+"""Hooks that take each layer's term of the norms as its gradient arrives.
+
+A forward hook keeps what the layer's rule needs of the input; a tensor hook on the output hands the
+gradient to the rule and lets both go. No gradient of a weight's size is formed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.rules import RULES, Kept, Rule
+
+WORKSPACE = 1 << 24
+"""Elements of materialised gradients at a time (64 MB in float32)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer whose rule serves some of its parameters."""
+
+    layer: str
+    """The module's name in the model."""
+    alone: frozenset[str] = frozenset()
+    """Its parameters that nothing else uses: the rule gives their norms at the call."""
+    shared: Mapping[str, str] | None = None
+    """Its parameters used at several calls, by their names in the model: gradients are summed first."""
+
+
+@dataclass
+class Call:
+    """One call of a layer, until its gradient has arrived."""
+
+    site: Site
+    rule: Rule
+    module: nn.Module
+    kept: Kept
+    versions: tuple[int, ...]
+    shape: torch.Size
+
+
+class Capture:
+    """The terms of one forward and backward pass; see :meth:`watching` for the order of things."""
+
+    def __init__(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
+        self.model = model
+        self.sites = sites
+        self.recording = False
+        self.calls: list[tuple[str, int]] = []
+        """(layer, dimensions of its output) of each call, in order."""
+        self.fired: list[int] = []
+        """The calls whose gradient has arrived."""
+        self.changed: dict[str, str] = {}
+        """Layers whose terms can't be had, and why."""
+        self.terms: dict[str, Tensor] = {}
+        """Squared norms by layer, or by parameter where it is shared: (B,) each."""
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._summands: dict[str, list[tuple[Call, str, Tensor]]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Forward passes inside are captured; ``recording`` is on while it is True, and off in backward.
+
+        A checkpointed layer runs again in backward: that is no second use of its parameters.
+        """
+        modules = dict(self.model.named_modules())
+        handles = []
+        try:
+            for site in self.sites:
+                module = modules[site.layer]
+                # First among the hooks: the layer's own output, not what a user's hook makes of it.
+                handles.append(
+                    module.register_forward_hook(
+                        partial(self._called, site, RULES[type(module)]), prepend=True, with_kwargs=True
+                    )
+                )
+            yield
+        finally:
+            self.recording = False
+            for handle in handles:
+                handle.remove()
+
+    def _called(
+        self, site: Site, rule: Rule, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        if not (self.recording and torch.is_grad_enabled()):
+            return None
+        x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        shared = frozenset(site.shared or ())
+        kept = rule.keep(module, x, site.alone, shared)
+        call = Call(site, rule, module, kept, tuple(tensor._version for tensor in kept), output.shape)
+        index = len(self.calls)
+        self.calls.append((site.layer, output.ndim))
+        point, entered = gradient_point(output), False
+        if not point.requires_grad:
+            # The first layer of a frozen model: nothing before it needs a gradient, backward must still reach it.
+            point, entered = _Entry.apply(point, self.anchor), True  # type: ignore[no-untyped-call]
+        point.register_hook(partial(self._arrived, index, call))  # type: ignore[no-untyped-call]
+        return point.view(output.shape) if entered else None
+
+    def _arrived(self, index: int, call: Call, gradient: Tensor | None) -> None:
+        kept, call.kept = call.kept, ()
+        if gradient is None:
+            return
+        layer, alone = call.site.layer, call.site.alone
+        self.fired.append(index)
+        if any(tensor._version != version for tensor, version in zip(kept, call.versions, strict=True)):
+            self.changed[layer] = "its input is changed in place after the call"
+            return
+        with torch.no_grad():
+            gradient = gradient.detach().reshape(call.shape)
+            if alone:
+                self._add(layer, call.rule.squares(call.module, kept, gradient, alone))
+            for own, name in (call.site.shared or {}).items():
+                self._summands.setdefault(name, []).append((_with(call, kept), own, gradient))
+
+    def _add(self, key: str, term: Tensor) -> None:
+        self.terms[key] = self.terms[key] + term if key in self.terms else term
+
+    def finish(self) -> None:
+        """Sum the gradients of shared parameters over their calls, a slice of examples at a time."""
+        summands, self._summands = self._summands, {}
+        with torch.no_grad():
+            for name, uses in summands.items():
+                size = len(uses[0][2])
+                step = max(1, WORKSPACE // max(1, self.model.get_parameter(name).numel()))
+                squares = torch.zeros(size, dtype=wide(uses[0][2]), device=uses[0][2].device)
+                for start in range(0, size, step):
+                    part = slice(start, start + step)
+                    total: Tensor | None = None
+                    for call, own, gradient in uses:
+                        kept = tuple(tensor[part] for tensor in call.kept)
+                        term = call.rule.gradient(call.module, kept, gradient[part], own)
+                        total = term if total is None else total + term
+                    assert total is not None
+                    squares[part] = square_norms(total)
+                self._add(name, squares)
+
+    def squares(self, size: int, device: torch.device) -> Tensor:
+        """Σ of all terms: (B,) float64."""
+        total = torch.zeros(size, dtype=wide(torch.empty(0, device=device)), device=device)
+        for term in self.terms.values():
+            total += term.to(device)
+        return total
+
+
+def gradient_point(output: Tensor) -> Tensor:
+    """The tensor whose gradient is the output's and whose hooks survive what comes next.
+
+    Linear returns a view of a matrix for inputs of three and more dimensions. An in-place activation on a
+    view rewrites the view's history, so that a hook on it never fires; a hook on the matrix does.
+    """
+    base = output._base
+    if base is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous():
+        return base
+    return output
+
+
+class _Entry(torch.autograd.Function):
+    """The identity, in place (no copy, and an in-place activation may follow), that backward must reach."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def _with(call: Call, kept: Kept) -> Call:
+    return Call(call.site, call.rule, call.module, kept, call.versions, call.shape)

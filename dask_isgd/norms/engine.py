@@ -1,0 +1,171 @@
+"""Exact gradient norms of each example, at the price of about a forward and half a backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dask_isgd.errors import ConfigError, ModelError
+from dask_isgd.norms.audit import Plan, audit, fast_pass
+from dask_isgd.norms.examples import (
+    Loss,
+    batch_size,
+    call,
+    checked_losses,
+    detached,
+    on_tensors,
+    square_norms,
+    take,
+    tensors,
+)
+from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
+from dask_isgd.norms.state import preserved, refuse_coupled
+
+METHODS = ("exact", "bound", "loss")
+
+
+class NormEngine:
+    """Per-example norms of one model, batch after batch; the audit runs on the first.
+
+    ``method``: ``"exact"``, ||∂L_n/∂θ||₂ over all trainable parameters; ``"bound"``, the norm of the
+    gradient with respect to the model's output, forward only for the body (Katharopoulos and Fleuret
+    2018, arXiv 1803.00942); ``"loss"``, the loss itself, at least 0. ``train_mode``: whether the model
+    runs in train mode, with dropout drawn from a copy of the random state. ``micro_batch``: at most so
+    many examples at once.
+
+    The plan is kept while the model keeps its layers, its parameters and what of them is trainable.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        method: str = "exact",
+        train_mode: bool = False,
+        micro_batch: int | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise ConfigError(f"method: got {method!r}, wanted one of {', '.join(map(repr, METHODS))}")
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError(f"micro_batch: got {micro_batch!r}, wanted a whole number at least 1 or None")
+        self.model = model
+        self.loss = loss
+        self.method = method
+        self.train_mode = train_mode
+        self.micro_batch = micro_batch
+        self.plan: Plan | None = None
+        """What the audit found; None before the first batch."""
+        self._structure: tuple[Any, ...] = ()
+
+    def __call__(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        """Norms and losses of a batch: (B,) float32 each, on the device of the losses.
+
+        The model is left exactly as it was, also after an exception. Raises ModelError for a loss that
+        is not one per example and for models that couple the examples of a batch.
+        """
+        size = batch_size(inputs, targets)
+        inputs, targets = detached(inputs), detached(targets)
+        if size == 0:
+            empty = torch.zeros(0, device=tensors(inputs)[0].device)
+            return empty, empty.clone()
+        step = self.micro_batch or size
+        with preserved(self.model, self.train_mode):
+            refuse_coupled(self.model)
+            parts = [
+                self._slice(take(inputs, rows), take(targets, rows), min(size - rows.start, step))
+                for rows in (slice(start, start + step) for start in range(0, size, step))
+            ]
+        squares, losses = (torch.cat(column) for column in zip(*parts, strict=True))
+        return squares.sqrt().float() if self.method != "loss" else squares.float(), losses.float()
+
+    def _slice(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
+        if self.method == "exact":
+            return self._exact(inputs, targets, size)
+        with torch.no_grad():
+            output = call(self.model, inputs)
+        if self.method == "loss":
+            with torch.no_grad():
+                losses = checked_losses(self.loss, output, targets, size)
+            return losses.clamp_min(0), losses
+        return self._bound(output, targets, size)
+
+    def _bound(self, output: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
+        output = on_tensors(lambda t: t.detach().requires_grad_() if t.is_floating_point() else t, output)
+        points = [tensor for tensor in tensors(output) if tensor.requires_grad]
+        for point in points:
+            if point.ndim == 0 or point.shape[0] != size:
+                raise ModelError(f"the model's output has shape {tuple(point.shape)}, wanted the batch of {size} first")
+        losses = checked_losses(self.loss, output, targets, size)
+        if not losses.requires_grad:
+            raise ModelError("the loss does not depend on the model's output, or cuts the graph; wanted one that does")
+        gradients = torch.autograd.grad(losses, points, torch.ones_like(losses), allow_unused=True)
+        squares = torch.stack([square_norms(gradient) for gradient in gradients if gradient is not None]).sum(0)
+        return squares, losses.detach()
+
+    def _exact(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
+        found = self._planned(inputs, targets, size)
+        if found is None:  # the first batch, another model, or control flow the audit did not see
+            self.plan = None
+            found = self._planned(inputs, targets, size)
+        if found is None:
+            names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+            found = squares_by_loop(self.model, self.loss, inputs, targets, names)
+        return found
+
+    def _planned(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor] | None:
+        """Squares and losses by the plan, made first where there is none; None if the pass did not follow it."""
+        structure = structure_of(self.model)
+        if self.plan is None or not self.plan.sure or structure != self._structure:
+            self.plan, self._structure = audit(self.model, self.loss, inputs, targets), structure
+        plan = self.plan
+        squares: Tensor | None = None
+        losses: Tensor | None = None
+        if plan.sites:
+            capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.sites, size)
+            if not plan.explains(capture, size):
+                return None
+            squares = capture.squares(size, losses.device)
+        if plan.fallback:
+            one_by_one = squares_by_vmap if plan.by_vmap else squares_by_loop
+            slow, slow_losses = one_by_one(self.model, self.loss, inputs, targets, plan.fallback)
+            squares = slow if squares is None else squares + slow
+            losses = slow_losses if losses is None else losses
+        assert squares is not None
+        assert losses is not None
+        return squares, losses
+
+
+def structure_of(model: nn.Module) -> tuple[Any, ...]:
+    """What a plan depends on: the modules, the parameters, and which of them are trainable."""
+    return (
+        *((id(module), module.training) for module in model.modules()),
+        *((name, id(p), p.requires_grad) for name, p in model.named_parameters(remove_duplicate=False)),
+    )
+
+
+def gradient_norms(
+    model: nn.Module,
+    loss: Loss,
+    inputs: Any,
+    targets: Any,
+    *,
+    method: str = "exact",
+    train_mode: bool = False,
+    micro_batch: int | None = None,
+) -> Tensor:
+    """||∂L_n/∂θ||₂ of each example's own loss with respect to all trainable parameters: (B,) float32.
+
+    ``loss(output, target)`` gives one loss per example, (B,). ``inputs`` is a tensor, a tuple
+    (``model(*inputs)``) or a mapping (``model(**inputs)``). The other arguments are those of
+    :class:`NormEngine`, which is the thing to keep for more than one batch of a model.
+
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> x, y = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.zeros(2)
+    >>> gradient_norms(model, lambda output, target: output[:, 0] - target, x, y)
+    tensor([5., 2.])
+    """
+    engine = NormEngine(model, loss, method=method, train_mode=train_mode, micro_batch=micro_batch)
+    return engine(inputs, targets)[0]

@@ -1,0 +1,110 @@
+"""Inputs, targets and losses, example by example.
+
+Inputs are a tensor, a tuple (``model(*inputs)``) or a mapping (``model(**inputs)``); every
+tensor inside leads with the batch, anything else is passed on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dask_isgd.errors import ModelError
+
+Loss = Callable[[Any, Any], Tensor]
+"""``loss(output, target)``: one loss per example, shape (B,)."""
+
+
+def on_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """``value`` with every tensor in it replaced by ``function(tensor)``."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: on_tensors(function, item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [on_tensors(function, item) for item in value]
+        if hasattr(value, "_fields"):  # a named tuple
+            return type(value)(*items)
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in ``value``, in the order of :func:`on_tensors`."""
+    found: list[Tensor] = []
+    on_tensors(found.append, value)
+    return found
+
+
+def with_tensors(value: Any, leaves: list[Tensor] | tuple[Tensor, ...]) -> Any:
+    """``value`` with its tensors replaced, in order, by ``leaves``."""
+    remaining = iter(leaves)
+    return on_tensors(lambda _: next(remaining), value)
+
+
+def take(value: Any, rows: Tensor | slice) -> Any:
+    """The examples ``rows`` of ``value``."""
+    return on_tensors(lambda tensor: tensor[rows.to(tensor.device) if isinstance(rows, Tensor) else rows], value)
+
+
+def detached(value: Any) -> Any:
+    """``value`` cut from any graph; inference tensors are copied, as autograd cannot save them."""
+    return on_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor.detach(), value)
+
+
+def batch_size(inputs: Any, targets: Any) -> int:
+    """B, the length every tensor of inputs and targets has in common."""
+    leading = [(kind, t) for kind, value in (("inputs", inputs), ("targets", targets)) for t in tensors(value)]
+    if not any(kind == "inputs" for kind, _ in leading):
+        raise ModelError(
+            f"got {type(inputs).__name__} inputs without a tensor, wanted tensors that lead with the batch"
+        )
+    size = leading[0][1].shape[0] if leading[0][1].ndim else None
+    for kind, tensor in leading:
+        if tensor.ndim == 0 or tensor.shape[0] != size:
+            raise ModelError(
+                f"got {kind} of shape {tuple(tensor.shape)}, wanted the batch of {size} first in every tensor; "
+                "keep what the examples share inside the model"
+            )
+    assert size is not None
+    return size
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for a batch."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def checked_losses(loss: Loss, output: Any, targets: Any, size: int) -> Tensor:
+    """One loss per example, shape (``size``,); ModelError for anything else."""
+    losses = loss(output, targets)
+    if not isinstance(losses, Tensor):
+        raise ModelError(f"the loss returned {type(losses).__name__}, wanted a tensor of shape ({size},)")
+    if losses.shape != (size,) or not losses.is_floating_point():
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(output)) or type(output).__name__
+        raise ModelError(
+            f"the loss returned shape {tuple(losses.shape)} and {losses.dtype}, wanted one floating-point loss per "
+            f"example, shape ({size},); the model's output has shape {shapes}. Use reduction='none' and, where one "
+            "example has several terms, sum or average over all dimensions but the first"
+        )
+    return losses
+
+
+def square_norms(rows: Tensor) -> Tensor:
+    """||row||² over all dimensions but the first: (B, ...) -> (B,) float64 (float32 where the device has none)."""
+    single = torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else None
+    norms = torch.linalg.vector_norm(rows.flatten(1) if rows.ndim > 1 else rows[:, None], dim=1, dtype=single)
+    squares: Tensor = norms.to(wide(rows)).square()
+    return squares
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The dtype that squares are summed in: squares of small norms leave float32's range."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

@@ -1,0 +1,83 @@
+"""Exact gradients one example at a time, for what no rule serves: vmap in chunks, or a loop.
+
+A gradient is that of the example alone in a batch of one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from dask_isgd.norms.examples import Loss, call, checked_losses, square_norms, take, tensors, wide, with_tensors
+from dask_isgd.norms.state import frozen
+
+WORKSPACE = 1 << 26
+"""Elements of per-example gradients at a time (256 MB in float32)."""
+
+
+def squares_by_vmap(
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, names: Iterable[str]
+) -> tuple[Tensor, Tensor]:
+    """Σ ||∂L_n/∂θ||² over the parameters ``names``, and the losses: (B,) float64, (B,).
+
+    Fails for models that vmap cannot run (control flow on values, in-place writes to buffers).
+    """
+    parameters = {name: model.get_parameter(name).detach() for name in names}
+    leaves = tensors((inputs, targets))
+    size = len(leaves[0])
+
+    def one(parameters: dict[str, Tensor], *example: Tensor) -> tuple[Tensor, Tensor]:
+        inputs_1, targets_1 = with_tensors((inputs, targets), [leaf[None] for leaf in example])
+
+        def lost(parameters: dict[str, Tensor]) -> Tensor:
+            return checked_losses(loss, _called(model, parameters, inputs_1), targets_1, 1)[0]
+
+        gradients, value = grad_and_value(lost)(parameters)
+        squares = [square_norms(gradient[None])[0] for gradient in gradients.values()]
+        return torch.stack(squares).sum(), value.detach()
+
+    elements = sum(parameter.numel() for parameter in parameters.values())
+    chunk = min(size, max(1, WORKSPACE // max(1, elements)))
+    with frozen(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of batching rules that torch has only a slow form of
+        squares, losses = vmap(one, in_dims=(None, *([0] * len(leaves))), chunk_size=chunk, randomness="different")(
+            parameters, *leaves
+        )
+    return squares, losses
+
+
+def _called(model: nn.Module, parameters: dict[str, Tensor], inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return functional_call(model, parameters, (), inputs)
+    return functional_call(model, parameters, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
+
+
+def squares_by_loop(
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, names: Iterable[str]
+) -> tuple[Tensor, Tensor]:
+    """As :func:`squares_by_vmap`, by one ordinary backward pass an example: nothing autograd runs fails here."""
+    parameters = [model.get_parameter(name) for name in names]
+    size = len(tensors(inputs)[0])
+    squares, losses = [], []
+    for n in range(size):
+        rows = slice(n, n + 1)
+        targets_1 = take(targets, rows)
+        value = checked_losses(loss, call(model, take(inputs, rows)), targets_1, 1)
+        squares.append(parameter_squares(value[0], parameters).sum())
+        losses.append(value.detach())
+    return torch.stack(squares), torch.cat(losses)
+
+
+def parameter_squares(value: Tensor, parameters: list[nn.Parameter], *, retain: bool = False) -> Tensor:
+    """||∂value/∂θ||² of each parameter: (len(parameters),) float64; 0 where it plays no part."""
+    dtype = wide(value)
+    if not value.requires_grad:
+        return torch.zeros(len(parameters), dtype=dtype, device=value.device)
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=retain)
+    zero = torch.zeros((), dtype=dtype, device=value.device)
+    return torch.stack([zero if g is None else square_norms(g[None])[0].to(zero) for g in gradients])

@@ -1,0 +1,58 @@
+"""The registry of fast rules: how a type of layer turns its input and its output's gradient into norms.
+
+A rule is looked up by the exact type of a module: a subclass may compute something else. What no
+rule serves takes the exact fallback, and the audit proves every rule on the user's own model.
+Shapes: B examples, T positions, d inputs, p outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from torch import Tensor, nn
+
+Kept = tuple[Tensor, ...]
+"""What a rule keeps of one call until the gradient arrives; every tensor leads with the batch."""
+
+
+class Rule(Protocol):
+    """Per-example gradients of one type of layer, at one call of it."""
+
+    parameters: frozenset[str]
+    """The names of the module's own parameters that the rule serves."""
+
+    def keep(self, module: nn.Module, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
+        """What is needed of the input ``x`` to give ``squares`` and ``gradients`` of these parameters later."""
+
+    def squares(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+        """Σ ||∂L_n/∂θ||² over the parameters ``names``: (B,) float64.
+
+        ``grad`` is the gradient of the *summed* loss with respect to the output of the call.
+        """
+
+    def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
+        """∂L_n/∂θ of one parameter, materialised: (B, *shape of the parameter)."""
+
+
+RULES: dict[type[nn.Module], Rule] = {}
+"""The rule of each type of layer."""
+
+_R = TypeVar("_R", bound=Rule)
+
+
+def register_rule(*kinds: type[nn.Module]) -> Callable[[type[_R]], type[_R]]:
+    """Class decorator: the rule serves modules of exactly these types.
+
+    A rule that serves a type already takes its place.
+    """
+
+    def register(rule: type[_R]) -> type[_R]:
+        for kind in kinds:
+            RULES[kind] = rule()
+        return rule
+
+    return register
+
+
+from dask_isgd.norms.rules import linear  # noqa: E402, F401  (each family registers itself)

@@ -1,0 +1,98 @@
+"""The user's model, left exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from dask_isgd.errors import ModelError
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name; a shared one appears once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def refuse_coupled(model: nn.Module) -> None:
+    """ModelError where batch normalisation takes its statistics from the batch."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise ModelError(
+                f"got {type(module).__name__} {name!r} normalising by the batch's own statistics, which couples the "
+                "examples: no example has a gradient of its own. Wanted a model that treats examples apart: score in "
+                "eval mode (train_mode=False, with running statistics) or use GroupNorm or LayerNorm"
+            )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ModelError(f"got the lazy parameter {name!r} without a shape; run one batch through the model first")
+
+
+def random_state(model: nn.Module) -> list[Tensor]:
+    """The state of every generator a forward pass may draw from."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _cuda_devices(model))]
+
+
+def set_random_state(model: nn.Module, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in zip(_cuda_devices(model), states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient inside: backward forms none of a weight's size."""
+    parameters = list(trainable(model).values())
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
+    """Run the model in a mode (None: as it stands) and leave no trace.
+
+    Restores mode, buffers, random state and hooks of parameters, also after an exception. Hooks of
+    parameters are silent inside: the norm is of the loss's gradient, not of what a hook makes of it.
+    Gradients are on whatever the caller has set, and nothing inside touches ``.grad``.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        undo.callback(set_random_state, model, random_state(model))
+        # In eval mode without gradients attention takes a fused path that calls none of its layers.
+        undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    undo.callback(_restore_buffer, module, name, buffer, buffer.clone(), buffer._version)
+        for parameter in model.parameters():
+            hooks = parameter._backward_hooks
+            if hooks:
+                undo.callback(hooks.update, dict(hooks))
+                hooks.clear()
+        if train_mode is not None:
+            model.train(train_mode)
+        yield
+
+
+def _restore_buffer(module: nn.Module, name: str, buffer: Tensor, content: Tensor, version: int) -> None:
+    module._buffers[name] = buffer
+    if buffer._version != version:
+        with torch.no_grad():
+            buffer.copy_(content)
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    if not torch.cuda.is_available():
+        return []
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=lambda device: device.index)
