@@ -73,7 +73,6 @@ class RunDirectory:
         leases stay: a learner of the old run that still lives is fenced by the new one's.
         Raises RunExistsError, StorageFullError.
         """
-        text = json.dumps({**document, "kind": KIND, "format_version": FORMAT_VERSION}, indent=1).encode()
         parts = [part for part in _PARTS if (self.path / part).exists()]
         if self.exists():
             if not overwrite:
@@ -87,8 +86,21 @@ class RunDirectory:
                 f"{self.path} holds {', '.join(parts)} and no run.json: it is not known whose they are. "
                 "Remove them by hand or choose another run directory"
             )
-        if not files.create(self._run_file, text):
+        if not files.create(self._run_file, _encode(document)):
             raise self._taken()
+
+    def update(self, document: Mapping[str, Any]) -> None:
+        """Replace run.json whole: a run that is resumed with other settings."""
+        self._require_ours()
+        files.replace(self._run_file, _encode(document))
+
+    def remove(self) -> None:
+        """Undo `create` of a run in which nothing has happened yet."""
+        self._require_ours()
+        for part in (*_PARTS, self._run_file.name):
+            files.remove_tree(self.path / part)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def document(self) -> dict[str, Any]:
         """What `create` was given. Raises RunNotFoundError, RunMismatchError for another format."""
@@ -149,3 +161,7 @@ class RunDirectory:
             pass
         except RunNotFoundError as error:
             raise RunExistsError(f"{self.path} is not overwritten: {error}") from error
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return json.dumps({**document, "kind": KIND, "format_version": FORMAT_VERSION}, indent=1).encode()

@@ -1,0 +1,263 @@
+"""The coordinator: one long, seceded Dask task that keeps the scorers busy with what matters.
+
+It takes each published version from the run's Variable, keeps a bounded number of scoring tasks
+in flight, newest version and stalest chunk first, writes the stamps, announces rewritten chunks,
+and has the validation data evaluated. Its own loss costs the tasks in flight and no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+from distributed import Client, Worker, get_client, get_worker, secede
+
+from dask_isgd import config, pubsub
+from dask_isgd.dask_internals import task_is_wanted
+from dask_isgd.errors import DataError, IsgdError
+from dask_isgd.evaluating import Evaluations
+from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Progress, Published, Scored
+from dask_isgd.flight import Flight, Landed
+from dask_isgd.placement import Scorers
+from dask_isgd.sampling import next_chunks
+from dask_isgd.scoring import ScoreReport, score
+from dask_isgd.spec import RunSpec
+from dask_isgd.storage import WeightArray
+
+logger = logging.getLogger(__name__)
+
+_STAMPS_EVERY = 1.0
+_ALIVE_EVERY = 1.0
+_POLL = 0.05
+_TRIES = 3
+_PAIRS_PER_EVENT = 60
+
+
+def coordinate(spec: RunSpec) -> dict[str, Any]:
+    """Keep the weights of a run fresh until its learner has ended; how much was scored.
+
+    Raises the error of a chunk that cannot be scored, unless the run goes on without it.
+    """
+    worker, client = get_worker(), get_client()
+    key = str(worker.get_current_task())
+    secede()
+    return Coordinator(spec, worker, client, key).run()
+
+
+class Coordinator:
+    """One incarnation of a run's coordinator."""
+
+    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: str) -> None:
+        self.spec, self.worker, self.client, self.key = spec, worker, client, key
+        self.timeout = config.seconds("cluster.timeout")
+        self.interval = config.seconds("cluster.topic-interval")
+        directory = spec.directory
+        self.incarnation = directory.leases("coordinator").acquire({"key": key, "address": worker.address})
+        self.events = pubsub.subscribe(client, spec.topic)
+        self.weights = WeightArray.open(directory.weights)
+        self.stamps = self.weights.read_stamps()
+        self.scorers = Scorers(client, spec.scoring)
+        self.flight = Flight(client, spec.scoring.timeout_seconds)
+        self.evaluations = Evaluations(spec, client, self.incarnation)
+        self.parameters: pubsub.Parameters | None = None
+        self.ended: Ended | None = None
+        self.final = False
+        self.paused = directory.control().get("want") == "pause"
+        self.examples = 0
+        self.faults = 0
+        self._tries: dict[int, int] = {}
+        self._skipped: set[int] = set()
+        self._fresh: list[list[int]] = []
+        self._recent: list[tuple[float, int]] = []
+        self._stamped = self._said = self._alive = 0.0
+        self._dirty = False
+
+    def run(self) -> dict[str, Any]:
+        outcome, message = "failed", ""
+        try:
+            self._newest(timeout=0.2)
+            while not self._done():
+                if not task_is_wanted(self.worker, self.key):
+                    outcome = "left"
+                    break
+                self._turn()
+            else:
+                outcome = self.ended.outcome if self.ended is not None else "finished"
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._close(outcome, message)
+        return {"outcome": outcome, "examples": self.examples, "faults": self.faults}
+
+    def _done(self) -> bool:
+        if self.ended is None:
+            return False
+        return self.ended.outcome != "finished" or (self.final and not self.evaluations.busy)
+
+    def _turn(self) -> None:
+        event = self.events.get(_POLL)
+        while event is not None:
+            self._take(event)
+            event = self.events.get(0)
+        for landed in self.flight.landed():
+            self._land(landed)
+        for what in self.evaluations.land():
+            self._say(
+                Evaluated(
+                    run=self.spec.run,
+                    incarnation=what.incarnation,
+                    version=what.version,
+                    loss=what.loss,
+                    error=what.error,
+                )
+            )
+        self._submit()
+        self._report()
+
+    # Events ---------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Published):
+            self.scorers.learner = event.address
+            self.ended = None  # a learner that left or was fenced has a successor
+            self._newest(timeout=self.timeout)
+            self.final = self.final or event.final
+        elif isinstance(event, Progress):
+            self.scorers.learner = event.address
+        elif isinstance(event, Control):
+            self.paused = event.want == "pause"
+        elif isinstance(event, Ended) and event.role == "learner" and event.outcome not in ("left", "fenced"):
+            self.ended = event
+
+    def _newest(self, timeout: float) -> None:
+        """Take the newest version; an older incarnation is not heard after a younger one."""
+        found = pubsub.newest(self.client, self.spec.variable, timeout)
+        if found is None or (self.parameters is not None and found.order <= self.parameters.order):
+            return
+        self.parameters = found
+        self.evaluations.offer(found, self.scorers.placement())
+
+    # Scoring --------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        if self.parameters is None or self.paused or self.spec.sampling.uniform or self.ended is not None:
+            return
+        room = self.scorers.room() - len(self.flight)
+        if room <= 0:
+            return
+        incarnation, version = self.parameters.order
+        orders = self.stamps[:, 1] * 1e12 + self.stamps[:, 0]
+        taken = set(self.flight.chunks) | self._skipped
+        placement = self.scorers.placement()
+        for chunk in next_chunks(orders, taken, room):
+            if orders[chunk] >= incarnation * 1e12 + version:
+                break  # the stalest is as fresh as can be
+            future = self.client.submit(
+                score,
+                self.parameters.future,
+                self.spec,
+                chunk,
+                incarnation,
+                version,
+                key=(f"score-{self.spec.run}", chunk, incarnation, version, uuid.uuid4().hex[:8]),
+                pure=False,
+                **placement,
+            )
+            self.flight.launch(chunk, future, self.parameters.order)
+
+    def _land(self, landed: Landed) -> None:
+        report = landed.result
+        if isinstance(report, ScoreReport):
+            self._tries.pop(report.chunk, None)
+            self.stamps[report.chunk] = report.version, report.incarnation, time.time()
+            self._dirty = True
+            self._fresh.append([report.chunk, report.version])
+            self._recent.append((time.monotonic(), report.examples))
+            self.examples += report.examples
+            if report.bad:
+                self._fault("norms", f"chunk {report.chunk}: {report.bad} bad norms kept their former weight")
+            return
+        self.faults += 1
+        self._fault("score", f"chunk {landed.chunk}: {type(report).__name__}: {report}"[:400])
+        if landed.lost:
+            if self.parameters is not None and self.parameters.order == landed.order:
+                self.parameters = None
+                self._newest(timeout=0.2)
+            return
+        tries = self._tries[landed.chunk] = self._tries.get(landed.chunk, 0) + 1
+        if isinstance(report, DataError) and self.spec.scoring.skip_bad_chunks:
+            self._skipped.add(landed.chunk)
+        elif isinstance(report, DataError) or tries >= _TRIES:
+            raise report
+
+    # Reports --------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        complete = bool(self._fresh) and len(self.flight) == 0
+        if self._fresh and (now - self._said >= self.interval or (complete and self.spec.learning.exact)):
+            self._said = now
+            self._recent = [(t, n) for t, n in self._recent if now - t < 5]
+            began = self._recent[0][0] if self._recent else now
+            rate = sum(n for _, n in self._recent) / max(now - began, 0.25)
+            for first in range(0, len(self._fresh), _PAIRS_PER_EVENT):
+                self._say(
+                    Scored(
+                        run=self.spec.run,
+                        incarnation=self.incarnation,
+                        chunks=self._fresh[first : first + _PAIRS_PER_EVENT],
+                        examples=self.examples,
+                        per_second=float(f"{rate:.6g}"),
+                    )
+                )
+            self._fresh = []
+        if self._dirty and now - self._stamped >= _STAMPS_EVERY:
+            self._stamp()
+        if now - self._alive >= _ALIVE_EVERY:
+            self._alive = now
+            self._say(
+                Alive(
+                    run=self.spec.run,
+                    incarnation=self.incarnation,
+                    role="coordinator",
+                    address=self.worker.address,
+                )
+            )
+
+    def _stamp(self) -> None:
+        self._stamped, self._dirty = time.monotonic(), False
+        self.weights.write_stamps(self.stamps)
+
+    def _fault(self, what: str, detail: str) -> None:
+        logger.warning("run %s: %s: %s", self.spec.run, what, detail)
+        self._say(Fault(run=self.spec.run, incarnation=self.incarnation, what=what, detail=detail))
+
+    def _say(self, event: Event) -> None:
+        pubsub.announce(self.worker, self.spec.topic, event)
+
+    def _close(self, outcome: str, message: str) -> None:
+        try:
+            self.flight.cancel()
+            self.evaluations.close()
+            if self._dirty:
+                self._stamp()
+            if outcome == "finished":
+                pubsub.forget(self.client, self.spec.variable)
+        except (OSError, IsgdError):
+            logger.exception("closing the coordinator of run %s", self.spec.run)
+        finally:
+            self._say(
+                Ended(
+                    run=self.spec.run,
+                    incarnation=self.incarnation,
+                    role="coordinator",
+                    outcome=outcome,
+                    step=self.parameters.version if self.parameters is not None else 0,
+                    message=message[:400],
+                )
+            )
+            self.events.close()

@@ -1,0 +1,155 @@
+"""What the learner draws from: sampler, gate and variance monitor behind one lock.
+
+A feed may draw ahead in a thread while the loop updates weights, so every access is locked.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_isgd.errors import WaitTimeout
+from dask_isgd.sampling import ChunkSums, Draw, Gate, ImportanceSampler
+from dask_isgd.spec import RunSpec
+from dask_isgd.storage import WeightArray
+from dask_isgd.training import Step
+from dask_isgd.variance import VarianceMonitor, from_chunk_sums
+
+
+class Drawing:
+    """Draws minibatches and keeps account of what the draws are worth."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._lock = threading.Lock()
+        self.sampler = ImportanceSampler(spec.examples, spec.chunk, spec.sampling)
+        self.gate = Gate(spec.sampling)
+        self.monitor = VarianceMonitor()
+        self._checks: list[ChunkSums] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether draws follow the weights."""
+        return self.gate.open and not self._spec.sampling.uniform
+
+    def draw(self, step: int) -> Draw:
+        """The minibatch of a step; a function of seed, step and the weights in force alone."""
+        generator = np.random.Generator(
+            np.random.Philox(key=self._spec.learning.seed, counter=np.array([0, 0, 0, step], np.uint64))
+        )
+        with self._lock:
+            if self.open:
+                return self.sampler.draw(self._spec.learning.batch_size, generator)
+            return self.sampler.draw_uniform(self._spec.learning.batch_size, generator)
+
+    def load(self, weights: WeightArray) -> None:
+        """Take over what the weight array holds: the weights of an earlier incarnation."""
+        versions = weights.read_stamps()[:, 0]
+        for chunk in np.flatnonzero(np.isfinite(versions)):
+            self.update(int(chunk), weights.read(int(chunk)), int(versions[chunk]))
+
+    def update(self, chunk: int, weights: NDArray[np.float32], version: int) -> None:
+        """Fresh weights of a chunk, computed at ``version``."""
+        with self._lock:
+            sums = self.sampler.update(chunk, weights, version)
+        self._checks.append(sums)
+
+    def refresh(self, step: int) -> None:
+        """Let the ages and the smoothing follow the step."""
+        with self._lock:
+            self.sampler.refresh(step)
+
+    def learned(self, step: int, draw: Draw, result: Step, *, probe: bool) -> None:
+        """What a step showed: its norms are observed (on a probe) and fed back."""
+        if result.norms is None:
+            return
+        with self._lock:
+            if probe and np.isfinite(result.mean_square):
+                candidate = None
+                if not self._spec.sampling.uniform:
+                    q = draw.probabilities if self.open else self.sampler.probabilities(draw.indices)
+                    candidate = self._spec.examples * q
+                self.monitor.observe(result.norms, draw.coefficients, candidate, result.mean_square)
+                if candidate is not None:
+                    self.gate.observe(self.monitor.candidate_gain, step)
+            if self._spec.sampling.feedback and not self._spec.sampling.uniform:
+                self.sampler.feedback(draw.indices, result.norms, step)
+
+    def report(self, step: int) -> dict[str, float]:
+        """The row of the history that speaks of draws."""
+        with self._lock:
+            stats = self.sampler.stats(step)
+        variance = self.monitor.variance
+        return {
+            "variance_ideal": variance.ideal,
+            "variance_stale": variance.stale,
+            "variance_uniform": variance.uniform,
+            "gain": self.monitor.gain,
+            "candidate_gain": self.monitor.candidate_gain,
+            "chunk_gain": self._chunk_gain(),
+            "gate": float(self.open),
+            **stats,
+        }
+
+    def _chunk_gain(self) -> float:
+        """Gain from the chunk sums since the last report: a check, overstates staleness."""
+        checks, self._checks = [c for c in self._checks if c.count > 0], []
+        if not checks:
+            return math.nan
+        norms, squares, over, proposal, count = (
+            [getattr(c, name) for c in checks]
+            for name in ("norms", "squares", "squares_over_proposal", "proposal", "count")
+        )
+        return from_chunk_sums(norms, squares, over, proposal, count, mean_square=0.0).gain
+
+    def state(self) -> dict[str, Any]:
+        """Gate and monitor as plain JSON; the weights live in the weight array."""
+        return {"gate": self.gate.state(), "monitor": self.monitor.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.gate.restore(state["gate"])
+        self.monitor.restore(state["monitor"])
+
+
+class WeightReader:
+    """Reads rewritten chunks of the weight array in a thread, so that the loop only takes them over."""
+
+    def __init__(self, weights: WeightArray, timeout: float) -> None:
+        self._weights, self._timeout = weights, timeout
+        self._wanted: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._read: queue.SimpleQueue[tuple[int, NDArray[np.float32], int] | BaseException] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="isgd-weights", daemon=True)
+        self._thread.start()
+
+    def want(self, chunk: int, version: int) -> None:
+        """A chunk was rewritten at ``version``."""
+        self._wanted.put((chunk, version))
+
+    def take(self, timeout: float | None = None) -> tuple[int, NDArray[np.float32], int] | None:
+        """A chunk, its weights and version; None if none is here (or comes within ``timeout`` seconds)."""
+        try:
+            item = self._read.get_nowait() if timeout is None else self._read.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._wanted.put(None)
+        self._thread.join(self._timeout)
+        if self._thread.is_alive():
+            raise WaitTimeout(f"weight reader: not done within {self._timeout:g} s; does the store answer?")
+
+    def _work(self) -> None:
+        while (item := self._wanted.get()) is not None:
+            try:
+                self._read.put((item[0], self._weights.read(item[0]), item[1]))
+            except BaseException as error:  # raised by the learner's next take
+                self._read.put(error)

@@ -1,0 +1,94 @@
+"""Scoring tasks in flight: launched, landed, lost or overdue."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future, KilledWorker
+from distributed.client import FutureCancelledError
+
+from dask_isgd.errors import WaitTimeout
+
+_GATHER = 30.0
+_LOST = (FutureCancelledError, CancelledError, asyncio.CancelledError, KilledWorker, WaitTimeout)
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A task that is over: its result or its error."""
+
+    chunk: int
+    order: tuple[int, int]
+    result: Any
+
+    @property
+    def lost(self) -> bool:
+        """Nothing was wrong with the task itself: its worker or its parameters went away."""
+        return isinstance(self.result, _LOST)
+
+
+class Flight:
+    """Bounded by its owner; nothing in it is waited for longer than ``timeout`` seconds."""
+
+    def __init__(self, client: Client, timeout: float) -> None:
+        self._client, self._timeout = client, timeout
+        self._tasks: dict[int, tuple[Future[Any], tuple[int, int], float]] = {}
+        self._over: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def chunks(self) -> list[int]:
+        return list(self._tasks)
+
+    def launch(self, chunk: int, future: Future[Any], order: tuple[int, int]) -> None:
+        self._tasks[chunk] = (future, order, time.monotonic())
+        future.add_done_callback(lambda done: self._over.put((chunk, done)))
+
+    def landed(self) -> Iterator[Landed]:
+        """What is over by now, and what is overdue."""
+        over: dict[int, Future[Any]] = {}
+        while not self._over.empty():
+            chunk, future = self._over.get()
+            if chunk in self._tasks and self._tasks[chunk][0] is future:
+                over[chunk] = future
+        whole = {chunk: future for chunk, future in over.items() if future.status == "finished"}
+        results: dict[int, Any] = {}
+        if whole:
+            gathered = self._client.gather(dict(enumerate(whole.values())), errors="skip")
+            results = {chunk: gathered[i] for i, chunk in enumerate(whole) if i in gathered}
+        for chunk, future in over.items():
+            result = results[chunk] if chunk in results else _error(future)
+            yield Landed(chunk, self._tasks.pop(chunk)[1], result)
+        for chunk, (future, order, began) in list(self._tasks.items()):
+            if time.monotonic() - began > self._timeout:
+                del self._tasks[chunk]
+                self._client.cancel([future])
+                yield Landed(
+                    chunk,
+                    order,
+                    WaitTimeout(f"{future.key}: no result within {self._timeout:g} s (status {future.status})"),
+                )
+
+    def cancel(self) -> None:
+        """Give up what is in flight."""
+        if self._tasks and self._client.status == "running":
+            self._client.cancel([future for future, _, _ in self._tasks.values()])
+        self._tasks.clear()
+
+
+def _error(future: Future[Any]) -> BaseException:
+    try:
+        error = future.exception(timeout=_GATHER)
+    except (CancelledError, asyncio.CancelledError, TimeoutError) as gone:
+        error = gone
+    if isinstance(error, BaseException):
+        return error
+    return FutureCancelledError(key=str(future.key), reason="its result was lost")

@@ -1,0 +1,89 @@
+"""Which worker does what: by declared resources, else by address."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from distributed import Client
+
+from dask_isgd.config import Scoring
+
+LEARNER, SCORER = "learner", "scorer"
+_LOOK_EVERY = 1.0
+
+
+def workers_of(client: Client) -> dict[str, Mapping[str, Any]]:
+    """The cluster's workers by address: threads, resources, memory limit."""
+    return dict(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _declares(worker: Mapping[str, Any], name: str) -> bool:
+    return bool((worker.get("resources") or {}).get(name, 0) > 0)
+
+
+def for_learner(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """How to submit the learner: by resource where one is declared, else softly by address.
+
+    A hard address would wait for ever once that worker has been restarted elsewhere.
+    """
+    if any(_declares(w, LEARNER) for w in workers.values()):
+        return {"resources": {LEARNER: 1}}
+    free = [a for a, w in workers.items() if not _declares(w, SCORER)] or list(workers)
+    chosen = min(free, key=lambda a: (-int(workers[a]["nthreads"]), str(workers[a].get("name")), a))
+    return {"workers": [chosen], "allow_other_workers": True}
+
+
+def for_coordinator(workers: Mapping[str, Mapping[str, Any]], learner: Mapping[str, Any]) -> dict[str, Any]:
+    """How to submit the coordinator: off the learner's worker where there is another."""
+    taken = set(learner.get("workers", [a for a, w in workers.items() if _declares(w, LEARNER)]))
+    others = [address for address in workers if address not in taken]
+    return {"workers": others, "allow_other_workers": True} if others else {}
+
+
+class Scorers:
+    """The workers that score: how many tasks they can hold, and how to submit one."""
+
+    def __init__(self, client: Client, scoring: Scoring) -> None:
+        self._client, self._scoring = client, scoring
+        self.learner: str | None = None
+        """Where the learner reports to run; scorers keep off it if they can."""
+        self._workers: dict[str, Mapping[str, Any]] = {}
+        self._looked = 0.0
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked >= _LOOK_EVERY:
+            self._workers = workers_of(self._client)
+            self._looked = time.monotonic()
+
+    def _resources(self) -> dict[str, float]:
+        if self._scoring.resources is not None:
+            return dict(self._scoring.resources)
+        return {SCORER: 1} if any(_declares(w, SCORER) for w in self._workers.values()) else {}
+
+    def addresses(self) -> list[str]:
+        """Workers that score: those with the resource, else all but the learner's, else its own."""
+        self._look()
+        wanted = self._resources()
+        able = [a for a, w in self._workers.items() if all(_declares(w, name) for name in wanted)]
+        return [a for a in able if a != self.learner] or able
+
+    def placement(self) -> dict[str, Any]:
+        """Keyword arguments of ``Client.submit``."""
+        addresses = self.addresses()
+        resources = self._resources()
+        if resources:
+            return {"resources": resources}
+        return {"workers": addresses} if addresses else {}
+
+    def room(self) -> int:
+        """Scoring tasks that may be in flight: ``in_flight`` for each place of each scorer."""
+        wanted = self._resources()
+        places = 0
+        for address in self.addresses():
+            worker = self._workers[address]
+            threads = int(worker["nthreads"])
+            shared = [int((worker.get("resources") or {})[name] // amount) for name, amount in wanted.items()]
+            places += max(1, min([threads, *shared]))
+        return places * self._scoring.in_flight

@@ -1,0 +1,310 @@
+"""Everything that can be wrong is found before training: first here, then on every worker."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed import Client
+
+from dask_isgd import config, models
+from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.errors import ClusterMismatchError, ConfigError, ModelError, NoLearnerWorkerError, RunExistsError, RunMismatchError
+from dask_isgd.norms import NormEngine
+from dask_isgd.placement import LEARNER, workers_of
+from dask_isgd.spec import RunSpec
+from dask_isgd.storage import Dataset, RunDirectory, WeightArray
+
+FORMAT_VERSION = 1
+_PACKAGES = ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed")
+_TASK_SECONDS = 1.0
+_LEAST_CHUNKS = 8
+_PROBE_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed every check that needs no cluster."""
+
+    spec: RunSpec
+    document: dict[str, Any]
+    """What ``run.json`` will hold, or holds."""
+    resume: bool
+    overwrite: bool
+
+
+def check(
+    model: models.ModelSource,
+    data: Dataset | str | Path,
+    run_dir: str | Path,
+    *,
+    loss: models.Loss | None = None,
+    learning: Learning,
+    scoring: Scoring | None = None,
+    sampling: Sampling | None = None,
+    validation: Dataset | str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    detach: bool = False,
+) -> Plan:
+    """Data, labels, model, loss, settings and run directory, without a cluster.
+
+    Raises ConfigError, DataError and its kind, ModelError, RunExistsError, RunNotFoundError or
+    RunMismatchError.
+    """
+    scoring, sampling = scoring or Scoring(), sampling or Sampling()
+    directory = RunDirectory(str(run_dir))
+    if directory.exists() and not (resume or overwrite):
+        raise RunExistsError(
+            f"{run_dir}: holds a run already; pass resume=True to go on with it, overwrite=True to begin anew, "
+            "or another directory"
+        )
+    former = directory.document() if resume else None
+    dataset = data if isinstance(data, Dataset) else Dataset(str(data))
+    held_out = validation if isinstance(validation, Dataset | None) else Dataset(str(validation))
+    module = models.build(model, learning.seed)
+    function = loss if loss is not None else models.cross_entropy
+    dataset.check()
+    speed, classes = _try_model(module, function, dataset, scoring, classify=loss is None)
+    for each in (dataset, held_out):
+        if each is not None:
+            each.check(classes=classes)
+    document: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "run": uuid.uuid4().hex[:10],
+        "data": dataset.fingerprint(),
+        "model": {"name": models.name_of(model), "signature": models.signature(module)},
+        "chunk": _chunk(dataset, scoring, learning, speed),
+    }
+    if former is not None:
+        _same(document, former)
+        document = {**document, **{name: former[name] for name in ("run", "chunk", "created")}}
+    else:
+        document["created"] = time.time()
+    document["config"] = {
+        "learning": config.to_mapping(learning),
+        "scoring": config.to_mapping(scoring),
+        "sampling": config.to_mapping(sampling),
+    }
+    spec = RunSpec(
+        run=document["run"],
+        url=str(directory.url),
+        model=model,
+        data=dataset,
+        validation=held_out,
+        loss=loss,
+        learning=learning,
+        scoring=scoring,
+        sampling=sampling,
+        chunk=document["chunk"],
+        detach=detach,
+    )
+    return Plan(spec, document, resume, overwrite)
+
+
+def _try_model(
+    module: torch.nn.Module, loss: models.Loss, dataset: Dataset, scoring: Scoring, *, classify: bool
+) -> tuple[float, int | None]:
+    """Examples scored a second here, and the number of classes where the loss is over classes."""
+    rows = dataset.read(0, min(_PROBE_ROWS, len(dataset)))
+    inputs, targets = models.Prepare(dataset, torch.device("cpu"))(rows.inputs, rows.target)
+    module.eval()
+    with torch.no_grad():
+        try:
+            output = module(*inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
+            raise ModelError(f"model: fails on inputs of shape {shapes}: {error}") from error
+    classes = dataset.classes
+    if classify:
+        if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(targets):
+            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ModelError(
+                f"model: got an output of {got} for a batch of {len(targets)}, wanted logits of shape "
+                f"({len(targets)}, classes) for cross entropy; pass loss=… for another"
+            )
+        classes = int(output.shape[1])
+        dataset.check(classes=classes)
+    engine = NormEngine(module, loss, method=scoring.method, train_mode=scoring.train_mode)
+    x = inputs if len(inputs) > 1 else inputs[0]
+    engine(x, targets)
+    began = time.perf_counter()
+    engine(x, targets)
+    return len(targets) / max(time.perf_counter() - began, 1e-9), classes
+
+
+def _chunk(dataset: Dataset, scoring: Scoring, learning: Learning, speed: float) -> int:
+    """Examples a scoring task: a multiple of the dataset's chunk, about a second of work.
+
+    Exact runs take a choice that no clock enters, so that two of them draw the same.
+    """
+    unit, length = dataset.chunk_size, len(dataset)
+    if scoring.chunk is not None:
+        if scoring.chunk % unit:
+            raise ConfigError(
+                f"Scoring.chunk: got {scoring.chunk}, wanted a multiple of the dataset's chunk of {unit} examples"
+            )
+        return scoring.chunk
+    if learning.exact:
+        return unit
+    wanted = min(speed * _TASK_SECONDS, length / _LEAST_CHUNKS)
+    return unit * max(1, int(wanted // unit))
+
+
+def _same(document: Mapping[str, Any], former: Mapping[str, Any]) -> None:
+    wrong = [
+        f"{part}.{name}: the run has {there!r}, this is {here!r}"
+        for part, key in (("data", "data"), ("model", "model"))
+        for name, there, here in _differences(former[key], document[key])
+    ]
+    if wrong:
+        raise RunMismatchError(
+            "cannot resume with other data or another model:\n" + "\n".join(wrong[:8]) + "\nUse the run's own, or begin "
+            "a new run in another directory"
+        )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for name in sorted({*there, *here}):
+        a, b = there.get(name), here.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += [(f"{name}.{inner}", x, y) for inner, x, y in _differences(a, b)]
+        elif a != b and not (name == "name" and isinstance(a, str)):
+            found.append((name, a, b))
+    return found
+
+
+def create(plan: Plan) -> None:
+    """Make the run directory, or take over the one there is."""
+    directory = plan.spec.directory
+    if plan.resume:
+        directory.sweep()
+        directory.update(plan.document)
+        directory.set_control(want="run")
+        return
+    directory.create(plan.document, overwrite=plan.overwrite)
+    WeightArray.create(directory.weights, plan.spec.examples, plan.spec.chunk)
+    directory.set_control(want="run")
+
+
+def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
+    """The workers, once there is one that can take the learner.
+
+    Raises NoLearnerWorkerError after ``isgd.cluster.timeout``.
+    """
+    timeout = config.seconds("cluster.timeout")
+    deadline = time.monotonic() + timeout
+    while True:
+        workers = workers_of(client)
+        pinned = any(w.get("resources") for w in workers.values())
+        if workers and (not pinned or any((w.get("resources") or {}).get(LEARNER) for w in workers.values())):
+            return workers
+        if workers and not any((w.get("resources") or {}).get("scorer") for w in workers.values()):
+            return workers  # resources of other people's making
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise NoLearnerWorkerError(
+                f"no worker for the learner within {timeout:g} s: {len(workers)} workers, none of which declares the "
+                f"resource {LEARNER!r}; start one with `dask worker SCHEDULER --resources 'learner=1' --nthreads 2`"
+            )
+        try:
+            client.wait_for_workers(len(workers) + 1, timeout=min(left, 2.0))
+        except TimeoutError:
+            continue
+
+
+def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
+    """Every worker sees data and run directory, imports the model and runs the same versions.
+
+    Runs beside whatever the workers do. Raises ClusterMismatchError naming worker and thing.
+    """
+    workers = wait_for_workers(client)
+    timeout = config.seconds("cluster.timeout")
+    here = _versions()
+
+    async def versions() -> dict[str, str]:  # by value: a worker may lack this package altogether
+        import importlib.metadata as metadata
+        import platform
+
+        found = {"python": ".".join(platform.python_version_tuple()[:2])}
+        for name in ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed"):
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                found[name] = "not installed"
+        return found
+
+    wrong: list[str] = []
+    for address, there in _ask(client, versions, timeout).items():
+        if isinstance(there, Exception):
+            wrong.append(f"{address}: {there!r}")
+            continue
+        wrong += [
+            f"{address}: {name} is {there.get(name)}, here it is {here[name]}"
+            for name in here
+            if there.get(name) != here[name]
+        ]
+    if not wrong:
+        for address, answer in _ask(client, _prove, timeout, plan.spec, plan.document).items():
+            wrong += [f"{address}: {answer!r}"] if isinstance(answer, Exception) else [f"{address}: {a}" for a in answer]
+    if wrong:
+        raise ClusterMismatchError(
+            "workers cannot take part:\n" + "\n".join(sorted(wrong)[:10]) + "\nWorkers need the same versions, the model "
+            "importable, and the data and run directory under the same path or URL (a shared file system or store)"
+        )
+    return workers
+
+
+def _ask(client: Client, function: Any, timeout: float, *args: Any) -> dict[str, Any]:
+    async def limited() -> dict[str, Any]:
+        answers: dict[str, Any] = await asyncio.wait_for(
+            client.run(function, *args, on_error="return", asynchronous=True), timeout
+        )
+        return answers
+
+    try:
+        found: dict[str, Any] = client.sync(limited)
+    except TimeoutError as error:
+        raise ClusterMismatchError(
+            f"workers did not answer the first check within {timeout:g} s; is one of them hanging or starting?"
+        ) from error
+    return found
+
+
+def _versions() -> dict[str, str]:
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, **{name: version(name) for name in _PACKAGES}}
+
+
+async def _prove(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
+    return await asyncio.to_thread(_proof, spec, document)
+
+
+def _proof(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
+    """What this worker cannot see or does not agree with."""
+    wrong: list[str] = []
+    try:
+        if spec.directory.document().get("run") != spec.run:
+            wrong.append(f"run directory {spec.url}: holds another run")
+    except Exception as error:
+        wrong.append(f"run directory {spec.url}: {error}")
+    try:
+        if spec.data.fingerprint() != document["data"]:
+            wrong.append(f"data {spec.data!r}: differs from what the client sees")
+    except Exception as error:
+        wrong.append(f"data {spec.data!r}: {error}")
+    try:
+        if models.signature(models.build(spec.model)) != document["model"]["signature"]:
+            wrong.append(f"model {models.name_of(spec.model)}: other parameters than on the client")
+    except Exception as error:
+        wrong.append(f"model {models.name_of(spec.model)}: {error}")
+    return wrong

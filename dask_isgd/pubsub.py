@@ -1,0 +1,163 @@
+"""Publish and subscribe: parameters and events between the tasks of a run.
+
+Dask's ``Pub`` and ``Sub`` are gone (distributed 2025.4.0); its topics are its pub/sub today. A
+topic carries small announcements; the tensors travel worker to worker as one scattered future
+that a ``Variable`` holds. Events are hints, the Variable is the truth.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future, Variable, Worker
+from torch import Tensor
+
+from dask_isgd.errors import WaitTimeout
+from dask_isgd.events import Event, parse
+
+_fans: weakref.WeakKeyDictionary[Client, dict[str, _Fan]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class _Fan:
+    """Dask keeps one handler a topic and client; several tasks of one process share a client."""
+
+    def __init__(self) -> None:
+        self.queues: list[queue.SimpleQueue[Any]] = []
+
+    def __call__(self, event: tuple[float, Any]) -> None:
+        for each in list(self.queues):  # on the event loop: nothing but a put
+            each.put(event[1])
+
+
+class Subscription:
+    """The events of one topic in order, without duplicates, the scheduler's backlog first."""
+
+    def __init__(self, client: Client, topic: str) -> None:
+        self._client, self._topic = client, topic
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._seen: dict[str, int] = {}
+        with _lock:
+            fans = _fans.setdefault(client, {})
+            if topic not in fans:
+                fans[topic] = _Fan()
+                client.subscribe_topic(topic, fans[topic])
+            fans[topic].queues.append(self._queue)
+        # subscribed first, so that nothing falls between the backlog and the live events
+        self._backlog: list[Event] = []
+        for _, message in client.get_events(topic) or ():
+            event = self._fresh(message)
+            if event is not None:
+                self._backlog.append(event)
+
+    def _fresh(self, message: Any) -> Event | None:
+        event = parse(message)
+        if event is None:
+            return None
+        sender, number = str(message.get("sender")), int(message.get("number", 0))
+        if number <= self._seen.get(sender, 0):
+            return None
+        self._seen[sender] = number
+        return event
+
+    def get(self, timeout: float) -> Event | None:
+        """The next event, or None after ``timeout`` seconds."""
+        if self._backlog:
+            return self._backlog.pop(0)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                message = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return None
+            event = self._fresh(message)
+            if event is not None:
+                return event
+
+    def drain(self) -> Iterator[Event]:
+        """The events that are here now."""
+        while (self._backlog or not self._queue.empty()) and (event := self.get(0)) is not None:
+            yield event
+
+    def close(self) -> None:
+        """Hear no more; the last to close unsubscribes the client."""
+        with _lock:
+            fans = _fans.get(self._client, {})
+            fan = fans.get(self._topic)
+            if fan is None or self._queue not in fan.queues:
+                return
+            fan.queues.remove(self._queue)
+            if not fan.queues:
+                del fans[self._topic]
+                if self._client.status == "running":
+                    self._client.unsubscribe_topic(self._topic)
+
+
+def subscribe(client: Client, topic: str) -> Subscription:
+    """Hear the events of ``topic``, those the scheduler still remembers first."""
+    return Subscription(client, topic)
+
+
+def announce(speaker: Client | Worker, topic: str, event: Event) -> None:
+    """Say an event on a topic; returns at once from a worker, after 1–4 ms from a client."""
+    speaker.log_event(topic, event.record())
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One published version: a future of a flat dict of tensors on the host."""
+
+    future: Future[Any]
+    incarnation: int
+    version: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.incarnation, self.version
+
+
+def publish(
+    client: Client, variable: str, tensors: dict[str, Tensor], *, run: str, incarnation: int, version: int
+) -> Parameters:
+    """Make a version the newest: scatter it on this worker and put its future into the Variable.
+
+    The tensors are not copied: whoever publishes must not write to them until nobody holds the
+    version any more. A plain ``dict`` of float32 tensors goes out of band (an ``OrderedDict`` or
+    bfloat16 does not). Keys are never used again: a second scatter under one key leaves two values.
+    """
+    key = f"params-{run}-{incarnation}-{version}-{uuid.uuid4().hex[:8]}"
+    future = client.scatter({key: tensors}, hash=False)[key]
+    Variable(variable, client=client).set(future)
+    return Parameters(future, incarnation, version)
+
+
+def newest(client: Client, variable: str, timeout: float) -> Parameters | None:
+    """The newest published version, or None if there is none within ``timeout`` seconds."""
+    try:
+        future = Variable(variable, client=client).get(timeout=timeout)
+    except TimeoutError:
+        return None
+    _, incarnation, version, _ = str(future.key).rsplit("-", 3)
+    return Parameters(future, int(incarnation), int(version))
+
+
+def forget(client: Client, variable: str) -> None:
+    """Drop the Variable, and with it the scheduler's hold on the newest version."""
+    Variable(variable, client=client).delete()
+
+
+def result(future: Future[Any], timeout: float) -> Any:
+    """A future's result within ``timeout`` seconds, or WaitTimeout naming its key."""
+    try:
+        return future.result(timeout=timeout)
+    except TimeoutError as error:
+        raise WaitTimeout(
+            f"{future.key}: no result within {timeout:g} s (status {future.status}); is a worker there to run it?"
+        ) from error

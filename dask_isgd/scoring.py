@@ -1,0 +1,151 @@
+"""The short tasks: score one chunk, evaluate one part of the validation data.
+
+Both take the parameters of one published version, a flat dict of tensors that Dask brought here
+and that the next task of this worker shares: it is copied into a model of this thread's own.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dask_isgd import models, threads
+from dask_isgd.errors import NonFiniteNormsError
+from dask_isgd.norms import NormEngine
+from dask_isgd.spec import RunSpec
+from dask_isgd.storage import WeightArray
+
+_BAD_SHARE = 0.01
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What a scoring task tells the coordinator."""
+
+    chunk: int
+    incarnation: int
+    version: int
+    examples: int
+    seconds: float
+    loss: float
+    """Sum of the examples' losses."""
+    bad: int
+    """Norms that were NaN, infinite or negative; those examples keep their former weight."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over a part of the validation data."""
+
+    examples: int
+    loss: float
+    wrong: float
+    """Examples whose highest output is not their target; NaN where targets are no classes."""
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        return Evaluation(self.examples + other.examples, self.loss + other.loss, self.wrong + other.wrong)
+
+
+class _Local:
+    """A model of one thread, the version it holds, and its norm engine."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.run = spec.run
+        self.device = models.device_of(spec.learning.device)
+        self.model: nn.Module = models.build(spec.model).to(self.device)
+        self.loss = spec.loss_function
+        self.engine = NormEngine(
+            self.model, self.loss, method=spec.scoring.method, train_mode=spec.scoring.train_mode
+        )
+        self.prepare = models.Prepare(spec.data, self.device)
+        self.held: tuple[int, int] | None = None
+
+    def hold(self, tensors: dict[str, Tensor], incarnation: int, version: int) -> None:
+        if self.held != (incarnation, version):
+            models.load(self.model, tensors)
+            self.held = (incarnation, version)
+
+
+def _model_for(spec: RunSpec, tensors: dict[str, Tensor], incarnation: int, version: int) -> _Local:
+    held: _Local | None = getattr(_local, "model", None)
+    if held is None or held.run != spec.run:
+        held = _local.model = _Local(spec)
+    held.hold(tensors, incarnation, version)
+    return held
+
+
+def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: int, version: int) -> ScoreReport:
+    """Score one scoring chunk with one version of the parameters and write its weights whole.
+
+    Raises NonFiniteNormsError if more than one norm in a hundred is bad, a DataError for a chunk
+    that is missing or corrupt, OSError if the weights cannot be written.
+    """
+    began = time.perf_counter()
+    threads.scorer(spec.scoring.threads)
+    local = _model_for(spec, tensors, incarnation, version)
+    start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)
+    rows = spec.data.read(start, stop)
+    norms = np.empty(stop - start, np.float32)
+    loss = 0.0
+    for first in range(0, stop - start, spec.scoring.batch_size):
+        part = slice(first, first + spec.scoring.batch_size)
+        inputs, targets = local.prepare(tuple(x[part] for x in rows.inputs), rows.target[part])
+        norms_B, losses_B = local.engine(inputs if len(inputs) > 1 else inputs[0], targets)
+        norms[part] = norms_B.cpu().numpy()
+        loss += float(losses_B.double().sum())
+    weights = WeightArray.open(spec.directory.weights)
+    bad = _keep_former(norms, weights, chunk, start)
+    weights.write(chunk, norms)
+    return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
+
+
+def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, start: int) -> int:
+    """Put the former weights in the place of bad norms; how many there were."""
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms >= 0)))
+    if len(bad) > max(1, _BAD_SHARE * len(norms)):
+        raise NonFiniteNormsError(
+            f"chunk {chunk}: {len(bad)} of {len(norms)} gradient norms are NaN, infinite or negative "
+            f"(first: example {start + bad[0]}), wanted at most 1 %; look at those examples, or lower the learning rate"
+        )
+    if len(bad):
+        norms[bad] = weights.read(chunk)[bad]
+    return len(bad)
+
+
+def evaluate(
+    tensors: dict[str, Tensor], spec: RunSpec, start: int, stop: int, incarnation: int, version: int
+) -> Evaluation:
+    """Loss and errors of one version on rows ``start`` to ``stop`` of the validation data."""
+    assert spec.validation is not None
+    threads.scorer(spec.scoring.threads)
+    local = _model_for(spec, tensors, incarnation, version)
+    training = local.model.training
+    local.model.eval()
+    total = Evaluation(0, 0.0, 0.0)
+    try:
+        for first in range(start, stop, spec.scoring.batch_size):
+            rows = spec.validation.read(first, min(stop, first + spec.scoring.batch_size))
+            inputs, targets = local.prepare(rows.inputs, rows.target)
+            with torch.no_grad():
+                output = local.model(*inputs)
+                losses = models.check_losses(local.loss(output, targets), len(targets))
+            total += Evaluation(len(targets), float(losses.double().sum()), _wrong(output, targets))
+    finally:
+        local.model.train(training)
+    return total
+
+
+def _wrong(output: object, targets: Tensor) -> float:
+    classes = isinstance(output, Tensor) and output.ndim == 2 and targets.ndim == 1
+    if not classes or targets.is_floating_point():
+        return math.nan
+    assert isinstance(output, Tensor)
+    return float((output.argmax(dim=1) != targets).sum())

@@ -1,0 +1,60 @@
+"""What every task of a run is told: one small frozen record that pickles whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.models import Loss, ModelSource, cross_entropy
+from dask_isgd.storage import Dataset, RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """A run: where it lives, what it trains and how."""
+
+    run: str
+    """Unique id of the run; part of every key, topic and Variable."""
+    url: str
+    """Of the run directory."""
+    model: ModelSource
+    data: Dataset
+    validation: Dataset | None
+    loss: Loss | None
+    learning: Learning
+    scoring: Scoring
+    sampling: Sampling
+    chunk: int
+    """Examples a scoring chunk."""
+    detach: bool = False
+    storage_options: dict[str, Any] | None = None
+
+    @property
+    def loss_function(self) -> Loss:
+        return self.loss if self.loss is not None else cross_entropy
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.url)
+
+    @property
+    def examples(self) -> int:
+        return len(self.data)
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.examples // self.chunk)
+
+    @property
+    def topic(self) -> str:
+        return topic_of(self.run)
+
+    @property
+    def variable(self) -> str:
+        """The Dask ``Variable`` that holds the newest parameters."""
+        return f"isgd-params-{self.run}"
+
+
+def topic_of(run: str) -> str:
+    return f"isgd-{run}"
