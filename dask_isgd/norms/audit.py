@@ -295,12 +295,12 @@ def _fast(site: Site) -> list[str]:
 
 
 def close(got: float, wanted: float, inputs: Any, model: nn.Module, *, floor: float = 0.0) -> bool:
-    """Whether two squares agree to what the dtype can tell; non-finite agrees with non-finite."""
+    """Whether two numbers agree to what the dtype can tell, squares at that; non-finite agrees with non-finite."""
     dtypes = {t.dtype for t in (*model.parameters(), *tensors(inputs)) if t.is_floating_point()}
     tolerance = max((TOLERANCE.get(dtype, 0.1) for dtype in dtypes), default=1e-3)
     if not (abs(got) < float("inf") and abs(wanted) < float("inf")):
         return not (abs(got) < float("inf")) and not (abs(wanted) < float("inf"))
-    return abs(got - wanted) <= 2 * tolerance * wanted + floor
+    return abs(got - wanted) <= 2 * tolerance * abs(wanted) + floor
 
 
 def _refuse_changed_losses(

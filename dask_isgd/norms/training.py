@@ -29,6 +29,7 @@ class TrainingNorms:
         self._plan: Plan | None = None
         self._capture: Capture | None = None
         self._hooks = ExitStack()
+        self._auditing = False
 
     def norms(self, *, scale: Tensor) -> Tensor | None:
         """||∂L_n/∂θ||₂ of the minibatch just trained on: (B,) float32.
@@ -53,12 +54,16 @@ class TrainingNorms:
         self._hooks.callback(after.remove)
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():
+        if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too
             return
         if self._capture is None:
-            plan = _PLANS.get(model, ((), None))
-            structure = structure_of(model)
-            self._plan = plan[1] if plan[0] == structure else _plan_of(model, structure, args, kwargs)
+            structure, known = structure_of(model), _PLANS.get(model)
+            if known is not None and known[0] == structure:
+                self._plan = known[1]
+            else:
+                self._auditing = True
+                self._plan = _plan_of(model, structure, args, kwargs)
+                self._auditing = False
             if self._plan is None:
                 self._hooks.close()
                 return
