@@ -1,0 +1,79 @@
+"""Data in, experiments out: public datasets, models, recipes, and the command line that runs them.
+
+>>> from dask_isgd.pipelines import PIPELINES
+>>> list(PIPELINES)
+['digits', 'fashion-mnist', 'svhn']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.pipelines.pipeline import Pipeline
+from dask_isgd.pipelines.recipes import Recipe, load_recipe
+
+__all__ = ["PIPELINES", "Pipeline", "Recipe", "load_recipe"]
+
+
+def _digits() -> Recipe:
+    return Recipe(
+        data="digits",
+        model="dask_isgd.pipelines.models:digits",
+        learning=Learning(
+            steps=2000, batch_size=32, learning_rate=0.05, publish_every=20, report_every=10, evaluate_every=100
+        ),
+        # So few examples that the gate would hardly have opened by the end of the run.
+        sampling=Sampling(gate="open"),
+        validation="test",
+    )
+
+
+def _fashion_mnist() -> Recipe:
+    return Recipe(
+        data="fashion-mnist",
+        model="dask_isgd.pipelines.models:fashion_mnist",
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.02),
+        validation="test",
+    )
+
+
+def _svhn() -> Recipe:
+    """The paper's experiment at its larger learning rate: minibatch 128, Nesterov momentum 0.95."""
+    return Recipe(
+        data="svhn",
+        model="dask_isgd.pipelines.models:svhn",
+        learning=Learning(
+            steps=100_000, batch_size=128, learning_rate=0.01, momentum=0.95, publish_every=32, evaluate_every=3200
+        ),
+        scoring=Scoring(batch_size=2048),
+        validation="test",
+    )
+
+
+PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
+    {
+        pipeline.name: pipeline
+        for pipeline in (
+            Pipeline(
+                name="digits",
+                about="1,797 handwritten digits of 8×8, from scikit-learn; trains in seconds",
+                module="dask_isgd.pipelines.digits",
+                make_recipe=_digits,
+            ),
+            Pipeline(
+                name="fashion-mnist",
+                about="70,000 images of clothes, 28×28; trains in a minute or two",
+                module="dask_isgd.pipelines.fashion_mnist",
+                make_recipe=_fashion_mnist,
+            ),
+            Pipeline(
+                name="svhn",
+                about="630,420 house numbers, 32×32 in colour: the paper's experiment; trains in hours",
+                module="dask_isgd.pipelines.svhn",
+                make_recipe=_svhn,
+            ),
+        )
+    }
+)

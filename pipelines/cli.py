@@ -1,0 +1,139 @@
+"""The command line: ``dask isgd``, or ``python -m dask_isgd``.
+
+Only options are dealt with here. What the commands do is imported when they run, so that
+``--help`` stays quick: no torch, no Zarr, no cluster.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dask_isgd.errors import IsgdError
+from dask_isgd.pipelines import PIPELINES, Recipe, load_recipe
+
+
+_DEBUG = "dask_isgd.debug"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, dealt with like Ctrl-C."""
+
+
+def _clean(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors of ours are one message and exit code 1, Ctrl-C is 130, SIGTERM 143; adds ``--debug``."""
+
+    @click.option("--debug", is_flag=True, help="Show tracebacks and Dask's own messages.")
+    @functools.wraps(command)
+    def wrapped(*, debug: bool, **options: Any) -> None:
+        click.get_current_context().meta[_DEBUG] = debug
+        try:
+            command(**options)
+        except IsgdError as error:
+            if debug:
+                raise
+            raise click.ClickException(str(error)) from error
+        except Terminated:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    return wrapped
+
+
+def _pipelines() -> str:
+    return "\n".join(f"  {name:<15}{pipeline.about}" for name, pipeline in PIPELINES.items())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def isgd() -> None:
+    """Importance-sampled SGD for data in Zarr."""
+
+
+@isgd.command(help=f"Write a public dataset as Zarr.\n\n\b\nNAME is one of\n{_pipelines()}")
+@click.argument("name", type=click.Choice(list(PIPELINES)), metavar="NAME")
+@click.option("--to", "url", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
+@click.option("--from", "source", metavar="PATH", help="Folder that holds the original files.")
+@_clean
+def prepare(name: str, url: str | None, source: str | None) -> None:
+    from dask_isgd.pipelines.training import default_data
+
+    click.echo(PIPELINES[name].prepare(url or default_data(name), source=source))
+
+
+def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
+    if value in PIPELINES:
+        return PIPELINES[value].recipe
+    if value.endswith((".yaml", ".yml")):
+        if not Path(value).is_file():
+            raise click.BadParameter(f"there is no file {value!r}.")
+        return load_recipe(value, {name: pipeline.recipe for name, pipeline in PIPELINES.items()})
+    close = difflib.get_close_matches(value, PIPELINES, 1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Wanted {', '.join(PIPELINES)} or a RECIPE.yaml."
+    raise click.BadParameter(f"got {value!r}. {hint}")
+
+
+@isgd.command(help=f"Train a model, and see whether importance sampling pays.\n\n\b\nNAME is one of\n{_pipelines()}")
+@click.argument("what", metavar="NAME|RECIPE.yaml")
+@click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster; else one is started on this machine.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes of the cluster that is started here.")
+@click.option("--run", "run_dir", metavar="DIR", help="Run directory.  [default: runs/NAME-DATE-TIME]")
+@click.option("--data", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
+@click.option("--from", "source", metavar="PATH", help="Folder that holds the dataset's original files.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer updates.  [default: the recipe's]")
+@click.option("--seed", type=click.IntRange(min=0), help="Of parameters and draws.  [default: the recipe's]")
+@click.option("--uniform", is_flag=True, help="Uniform draws, no scoring: the baseline.")
+@click.option("--exact", is_flag=True, help="Wait for fresh scores; the same bits for the same seed.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --run.")
+@click.option("--overwrite", is_flag=True, help="Delete a run that is in --run.")
+@click.option("--json", "as_json", is_flag=True, help="End with the results as one line of JSON on stdout.")
+@_clean
+def train(what: str, **options: Any) -> None:
+    given = {name for name, value in options.items() if value}
+    for one, other in (("scheduler", "workers"), ("resume", "overwrite"), ("uniform", "exact")):
+        if {one, other} <= given:
+            raise click.UsageError(f"--{one} and --{other} exclude each other.")
+    if "resume" in given and "run_dir" not in given:
+        raise click.UsageError("--resume needs --run DIR: which run is to go on?")
+    context = click.get_current_context()
+    recipe = _recipe(context, context.command.params[0], what)
+
+    from dask_isgd.pipelines import training
+
+    name = what if what in PIPELINES else Path(what).stem
+    training.train(training.Options(name=name, recipe=recipe, debug=context.meta[_DEBUG], **options))
+
+
+@isgd.command()
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
+@_clean
+def status(run: str, as_json: bool) -> None:
+    """Show how far the run in the directory RUN has come.
+
+    Reads the directory only: it needs no cluster and disturbs nothing.
+    """
+    from dask_isgd.pipelines import looking
+
+    looking.status(run, as_json=as_json)
+
+
+@isgd.command()
+@click.argument("run", metavar="RUN")
+@click.option("--to", "path", metavar="FILE", help="A .png, .svg or .pdf file.  [default: RUN/summary.png]")
+@_clean
+def plot(run: str, path: str | None) -> None:
+    """Draw loss, test error, variance and gain of the run in the directory RUN."""
+    from dask_isgd.pipelines import looking
+
+    if path is not None and Path(path).suffix.lower() not in looking.FORMATS:
+        raise click.BadParameter(
+            f"got {path!r}, wanted a file ending in {', '.join(looking.FORMATS)}.", param_hint="--to"
+        )
+    click.echo(looking.plot(run, path))

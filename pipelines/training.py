@@ -1,0 +1,233 @@
+"""``dask isgd train``: from a recipe to a trained run, on a cluster of its own or a running one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dask_isgd.errors import IsgdError, WaitTimeout
+from dask_isgd.pipelines import PIPELINES, Recipe
+from dask_isgd.pipelines.cli import Terminated
+from dask_isgd.pipelines.recipes import named
+
+_STOP_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command, with their names there."""
+
+    name: str
+    recipe: Recipe
+    scheduler: str | None = None
+    workers: int | None = None
+    run_dir: str | None = None
+    data: str | None = None
+    source: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+    uniform: bool = False
+    exact: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    as_json: bool = False
+    debug: bool = False
+
+
+def default_data(name: str) -> str:
+    """Where the dataset of a pipeline is kept unless told otherwise."""
+    return str(Path("data") / f"{name}.zarr")
+
+
+def default_run(name: str) -> str:
+    """A directory for a new run, named after the second it starts in."""
+    return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def adjusted(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe with the command line's own settings."""
+    changes: dict[str, Any] = {k: v for k, v in (("steps", options.steps), ("seed", options.seed)) if v is not None}
+    if options.exact:
+        changes["exact"] = True
+    learning = dataclasses.replace(recipe.learning, **changes)
+    sampling = dataclasses.replace(recipe.sampling, uniform=True) if options.uniform else recipe.sampling
+    return dataclasses.replace(recipe, learning=learning, sampling=sampling)
+
+
+def train(options: Options) -> None:
+    """Prepare, check, start a cluster, train, and show what came of it.
+
+    Progress and the summary's table go to stderr where stdout is for JSON.
+    """
+    from dask_isgd import display
+    from dask_isgd.pipelines import looking
+    from dask_isgd.preflight import check
+    from dask_isgd.run import start
+    from dask_isgd.storage import Dataset
+
+    if os.getcwd() not in sys.path:  # a recipe's own modules lie beside it more often than not
+        sys.path.append(os.getcwd())
+    recipe = adjusted(options.recipe, options)
+    run_dir = options.run_dir or default_run(options.name)
+    data = Dataset(_dataset(options, recipe), group=None)
+    plan = check(
+        recipe.model,
+        data,
+        run_dir,
+        loss=named(recipe.loss) if recipe.loss is not None else None,
+        learning=recipe.learning,
+        scoring=recipe.scoring,
+        sampling=recipe.sampling,
+        validation=data.split(recipe.validation) if recipe.validation is not None else None,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    with _signals(), _cluster(options) as client:
+        click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
+        run = start(client, plan)
+        try:
+            with display.LiveProgress(sys.stderr, steps=recipe.learning.steps) as progress:
+                run.wait(progress=progress)
+        except KeyboardInterrupt:
+            _stop(run, run_dir)
+            raise
+        if run.status == "failed":
+            raise IsgdError(f"{run_dir}: the run failed; `dask isgd status {run_dir}` shows how far it came")
+        summary = {"status": run.status, **run.summary()}
+        picture = looking.save(run.history, run.evaluations, run_dir)
+    display.print_summary({**summary, "run": run_dir}, sys.stderr if options.as_json else sys.stdout)
+    click.echo(f"picture {picture}", err=options.as_json)
+    if options.as_json:
+        click.echo(as_json({k: v for k, v in summary.items() if k != "status"}))
+
+
+def as_json(values: Mapping[str, Any]) -> str:
+    """One line of strict JSON: NaN and infinity become null."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(k): strict(v) for k, v in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(strict(values), allow_nan=False)
+
+
+def _dataset(options: Options, recipe: Recipe) -> str:
+    """The URL of the recipe's dataset, prepared first if it is one of the pipelines'."""
+    pipeline = PIPELINES.get(recipe.data)
+    if pipeline is None:
+        return options.data or recipe.data
+    return pipeline.prepare(options.data or default_data(pipeline.name), source=options.source)
+
+
+@contextmanager
+def _cluster(options: Options) -> Iterator[Any]:
+    """A client of the running cluster, or of one that lives as long as the command."""
+    from distributed import Client
+
+    if options.scheduler is not None:
+        try:
+            client = Client(options.scheduler)
+        except (OSError, ValueError) as error:
+            raise WaitTimeout(
+                f"--scheduler: no Dask scheduler answers at {options.scheduler!r} ({error}); "
+                "check the address, or leave the option out to start a cluster on this machine"
+            ) from error
+        with client:
+            yield client
+        return
+
+    from dask_isgd.clusters import LocalCluster
+
+    with nullcontext() if options.debug else _quiet():
+        with _children_ignore_interrupts():
+            cluster = LocalCluster(options.workers)
+        with cluster, Client(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Not a word from Dask, here and in the processes that are started meanwhile.
+
+    Whatever matters is raised here too. The workers read their logging from the environment: they
+    are new interpreters.
+    """
+    loggers = [logging.getLogger(n) for n in ("distributed", "distributed.client", "tornado", "bokeh", "asyncio")]
+    before = [logger.level for logger in loggers]
+    added = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical", "PYTHONWARNINGS": "ignore"}
+    environment = {name: os.environ.get(name) for name in added}
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    os.environ.update(added)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Ctrl-C goes to the whole process group: the workers must live on to commit a checkpoint.
+
+    An ignored signal stays ignored in a child.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM interrupts like Ctrl-C, so that the run is stopped in order."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(run: Any, run_dir: str) -> None:
+    """Stop in order: the learner commits its last step. A second Ctrl-C leaves at once."""
+    click.echo("stopping: the learner commits a checkpoint (Ctrl-C again to leave at once)", err=True)
+    run.stop()
+    try:
+        run.wait(timeout=_STOP_SECONDS)
+    except IsgdError as error:
+        click.echo(f"{error}", err=True)
+    click.echo(f"stopped; go on with --run {run_dir} --resume", err=True)
