@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Floats, Integers
 
-LARGEST = 1e36
-"""Larger weights count as this: the square of its fourth power, times N, is still a float64."""
+LARGEST, SMALLEST = 1e36, 1e-36
+"""Larger weights count as the one, smaller as zero: squares of their fourth powers, times N, are still float64s."""
+LEAST_BLOCK = 64
+"""Examples: sums of smaller blocks would outweigh the weights."""
 
 
 class BlockedWeights:
@@ -24,7 +26,7 @@ class BlockedWeights:
 
     def __init__(self, n: int, chunk_size: int, power: float) -> None:
         self.n, self.chunk_size, self.power = n, chunk_size, power
-        self.block_size = min(chunk_size, max(32, 2 ** round(math.log2(chunk_size) / 2)))
+        self.block_size = min(chunk_size, max(LEAST_BLOCK, 2 ** round(math.log2(chunk_size) / 2)))
         self.values: NDArray[np.float32] = np.full(n, np.nan, np.float32)
         k, j = -(-n // chunk_size), -(-chunk_size // self.block_size)
         self.lengths: Integers = np.minimum(chunk_size, n - chunk_size * np.arange(k, dtype=np.int64))
@@ -67,13 +69,13 @@ class BlockedWeights:
 
     def put(self, chunk: int, weights: NDArray[np.float32]) -> None:
         """Replace a whole chunk: O(chunk)."""
-        self.chunk(chunk)[:] = np.minimum(weights, np.float32(LARGEST))
+        self.chunk(chunk)[:] = _in_range(weights)
         blocks = np.arange(self.block_lowest.shape[1])
         self._recount(np.full_like(blocks, chunk), blocks)
 
     def scatter(self, indices: Integers, weights: NDArray[np.float32]) -> None:
         """Replace single weights; of an index given twice the last counts. O(blocks touched)."""
-        self.values[indices] = np.minimum(weights, np.float32(LARGEST))
+        self.values[indices] = _in_range(weights)
         chunks, inside = np.divmod(indices, self.chunk_size)
         j = self.block_lowest.shape[1]
         touched = np.unique(chunks * j + inside // self.block_size)
@@ -94,3 +96,8 @@ class BlockedWeights:
         self.moments[:, touched] = self.block_moments[:, touched].sum(axis=-1)
         self.lowest[touched] = self.block_lowest[touched].min(axis=1)
         self.scored[touched] = self.block_scored[touched].sum(axis=1)
+
+
+def _in_range(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    # A NaN compares false and stays.
+    return np.where(weights < SMALLEST, np.float32(0), np.minimum(weights, np.float32(LARGEST)))

@@ -9,7 +9,7 @@ from dask_isgd.sampling.draws import Floats, Integers
 
 
 class Feedback:
-    """One bit an example, and the steps of the oldest and newest feedback of each chunk."""
+    """One bit an example, and the step of the oldest such feedback of each chunk."""
 
     def __init__(self, n: int, chunk_size: int) -> None:
         self.chunk_size = chunk_size
@@ -17,27 +17,24 @@ class Feedback:
         self.bits: NDArray[np.uint8] = np.zeros((chunks, -(-chunk_size // 8)), np.uint8)
         self.oldest: Floats = np.full(chunks, np.nan)
         """(n_chunks,) least step among the marked, NaN: none is."""
-        self.newest: Floats = np.full(chunks, np.nan)
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Everything that changes, by name."""
-        return {"feedback_bits": self.bits, "feedback_oldest": self.oldest, "feedback_newest": self.newest}
+        return {"feedback_bits": self.bits, "feedback_oldest": self.oldest}
 
-    def mark(self, indices: Integers, step: int) -> Integers:
-        """Remember that ``indices`` were seen at ``step``; returns their chunks, each once."""
+    def mark(self, indices: Integers, step: int) -> None:
+        """Remember that ``indices`` were seen at ``step``."""
         chunks, inside = np.divmod(indices, self.chunk_size)
         # Not |=: two examples of one byte would overwrite each other.
         np.bitwise_or.at(self.bits, (chunks, inside >> 3), (1 << (inside & 7)).astype(np.uint8))
         touched = np.unique(chunks)
         self.oldest[touched] = np.fmin(self.oldest[touched], step)
-        self.newest[touched] = np.fmax(self.newest[touched], step)
-        return touched
 
     def newer(self, chunk: int, version: int, length: int) -> NDArray[np.bool_]:
         """(length,) the marked examples if all of them are newer than ``version``; else none, and forget them."""
         if self.oldest[chunk] > version:
             return np.unpackbits(self.bits[chunk], count=length, bitorder="little").astype(bool)
         self.bits[chunk] = 0
-        self.oldest[chunk] = self.newest[chunk] = np.nan
+        self.oldest[chunk] = np.nan
         return np.zeros(length, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,8 @@ class ImportanceSampler:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        arrays = [*self._weights.arrays.values(), *self._feedback.arrays.values(), self.versions, self._age]
+        w = self._weights
+        arrays = [*w.arrays.values(), w.lengths, *self._feedback.arrays.values(), self.versions, self._age]
         settled = self._settled
         arrays += [] if settled is None else [settled.scale, settled.shift, settled.usable, settled.edges]
         return sum(array.nbytes for array in arrays)
@@ -191,15 +193,17 @@ class ImportanceSampler:
             logger.warning("step %d: %d of %d norms of the minibatch are bad and ignored", step, bad, len(fresh))
         if bad < len(fresh):
             self._weights.scatter(wanted[good], fresh[good])
-            chunks = self._feedback.mark(wanted[good], step)
-            self._age[chunks] = self._ages(chunks)
+            self._feedback.mark(wanted[good], step)
             self._settled = None
         return bad
 
     def refresh(self, step: int) -> None:
-        """Let every chunk age to ``step``; once per publication, O(n_chunks)."""
+        """Let every scored chunk age to ``step``; once per publication, O(n_chunks).
+
+        A chunk known from feedback alone has no version and therefore no age: it does not fade.
+        """
         self._step = step
-        self._age = self._ages(np.arange(self.n_chunks))
+        self._age[:] = np.where(np.isnan(self.versions), np.inf, np.maximum(0.0, step - self.versions))
         self._settled = None
 
     # Reporting
@@ -209,8 +213,8 @@ class ImportanceSampler:
 
         scored: share of the examples with a weight. effective_sample_size: (Σ s)²/(N Σ s²).
         largest_coefficient: 1/(N q) of the least probable example that can be drawn. mean_age, max_age: steps,
-        over the examples of scored chunks, NaN while there are none. mean_weight: of the stored
-        weights, and ideal_gain: N Σ w²/(Σ w)² of the scored, the gain of fresh weights; NaN likewise.
+        over the examples of scored chunks. mean_weight: of the stored weights w. ideal_gain: N Σ w²/(Σ w)²
+        over the scored, 1 where all are zero. What needs a scored example is NaN while there is none.
         """
         proposal = self._proposal()
         weights = self._weights
@@ -219,23 +223,22 @@ class ImportanceSampler:
         seen = ~np.isnan(self.versions)
         age = np.maximum(0.0, step - self.versions[seen])
         lengths = weights.lengths[seen]
-        mean = total / known if known else np.nan
+        mean = total / known if known else math.nan
         return {
             "scored": known / self.n,
             "effective_sample_size": (proposal.total / self.n) * (proposal.total / proposal.squares),
             "largest_coefficient": proposal.total / proposal.count / proposal.smallest,
-            "mean_age": float((age * lengths).sum() / lengths.sum()) if len(age) else np.nan,
-            "max_age": float(age.max()) if len(age) else np.nan,
+            "mean_age": float((age * lengths).sum() / lengths.sum()) if len(age) else math.nan,
+            "max_age": float(age.max()) if len(age) else math.nan,
             "mean_weight": mean,
-            # Rounding and underflow aside never below 1 (Cauchy-Schwarz).
-            "ideal_gain": max(1.0, squares / known / mean**2) if known and mean**2 > 0 else (1.0 if known else np.nan),
+            "ideal_gain": squares / max(1, known) / mean**2 if mean else 1.0,
         }
 
     def state(self) -> dict[str, NDArray[np.generic] | float]:
         """Everything needed to go on bit for bit: copies of arrays, and plain numbers."""
         arrays = self._weights.arrays | self._feedback.arrays | {"versions": self.versions, "age": self._age}
-        numbers: dict[str, float] = {"step": self._step, "warned": self._warned, **self._shape()}
-        return {name: array.copy() for name, array in arrays.items()} | numbers
+        numbers: dict[str, float] = {"step": self._step, "warned": float(self._warned), **self._shape()}
+        return {**{name: array.copy() for name, array in arrays.items()}, **numbers}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state()`` of a sampler of the same n, chunk_size and power."""
@@ -258,17 +261,11 @@ class ImportanceSampler:
     def _proposal(self) -> Proposal:
         if self._settled is None:
             w = self._weights
-            age = np.where(w.scored > 0, self._age, np.inf)
-            self._settled = propose(self.sampling, Chunks(w.lengths, w.scored, w.moments[:2], w.lowest, age))
+            self._settled = propose(self.sampling, Chunks(w.lengths, w.scored, w.moments[:2], w.lowest, self._age))
             if self._settled.blank and not self._warned:
                 logger.warning("all weights are zero: drawing uniformly until a norm is not")
                 self._warned = True
         return self._settled
-
-    def _ages(self, chunks: Integers) -> Floats:
-        # A chunk only ever seen in feedback ages from the newest of it.
-        since = np.where(np.isnan(self.versions), self._feedback.newest, self.versions)[chunks]
-        return np.where(np.isnan(since), np.inf, np.maximum(0.0, self._step - since))
 
     def _block_masses(self, chunks: Integers) -> Floats:
         """(B, J) Σ s of the blocks of B chunks."""

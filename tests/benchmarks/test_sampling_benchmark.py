@@ -1,0 +1,15 @@
+"""The sampling benchmark runs, and its line has what it promises."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+
+def test_tiny_run(capsys):
+    path = Path(__file__).parents[2] / "benchmarks" / "sampling.py"
+    runpy.run_path(str(path))["main"](["--tiny"])
+    line = json.loads(capsys.readouterr().out)
+    assert {"batch", "chunk", "sizes", "choice", "scaling", "speedup"} == line.keys()
+    assert all(row["draw"] > 0 for row in line["sizes"])

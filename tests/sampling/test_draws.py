@@ -1,0 +1,61 @@
+"""Positions on the unit interval, and the search that turns them into columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare, kstest
+
+from dask_isgd.sampling.draws import pick, pick_shared, positions, shares
+
+
+@pytest.mark.parametrize("kind", ["stratified", "systematic"])
+@pytest.mark.parametrize("batch", [1, 2, 7, 128])
+def test_each_stratum_gets_exactly_one_position(kind, batch):
+    for seed in range(20):
+        at = positions(kind, batch, np.random.default_rng(seed))
+        np.testing.assert_array_equal(np.sort(np.floor(at * batch)), np.arange(batch))
+
+
+def test_systematic_positions_share_one_offset():
+    at = np.sort(positions("systematic", 16, np.random.default_rng(0)))
+    np.testing.assert_allclose(np.diff(at), 1 / 16, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["independent", "stratified", "systematic"])
+def test_every_slot_of_the_minibatch_is_uniform_on_its_own(kind):
+    """So that any part of a minibatch is unbiased; seed fixed, fails for one seed in a thousand."""
+    rng = np.random.default_rng(1)
+    slots = np.array([positions(kind, 8, rng) for _ in range(4000)])
+    for slot in (0, 3, 7):
+        assert kstest(slots[:, slot], "uniform").pvalue > 1e-3
+    strata = np.bincount((slots[:, 0] * 8).astype(int), minlength=8)
+    assert chisquare(strata).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("masses", "fraction", "column", "share", "inside"),
+    [
+        pytest.param([1, 1, 2], 0.0, 0, 0.25, 0.0, id="left edge"),
+        pytest.param([1, 1, 2], 0.25, 1, 0.25, 0.0, id="an edge belongs to the right"),
+        pytest.param([1, 1, 2], 0.75, 2, 0.5, 0.5, id="inside"),
+        pytest.param([1, 1, 2], 1.0, 2, 0.5, 1.0, id="right edge"),
+        pytest.param([0, 0, 3], 0.0, 2, 1.0, 0.0, id="leading zeros are skipped"),
+        pytest.param([3, 0, 0], 1.0, 0, 1.0, 1.0, id="trailing zeros are skipped"),
+        pytest.param([1, 0, 1], 0.5, 2, 0.5, 0.0, id="zeros between are skipped"),
+        pytest.param([5e-324, 5e-324], 1.0, 1, 0.5, 0.0, id="the least numbers there are"),
+    ],
+)
+def test_pick(masses, fraction, column, share, inside):
+    rows = np.array([masses], np.float64)
+    for got in (pick(rows, np.array([fraction])), pick_shared(np.cumsum(rows[0]), np.array([fraction]))):
+        assert got[0].tolist() == [column]
+        assert got[1][0] == pytest.approx(share)
+        assert got[2][0] == pytest.approx(inside)
+    assert shares(rows)[0, column] == pytest.approx(share)
+
+
+def test_picking_is_with_the_shares_even_where_rounding_is_coarse():
+    masses = np.array([[1.0, 1e16, 1.0, 3.0]])
+    columns, share, _ = pick(np.repeat(masses, 1001, axis=0), np.linspace(0, 1, 1001))
+    np.testing.assert_array_equal(share, shares(masses)[0, columns])

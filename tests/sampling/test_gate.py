@@ -1,0 +1,103 @@
+"""When the gate opens and closes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dask_isgd.config import Sampling
+from dask_isgd.sampling import Gate
+from dask_isgd.variance import VarianceMonitor
+
+
+def feed(gate, gain, times=40, step=0):
+    for i in range(times):
+        gate.observe(gain, step + i)
+    return gate.open
+
+
+def test_closed_until_measured():
+    gate = Gate(Sampling(gate="auto"))
+    assert not gate.open
+    assert gate.why == "measuring, 0 of 5 observations"
+    assert not feed(gate, 50.0, times=4)
+    assert feed(gate, 50.0, times=1)
+
+
+def test_opens_above_closes_halfway_to_one_and_holds_between():
+    gate = Gate(Sampling(gate_gain=1.2))
+    assert not feed(gate, 1.15, step=0)
+    assert feed(gate, 1.3, step=100)
+    assert gate.why.startswith("open since step 10")
+    assert feed(gate, 1.15, step=200), "between the thresholds an open gate stays open"
+    assert not feed(gate, 1.05, step=300)
+    assert gate.why.startswith("closed since step 30")
+    assert "opens above 1.20" in gate.why
+    assert not feed(gate, 1.15, step=400), "and a closed one closed"
+
+
+def test_one_lucky_measurement_opens_nothing():
+    gate = Gate(Sampling(gate_gain=1.1))
+    feed(gate, 1.0)
+    gate.observe(1.4, 50)
+    assert not gate.open
+
+
+@pytest.mark.parametrize("gain", [np.nan, np.inf, 0.0, -1.0])
+def test_a_gain_that_says_nothing_changes_nothing(gain):
+    gate = Gate(Sampling())
+    feed(gate, 3.0)
+    before = gate.state()
+    gate.observe(gain, 99)
+    assert gate.state() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "open_", "why"),
+    [
+        ({"gate": "open"}, True, "kept open"),
+        ({"uniform": True}, False, "uniform was"),
+        ({"uniform": True, "gate": "open"}, False, "uniform was"),
+    ],
+)
+def test_held_by_the_configuration(settings, open_, why):
+    gate = Gate(Sampling(**settings))
+    for gain in (0.1, 10.0):
+        assert feed(gate, gain) is open_
+    assert gate.why.startswith(why)
+    other = Gate(Sampling())
+    feed(other, 0.5 if open_ else 9.0)
+    gate.restore(other.state())
+    assert gate.open is open_
+
+
+def test_state_and_restore():
+    first, second = Gate(Sampling()), Gate(Sampling())
+    feed(first, 1.3, times=7)
+    second.restore(first.state())
+    assert second.state() == first.state()
+    assert all(type(value) is float for value in first.state().values())
+    for gain in (0.9, 1.0, 0.7, 1.01):
+        first.observe(gain, 9)
+        second.observe(gain, 9)
+        assert (first.open, first.gain, first.why) == (second.open, second.gain, second.why)
+
+
+def test_with_measured_gains_it_stays_shut_on_equal_norms_opens_on_skewed_and_shuts_again():
+    """Uniform draws while shut, as a learner would; the candidate knows the norms up to noise."""
+    rng = np.random.default_rng(0)
+    sampling = Sampling()
+    gate, monitor = Gate(sampling), VarianceMonitor()
+
+    def reports(norms, times):
+        for step in range(times):
+            stale = norms * np.exp(0.2 * rng.normal(size=len(norms))) + 0.5 * norms.mean()
+            q = stale / stale.sum() if gate.open else np.full(len(norms), 1 / len(norms))
+            drawn = rng.choice(len(norms), size=128, p=q)
+            monitor.observe(norms[drawn], 1 / (len(norms) * q[drawn]), stale[drawn] / stale.mean(), 0.0)
+            gate.observe(monitor.candidate_gain, step)
+        return gate.open
+
+    assert not reports(np.ones(2000), 60)
+    assert reports(rng.exponential(size=2000) ** 1.5, 60)
+    assert not reports(np.ones(2000), 120)

@@ -1,0 +1,473 @@
+"""What the sampler promises, one chunk, one minibatch, one mistake at a time."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from sampling_oracle import Oracle
+from scipy.stats import chi2
+
+from dask_isgd.config import Sampling
+from dask_isgd.errors import (
+    DataError,
+    EmptyDatasetError,
+    LengthMismatchError,
+    NonFiniteNormsError,
+    RunMismatchError,
+)
+from dask_isgd.sampling import Draw, ImportanceSampler
+
+
+class Positions:
+    """Stands in for a generator: hands out the positions on [0, 1) one wants to look up."""
+
+    def __init__(self, at):
+        self.at = np.asarray(at, np.float64)
+
+    def random(self, size=None):
+        return self.at if size is not None else float(self.at)
+
+    def permutation(self, n):
+        return np.arange(n)
+
+
+def fill(sampler, weights, version=0):
+    for chunk in range(sampler.n_chunks):
+        start = chunk * sampler.chunk_size
+        sampler.update(chunk, weights[start : start + sampler.chunk_size], version)
+
+
+def sampler_of(weights, chunk_size, **settings):
+    sampler = ImportanceSampler(len(weights), chunk_size, Sampling(**settings))
+    fill(sampler, np.asarray(weights))
+    return sampler
+
+
+def inverse_cdf_edges(sampler):
+    """(n + 1,) positions at which the drawn index changes, by bisection of the map itself."""
+    low, high = np.zeros(sampler.n - 1), np.ones(sampler.n - 1)
+    wanted = np.arange(sampler.n - 1)
+    for _ in range(60):
+        middle = (low + high) / 2
+        beyond = sampler.draw(len(middle), Positions(np.minimum(middle, np.nextafter(1, 0)))).indices > wanted
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return np.concatenate([[0.0], high, [1.0]])
+
+
+SETTINGS = {
+    "smoothing": {"smoothing": 0.5},
+    "no smoothing": {"smoothing": 0.0},
+    "largest coefficient": {"smoothing": 0.0, "max_coefficient": 3.0},
+    "effective sample size": {"smoothing": 0.0, "effective_sample_size": 0.8},
+    "fading": {"smoothing": 0.1, "fade": 7.0},
+    "square root": {"smoothing": 0.1, "power": 0.5},
+    "fourth power": {"smoothing": 0.1, "power": 4.0},
+    "all at once": {"smoothing": 0.01, "max_coefficient": 9.0, "effective_sample_size": 0.5, "fade": 3.0, "power": 2.0},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_draw_is_unbiased_by_exact_expectation(settings):
+    """The probability of each index is measured on the map from positions to indices, not asked for."""
+    rng = np.random.default_rng(1)
+    n = 173
+    sampler = ImportanceSampler(n, 70, Sampling(draw="independent", **settings))
+    sampler.update(0, rng.exponential(size=70), 2)
+    sampler.update(2, rng.exponential(size=33), 9)
+    sampler.feedback([75, 3], [4.0, 0.0], 11)
+    sampler.refresh(13)
+
+    q = np.diff(inverse_cdf_edges(sampler))
+
+    np.testing.assert_allclose(q, sampler.probabilities(), rtol=0, atol=1e-12)
+    drawn = sampler.draw(n, Positions(np.cumsum(q) - q / 2))
+    np.testing.assert_array_equal(drawn.indices, np.arange(n))
+    gradients = rng.normal(size=(n, 5))
+    np.testing.assert_allclose((q * drawn.coefficients) @ gradients, gradients.mean(axis=0), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_proposal_weights_are_the_definition(settings):
+    rng = np.random.default_rng(2)
+    sampling = Sampling(**settings)
+    sampler, oracle = ImportanceSampler(173, 70, sampling), Oracle(173, 70, sampling)
+    for chunk, version in ((0, 3), (2, 8)):
+        norms = rng.exponential(size=sampler.weights(chunk).size)
+        sampler.update(chunk, norms, version)
+        oracle.update(chunk, norms, version)
+    oracle.step = 12
+    sampler.refresh(12)
+    s, _ = oracle.proposal()
+    np.testing.assert_allclose(np.concatenate([sampler.weights(k) for k in range(3)]), s, rtol=1e-12)
+    np.testing.assert_allclose(sampler.probabilities(), s / s.sum(), rtol=1e-11)
+    assert abs(sampler.probabilities().sum() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("draw", ["stratified", "systematic"])
+def test_expected_inclusions_of_strata_are_batch_times_q(draw):
+    """Averaged over a grid of offsets; each edge of an index's interval can be off by one cell."""
+    rng = np.random.default_rng(3)
+    sampler = sampler_of(rng.exponential(size=40), 15, draw=draw)
+    batch, grid = 7, 4000
+    counts = np.zeros(40)
+    for offset in (np.arange(grid) + 0.5) / grid:
+        at = np.full(batch, offset) if draw == "stratified" else offset
+        drawn = sampler.draw(batch, Positions(at))
+        np.add.at(counts, drawn.indices, 1.0 / grid)
+        np.testing.assert_allclose(drawn.coefficients, 1 / (40 * drawn.probabilities), rtol=1e-14)
+    edges = np.concatenate([[0.0], np.cumsum(sampler.probabilities())]) * batch
+    pieces = 2 + np.floor(edges[1:]) - np.floor(edges[:-1])
+    assert (np.abs(counts - batch * sampler.probabilities()) <= pieces / grid).all()
+
+
+def test_independent_draws_pass_chi_square():
+    """60 cells, 400,000 draws, seed fixed; a right sampler fails for one seed in a thousand."""
+    sampler = sampler_of(np.random.default_rng(4).exponential(size=60), 23, draw="independent")
+    drawn = sampler.draw(400_000, np.random.default_rng(5))
+    expected = 400_000 * sampler.probabilities()
+    statistic = ((np.bincount(drawn.indices, minlength=60) - expected) ** 2 / expected).sum()
+    assert statistic < chi2.isf(1e-3, 59)
+
+
+@pytest.mark.parametrize("draw", ["stratified", "independent", "systematic"])
+@pytest.mark.parametrize(("n", "batch"), [(1, 1), (1, 9), (5, 64), (1000, 64)])
+def test_uniform_draws_have_coefficient_one(draw, n, batch):
+    sampler = ImportanceSampler(n, 4, Sampling(draw=draw))
+    drawn = sampler.draw_uniform(batch, np.random.default_rng(0))
+    assert isinstance(drawn, Draw)
+    assert (drawn.coefficients == 1).all()
+    assert (drawn.probabilities == 1 / n).all()
+    assert drawn.indices.dtype == np.int64
+    assert drawn.indices.min() >= 0
+    assert drawn.indices.max() < n
+    if draw == "stratified" and n >= batch:
+        assert len(np.unique(drawn.indices * batch // n)) > batch / 2
+
+
+def test_a_uniform_run_draws_uniformly_whatever_the_weights():
+    sampler = sampler_of([1.0, 100.0], 2, uniform=True)
+    assert (sampler.draw(50, np.random.default_rng(0)).coefficients == 1).all()
+    assert not sampler.biased
+
+
+def test_with_nothing_scored_draws_are_uniform_and_nothing_is_said(caplog):
+    sampler = ImportanceSampler(10, 3, Sampling())
+    np.testing.assert_allclose(sampler.probabilities(), 0.1)
+    np.testing.assert_allclose(sampler.draw(8, np.random.default_rng(0)).coefficients, 1)
+    assert not caplog.records
+
+
+def test_unscored_examples_are_drawn_as_the_mean_of_the_scored():
+    sampler = ImportanceSampler(6, 3, Sampling(smoothing=0.0))
+    sampler.update(0, [1.0, 2.0, 6.0], 0)
+    np.testing.assert_allclose(sampler.weights(1), 3.0, rtol=2e-6)
+
+
+def test_all_zero_weights_draw_uniformly_with_one_warning(caplog):
+    sampler = sampler_of(np.zeros(10), 3)
+    with caplog.at_level(logging.WARNING):
+        for seed in range(5):
+            drawn = sampler.draw(32, np.random.default_rng(seed))
+            sampler.update(0, np.zeros(3), seed)
+            assert drawn.indices.max() < 10
+            np.testing.assert_allclose(drawn.coefficients, 1)
+    assert [record.message for record in caplog.records] == [
+        "all weights are zero: drawing uniformly until a norm is not"
+    ]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param([0, 0, 1e30, 0, 0, 0, 0], id="one huge"),
+        pytest.param([1e-45] * 7, id="least float32"),
+        pytest.param([3.4e38, 1.0, 0, 1e-45, 1e20, 1e-20, 2], id="whole range of float32"),
+        pytest.param([0, 0, 0, 0, 0, 0, 5], id="all but the last zero"),
+        pytest.param([5, 0, 0, 0, 0, 0, 0], id="all but the first zero"),
+    ],
+)
+@pytest.mark.parametrize("power", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
+def test_extreme_weights_never_leave_the_range(weights, power, chunk_size):
+    sampler = sampler_of(np.float32(weights), chunk_size, smoothing=0.0, power=power, effective_sample_size=0.2)
+    ends = [0.0, 5e-324, 1e-300, 1e-16, 0.5, 1 - 1e-16, np.nextafter(1, 0)]
+    for drawn in (
+        sampler.draw(1000, np.random.default_rng(0)),
+        ImportanceSampler.draw(_independent(sampler), len(ends), Positions(ends)),
+    ):
+        assert drawn.indices.min() >= 0
+        assert drawn.indices.max() < 7
+        assert np.isfinite(drawn.coefficients).all()
+        assert (drawn.probabilities > 0).all()
+    assert (sampler.probabilities() > 0).all()
+    assert abs(sampler.probabilities().sum() - 1) < 1e-12
+    assert all(np.isfinite(list(sampler.stats(0).values())))
+
+
+def _independent(sampler):
+    other = ImportanceSampler(sampler.n, sampler.chunk_size, Sampling(draw="independent", smoothing=0.0))
+    if sampler.sampling.power == 1:
+        other.restore(sampler.state())
+    return other
+
+
+def test_largest_coefficient_is_bounded_at_every_draw():
+    """Also between publications: the constant follows the weights at once."""
+    rng = np.random.default_rng(6)
+    sampler = ImportanceSampler(300, 64, Sampling(smoothing=0.0, max_coefficient=4.0, power=2.0))
+    for version in range(20):
+        chunk = int(rng.integers(5))
+        sampler.update(chunk, rng.exponential(size=sampler.weights(chunk).size) * 10.0**version, version)
+        coefficients = 1 / (300 * sampler.probabilities())
+        assert coefficients.max() <= 4.0 * (1 + 1e-12)
+        assert sampler.stats(version)["largest_coefficient"] == pytest.approx(coefficients.max(), rel=1e-9)
+
+
+@pytest.mark.parametrize("wanted", [0.3, 0.9, 1.0])
+def test_effective_sample_size_is_met_exactly_where_it_binds(wanted):
+    sampler = sampler_of(
+        np.random.default_rng(7).exponential(size=500) ** 3, 64, smoothing=0, effective_sample_size=wanted
+    )
+    q = sampler.probabilities()
+    assert 1 / (500 * (q * q).sum()) == pytest.approx(wanted, rel=1e-9)
+    assert sampler.stats(0)["effective_sample_size"] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_update_returns_sums_against_the_proposal_it_replaces():
+    rng = np.random.default_rng(8)
+    sampler = sampler_of(rng.exponential(size=500), 200)
+    s = sampler.weights(1)
+    fresh = rng.exponential(size=200).astype(np.float32)
+    fresh[17] = np.nan
+    sums = sampler.update(1, fresh, 5)
+    good = np.arange(200) != 17
+    f, s = fresh[good].astype(float), s[good]
+    assert (sums.count, sums.bad) == (199, 1)
+    assert sums.norms == pytest.approx(f.sum(), rel=1e-12)
+    assert sums.squares == pytest.approx((f * f).sum(), rel=1e-12)
+    assert sums.squares_over_proposal == pytest.approx((f * f / s).sum(), rel=1e-12)
+    assert sums.proposal == pytest.approx(s.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1.0, 1e300])
+def test_a_bad_norm_keeps_the_former_weight_and_is_logged(bad, caplog):
+    sampler = sampler_of(np.arange(1.0, 201.0), 200, smoothing=0.0)
+    before = sampler.weights(0)
+    fresh = np.arange(1.0, 201.0) * 2
+    fresh[50] = bad
+    with caplog.at_level(logging.WARNING):
+        assert sampler.update(0, fresh, 3).bad == 1
+    assert "chunk 0 at version 3: 1 bad norms" in caplog.text
+    ratio = sampler.weights(0) / before
+    np.testing.assert_allclose(np.delete(ratio, 50), 2, rtol=1e-5)
+    assert ratio[50] == pytest.approx(1, rel=1e-3)
+
+
+def test_a_chunk_with_more_than_one_bad_norm_in_a_hundred_is_refused_whole():
+    sampler = sampler_of(np.ones(200), 200)
+    before = sampler.state()
+    fresh = np.full(200, 2.0)
+    fresh[:3] = np.nan
+    with pytest.raises(NonFiniteNormsError, match=r"chunk 0 at version 3: got 3 of 200"):
+        sampler.update(0, fresh, 3)
+    with pytest.raises(NonFiniteNormsError, match="200 of 200"):
+        sampler.update(0, np.full(200, np.nan), 3)
+    _same(before, sampler.state())
+
+
+@pytest.mark.parametrize(
+    ("feedback_steps", "version", "kept"),
+    [
+        pytest.param([10], 5, True, id="newer feedback stays"),
+        pytest.param([10], 10, False, id="scores as new replace it"),
+        pytest.param([10], 15, False, id="newer scores replace it"),
+        pytest.param([10, 20], 15, False, id="some older, some newer: nothing older than the version stays"),
+        pytest.param([10, 20], 5, True, id="all newer"),
+    ],
+)
+def test_feedback_against_scores(feedback_steps, version, kept):
+    sampler = sampler_of(np.ones(40), 40, smoothing=0.0)
+    for i, step in enumerate(feedback_steps):
+        sampler.feedback([i, 9], [100.0, 100.0], step)
+    sampler.update(0, np.full(40, 3.0), version)
+    q = sampler.probabilities()
+    assert q[9] / q[30] == pytest.approx(100 / 3 if kept else 1, rel=1e-4)
+
+
+def test_feedback_ignores_bad_norms_and_counts_them(caplog):
+    sampler = sampler_of(np.ones(4), 4, smoothing=0.0)
+    assert sampler.feedback([0, 1, 2], [np.nan, 5.0, -1.0], 1) == 2
+    assert sampler.feedback([3], [np.inf], 1) == 1
+    np.testing.assert_allclose(sampler.probabilities(), np.array([1, 5, 1, 1]) / 8, rtol=1e-5)
+    assert "2 of 3 norms" in caplog.text
+
+
+def test_fading_moves_only_at_refresh():
+    sampler = sampler_of([1.0, 3.0], 1, smoothing=0.0, fade=10.0)
+    fresh = sampler.probabilities()
+    assert fresh[1] / fresh[0] == pytest.approx(3, rel=1e-5)
+    sampler.refresh(10)
+    half = sampler.probabilities()
+    assert half[1] / half[0] == pytest.approx(2.5 / 1.5, rel=1e-5)
+    sampler.refresh(10**6)
+    np.testing.assert_allclose(sampler.probabilities(), 0.5)
+
+
+class TestDrop:
+    """The paper's policy: unscored and stale chunks are left out, and the estimate is of the others only."""
+
+    def test_it_is_labelled_biased_and_unbiased_for_the_usable(self):
+        sampler = ImportanceSampler(30, 10, Sampling(drop_after=5, draw="independent"))
+        assert sampler.biased
+        rng = np.random.default_rng(9)
+        sampler.update(0, rng.exponential(size=10), 0)
+        sampler.update(1, rng.exponential(size=10), 8)
+        sampler.refresh(10)
+        q = sampler.probabilities()
+        assert (q[:10] == 0).all()
+        assert (q[20:] == 0).all()
+        assert (sampler.weights(0) == 0).all()
+        drawn = sampler.draw(4000, rng)
+        assert set(drawn.indices) == set(range(10, 20))
+        np.testing.assert_allclose(drawn.coefficients, 1 / (10 * q[drawn.indices]), rtol=1e-12)
+
+    def test_below_a_tenth_usable_it_is_uniform_sgd(self):
+        sampler = ImportanceSampler(300, 10, Sampling(drop_after=5))
+        sampler.update(0, np.arange(10.0), 0)
+        np.testing.assert_allclose(sampler.probabilities(), 1 / 300)
+        np.testing.assert_allclose(sampler.draw(9, np.random.default_rng(0)).coefficients, 1)
+
+    def test_feedback_alone_does_not_make_a_chunk_usable(self):
+        sampler = ImportanceSampler(20, 10, Sampling(drop_after=5))
+        sampler.update(0, np.arange(10.0), 0)
+        sampler.feedback([15], [3.0], 1)
+        assert (sampler.probabilities()[10:] == 0).all()
+
+    def test_sums_of_a_dropped_chunk_stay_finite(self):
+        sampler = ImportanceSampler(20, 10, Sampling(drop_after=5))
+        sampler.update(0, np.arange(10.0), 0)
+        sampler.update(1, np.arange(10.0), 90)
+        sampler.refresh(90)
+        assert np.isfinite(sampler.update(0, np.arange(10.0), 90).squares_over_proposal)
+
+
+def test_stats_against_brute_force():
+    rng = np.random.default_rng(10)
+    for power in (1.0, 2.0):
+        sampler = ImportanceSampler(100, 30, Sampling(smoothing=0.2, power=power))
+        w = rng.exponential(size=100).astype(np.float32)
+        sampler.update(0, w[:30], 4)
+        sampler.update(3, w[90:], 7)
+        known = np.concatenate([w[:30], w[90:]]).astype(float)
+        q = sampler.probabilities()
+        got = sampler.stats(10)
+        wanted = {
+            "scored": 0.4,
+            "effective_sample_size": 1 / (100 * (q * q).sum()),
+            "largest_coefficient": 1 / (100 * q.min()),
+            "mean_age": (30 * 6 + 10 * 3) / 40,
+            "max_age": 6.0,
+            "mean_weight": known.mean(),
+            "ideal_gain": len(known) * (known**2).sum() / known.sum() ** 2,
+        }
+        assert got == pytest.approx(wanted, rel=1e-9)
+        assert all(type(value) is float for value in got.values())
+    empty = ImportanceSampler(3, 2, Sampling()).stats(0)
+    assert np.isnan([empty["mean_age"], empty["max_age"], empty["mean_weight"], empty["ideal_gain"]]).all()
+    assert empty["scored"] == 0
+
+
+def test_state_and_restore_continue_bit_for_bit():
+    settings = Sampling(smoothing=0.1, fade=9.0, effective_sample_size=0.7)
+
+    def go_on(sampler, rng):
+        seen = []
+        for step in range(20, 40):
+            drawn = sampler.draw(32, rng)
+            sampler.feedback(drawn.indices, rng.exponential(size=32), step)
+            chunk = int(rng.integers(sampler.n_chunks))
+            sampler.update(chunk, rng.exponential(size=sampler.weights(chunk).size), step - 3)
+            sampler.refresh(step)
+            seen += [*drawn, np.array(list(sampler.stats(step).values()))]
+        return seen
+
+    rng = np.random.default_rng(11)
+    first = ImportanceSampler(1000, 300, settings)
+    go_on(first, rng)
+    state, bits = first.state(), rng.bit_generator.state
+    second = ImportanceSampler(1000, 300, settings)
+    second.restore(state)
+    here = go_on(first, rng)
+    rng.bit_generator.state = bits
+    there = go_on(second, rng)
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_array_equal(a, b)
+    _same(first.state(), second.state())
+
+
+def test_state_is_a_copy_and_of_this_sampler_only():
+    sampler = sampler_of(np.ones(10), 3)
+    state = sampler.state()
+    sampler.update(0, [5.0, 5, 5], 1)
+    assert (state["values"] == 1).all()
+    assert all(isinstance(value, (np.ndarray, int, float)) for value in state.values())
+    with pytest.raises(RunMismatchError, match="n: got 10, wanted 11"):
+        ImportanceSampler(11, 3, Sampling()).restore(state)
+    with pytest.raises(RunMismatchError, match=r"power: got 1.0, wanted 2.0"):
+        ImportanceSampler(10, 3, Sampling(power=2.0)).restore(state)
+
+
+def test_sums_do_not_drift():
+    """After many updates and feedbacks, some 10^30 times larger than what stays: as if freshly built."""
+    rng = np.random.default_rng(12)
+    sampler = ImportanceSampler(200, 80, Sampling(smoothing=0.0))
+    for step in range(300):
+        scale = 1e30 if step % 2 else 1.0
+        sampler.feedback(rng.integers(200, size=16), scale * rng.exponential(size=16), step)
+        sampler.update(step % 3, scale * rng.exponential(size=sampler.weights(step % 3).size), step)
+    w = rng.exponential(size=200)
+    fill(sampler, w, 1000)
+    s = w.astype(np.float32).astype(float)
+    s += 1e-6 * s.mean()
+    np.testing.assert_allclose(sampler.probabilities(), s / s.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_size", [1024, 16_384, 1_000_000])
+def test_at_most_five_bytes_an_example(chunk_size):
+    sampler = ImportanceSampler(1_000_000, chunk_size, Sampling())
+    sampler.draw(1, np.random.default_rng(0))
+    assert sampler.nbytes <= 5 * 1_000_000 + 128 * sampler.n_chunks
+
+
+def test_probabilities_of_some_are_those_of_all():
+    sampler = sampler_of(np.random.default_rng(13).exponential(size=500), 130)
+    indices = np.array([0, 499, 129, 130, 0, 391])
+    np.testing.assert_array_equal(sampler.probabilities(indices), sampler.probabilities()[indices])
+    drawn = sampler.draw(64, np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn.probabilities, sampler.probabilities(drawn.indices))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error", "match"),
+    [
+        (lambda: ImportanceSampler(0, 3, Sampling()), EmptyDatasetError, "got 0 examples"),
+        (lambda: ImportanceSampler(3, 0, Sampling()), DataError, "chunk_size: got 0"),
+        (lambda: sampler_of(np.ones(7), 3).update(3, [1.0], 0), DataError, "chunk: got 3, wanted 0 to 2"),
+        (lambda: sampler_of(np.ones(7), 3).update(-1, [1.0], 0), DataError, "chunk: got -1"),
+        (lambda: sampler_of(np.ones(7), 3).update(2, [1.0] * 3, 0), LengthMismatchError, r"\(3,\), wanted \(1,\)"),
+        (lambda: sampler_of(np.ones(7), 3).feedback([7], [1.0], 0), DataError, r"in \[0, 7\)"),
+        (lambda: sampler_of(np.ones(7), 3).feedback([1], [1.0, 2], 0), LengthMismatchError, "one norm an index"),
+        (lambda: sampler_of(np.ones(7), 3).draw(0, np.random.default_rng()), DataError, "batch: got 0"),
+    ],
+)
+def test_mistakes_are_named(mistake, error, match):
+    with pytest.raises(error, match=match):
+        mistake()
+
+
+def _same(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
