@@ -29,7 +29,8 @@ def positions(kind: str, batch: int, rng: np.random.Generator) -> Floats:
 
     ``"independent"``: as they come. ``"stratified"``: one in each of ``batch`` equal strata.
     ``"systematic"``: one offset for all strata. Sorted positions would make the first half of a
-    minibatch estimate another mean than the second, so the strata are shuffled.
+    minibatch estimate another mean than the second, so the strata are shuffled. Halves of a stratified
+    minibatch are then unbiased each, but not independent of one another: no two share a stratum.
     """
     if batch < 1:
         raise DataError(f"batch: got {batch}, wanted at least 1; ask for one example or more")

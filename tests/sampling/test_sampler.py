@@ -296,6 +296,17 @@ def test_feedback_against_scores(feedback_steps, version, kept):
     assert q[9] / q[30] == pytest.approx(100 / 3 if kept else 1, rel=1e-4)
 
 
+def test_every_example_of_one_feedback_stays():
+    """Neighbours share a byte of marks."""
+    sampler = sampler_of(np.ones(40), 20, smoothing=0.0)
+    sampler.feedback(np.arange(3, 31), np.full(28, 100.0), 10)
+    sampler.update(0, np.ones(20), 5)
+    sampler.update(1, np.ones(20), 5)
+    q = sampler.probabilities()
+    np.testing.assert_allclose(q[3:31] / q[0], 100, rtol=1e-2)
+    np.testing.assert_allclose(q[31:] / q[0], 1, rtol=1e-12)
+
+
 def test_feedback_ignores_bad_norms_and_counts_them(caplog):
     sampler = sampler_of(np.ones(4), 4, smoothing=0.0)
     assert sampler.feedback([0, 1, 2], [np.nan, 5.0, -1.0], 1) == 2
