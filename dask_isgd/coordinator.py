@@ -13,6 +13,7 @@ import uuid
 from typing import Any
 
 import numpy as np
+from dask.typing import Key
 from distributed import Client, Worker, get_client, get_worker, secede
 
 from dask_isgd import config, pubsub
@@ -42,7 +43,7 @@ def coordinate(spec: RunSpec) -> dict[str, Any]:
     Raises the error of a chunk that cannot be scored, unless the run goes on without it.
     """
     worker, client = get_worker(), get_client()
-    key = str(worker.get_current_task())
+    key = worker.get_current_task()
     secede()
     return Coordinator(spec, worker, client, key).run()
 
@@ -50,12 +51,12 @@ def coordinate(spec: RunSpec) -> dict[str, Any]:
 class Coordinator:
     """One incarnation of a run's coordinator."""
 
-    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: str) -> None:
+    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: Key) -> None:
         self.spec, self.worker, self.client, self.key = spec, worker, client, key
         self.timeout = config.seconds("cluster.timeout")
         self.interval = config.seconds("cluster.topic-interval")
         directory = spec.directory
-        self.incarnation = directory.leases("coordinator").acquire({"key": key, "address": worker.address})
+        self.incarnation = directory.leases("coordinator").acquire({"key": str(key), "address": worker.address})
         self.events = pubsub.subscribe(client, spec.topic)
         self.weights = WeightArray.open(directory.weights)
         self.stamps = self.weights.read_stamps()
@@ -78,7 +79,7 @@ class Coordinator:
     def run(self) -> dict[str, Any]:
         outcome, message = "failed", ""
         try:
-            self._newest(timeout=0.2)
+            self._newest(timeout=self.timeout)
             while not self._done():
                 if not task_is_wanted(self.worker, self.key):
                     outcome = "left"
@@ -186,7 +187,7 @@ class Coordinator:
         if landed.lost:
             if self.parameters is not None and self.parameters.order == landed.order:
                 self.parameters = None
-                self._newest(timeout=0.2)
+                self._newest(timeout=self.timeout)
             return
         tries = self._tries[landed.chunk] = self._tries.get(landed.chunk, 0) + 1
         if isinstance(report, DataError) and self.spec.scoring.skip_bad_chunks:

@@ -5,11 +5,12 @@ A canary test (``tests/test_dask_internals.py``) fails when a release of distrib
 
 from __future__ import annotations
 
+from dask.typing import Key
 from distributed import Worker
 from distributed.core import Status
 
 
-def task_is_wanted(worker: Worker, key: str) -> bool:
+def task_is_wanted(worker: Worker, key: Key) -> bool:
     """Whether the cluster still wants the task that runs under ``key`` on ``worker``.
 
     Nothing interrupts the thread of a Dask task: after a cancel, the death of its client, a

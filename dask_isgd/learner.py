@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import Any
 
+from dask.typing import Key
 from distributed import Client, Future, Worker, get_client, get_worker
 
 from dask_isgd import config, models, pubsub, threads
@@ -46,7 +47,7 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     worker, client = get_worker(), get_client()
     threads.learner(spec.learning.threads or worker.state.nthreads)
     try:
-        return Learner(spec, worker, client, str(worker.get_current_task())).run()
+        return Learner(spec, worker, client, worker.get_current_task()).run()
     finally:
         threads.learner_left()
 
@@ -54,12 +55,12 @@ def learn(spec: RunSpec) -> dict[str, Any]:
 class Learner:
     """One incarnation of a run's learner."""
 
-    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: str) -> None:
+    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: Key) -> None:
         self.spec, self.worker, self.client, self.key = spec, worker, client, key
         self.timeout = config.seconds("cluster.timeout")
         directory = spec.directory
         self.leases = directory.leases("learner")
-        self.incarnation = self.leases.acquire({"key": key, "address": worker.address})
+        self.incarnation = self.leases.acquire({"key": str(key), "address": worker.address})
         self.control = pubsub.subscribe(client, spec.topic)
         self.want = str(directory.control().get("want", "run"))
         self.trainer = Trainer(models.build(spec.model, spec.learning.seed), spec.loss_function, spec.learning)

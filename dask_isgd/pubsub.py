@@ -139,17 +139,27 @@ def publish(
 
 
 def newest(client: Client, variable: str, timeout: float) -> Parameters | None:
-    """The newest published version, or None if there is none within ``timeout`` seconds."""
+    """The newest published version, or None where there is none yet.
+
+    Raises WaitTimeout where nobody has opened the Variable.
+    """
     try:
         future = Variable(variable, client=client).get(timeout=timeout)
-    except TimeoutError:
+    except TimeoutError as error:
+        raise WaitTimeout(f"{variable}: not there within {timeout:g} s; has the run been started?") from error
+    if not isinstance(future, Future):
         return None
     _, incarnation, version, _ = str(future.key).rsplit("-", 3)
     return Parameters(future, int(incarnation), int(version))
 
 
+def open_variable(client: Client, variable: str) -> None:
+    """Make the Variable, with nothing published: asking for one that is not there is an error in the scheduler's log."""
+    Variable(variable, client=client).set(None)
+
+
 def forget(client: Client, variable: str) -> None:
-    """Drop the Variable, and with it the scheduler's hold on the newest version."""
+    """Drop the scheduler's hold on the newest version."""
     Variable(variable, client=client).delete()
 
 

@@ -92,6 +92,7 @@ def start(client: Client, plan: preflight.Plan) -> Run:
         logger.warning("run %s: the cluster has one worker; scoring shares it with the learner", spec.run)
     attempt = time.time_ns() // 1_000_000
     run = Run(client, spec.directory, spec.model)
+    pubsub.open_variable(client, spec.variable)
     learner = for_learner(workers)
     futures = [
         client.submit(learn, spec, key=(f"learn-{spec.run}", attempt), pure=False, priority=10, **learner),
