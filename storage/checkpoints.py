@@ -157,8 +157,10 @@ def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
             raise CheckpointError(
                 f"tensor {name!r}: got {type(values).__name__}, wanted a numpy array under a string name"
             )
+    # safetensors writes an array in its order in memory: a transposed one would come back scrambled.
+    native = {name: np.asarray(values, values.dtype.newbyteorder("="), order="C") for name, values in tensors.items()}
     try:
-        return bytes(safetensors.numpy.save(dict(tensors)))
+        return bytes(safetensors.numpy.save(native))
     except (safetensors.SafetensorError, TypeError, ValueError, KeyError) as error:
         kinds = {name: f"{values.dtype}{list(values.shape)}" for name, values in tensors.items()}
         raise CheckpointError(

@@ -50,7 +50,7 @@ def redact(url: str | Path) -> str:
     if local_path(url) is not None:
         return str(url)
     text = re.sub(r"[?#].*$", "", str(url))
-    return re.sub(r"://[^/@]*@", "://", text)
+    return re.sub(r"://[^/]*@", "://", text)
 
 
 def open_store(url: str | Path, *, read_only: bool, storage_options: StorageOptions = None) -> Store:

@@ -19,6 +19,7 @@ from dask_isgd.storage.stores import (
     StorageOptions,
     consolidate,
     decoding,
+    has_key,
     local_path,
     normalise,
     open_store,
@@ -30,12 +31,11 @@ logger = logging.getLogger(__name__)
 STAMPS_PER_CHUNK = 65_536
 FORMAT_VERSION = 1
 FIELDS = ("version", "incarnation", "time")
-# Whole chunks even if all NaN, and checksums: a flipped bit must not pass for a weight.
+# A checksum: a flipped bit must not pass for a weight.
 _AS_WRITTEN: dict[str, Any] = {
     "compressors": [Crc32cCodec()],
     "filters": None,
     "fill_value": float("nan"),
-    "config": {"write_empty_chunks": True},
 }
 
 
@@ -101,15 +101,16 @@ class WeightArray:
     def _arrays(self) -> tuple[Array, Array]:
         if self._opened is None:
             store = open_store(self.url, read_only=False, storage_options=self._storage_options)
-            try:
-                # Opened one by one: a group's listing warns about other writers' temporary files.
-                weight = zarr.open_array(store, path="weight", mode="r+", config={"write_empty_chunks": True})
-                stamp = zarr.open_array(store, path="stamp", mode="r+", config={"write_empty_chunks": True})
-            except FileNotFoundError:
+            # Asked first: opening a local store for writing creates its folder.
+            if not all(has_key(store, f"{name}/zarr.json") for name in ("weight", "stamp")):
                 raise RunNotFoundError(
                     f"no weights at {redact(self.url)}; wanted a group with 'weight' and 'stamp'. Check the URL"
-                ) from None
-            self._opened = weight, stamp
+                )
+            # One by one: a group's listing warns about other writers' temporary files.
+            self._opened = (
+                zarr.open_array(store, path="weight", mode="r+"),
+                zarr.open_array(store, path="stamp", mode="r+"),
+            )
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""Promises of Leases: every taker gets an incarnation of its own, and the older one hears of it."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from processes import start
+
+from dask_isgd.errors import LearnerFenced
+from dask_isgd.storage import Leases
+
+
+def test_one_after_the_other(tmp_path):
+    leases = Leases(tmp_path / "leases")
+    assert leases.highest() == 0
+    assert [leases.acquire({"host": host}) for host in "abc"] == [1, 2, 3]
+    assert leases.highest() == 3
+    assert leases.owner(2) == {"host": "b"}
+    assert sorted(path.name for path in leases.path.iterdir())[0] == "learner-0001.json"
+    leases.check(3)
+    with pytest.raises(LearnerFenced, match="incarnation 2 is fenced: incarnation 3"):
+        leases.check(2)
+    with pytest.raises(KeyError, match="never taken"):
+        leases.owner(4)
+
+
+def test_roles_are_apart(tmp_path):
+    assert [Leases(tmp_path, role).acquire({}) for role in ("learner", "coordinator", "learner")] == [1, 1, 2]
+    with pytest.raises(ValueError, match="role"):
+        Leases(tmp_path, "../x")
+
+
+def test_beyond_four_digits(tmp_path):
+    (tmp_path / "learner-9999.json").write_text("{}")
+    leases = Leases(tmp_path)
+    assert [leases.acquire({}), leases.acquire({}), leases.highest()] == [10000, 10001, 10001]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]"])
+def test_a_broken_body_counts_all_the_same(tmp_path, body):
+    (tmp_path / "learner-0001.json").write_bytes(body)
+    leases = Leases(tmp_path)
+    assert (leases.owner(1), leases.highest(), leases.acquire({})) == ({}, 1, 2)
+
+
+def test_foreign_files_do_not_count(tmp_path):
+    for name in ("learner-0009.json.bak", ".learner-0009.json.abc.partial", "learner-x.json", "coordinator-0007.json"):
+        (tmp_path / name).touch()
+    assert Leases(tmp_path).highest() == 0
+
+
+def test_threads_at_once(tmp_path):
+    together = threading.Barrier(8)
+
+    def take(i):
+        together.wait(10)
+        return [Leases(tmp_path).acquire({"thread": i}) for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [one for each in pool.map(take, range(8)) for one in each]
+    assert sorted(taken) == list(range(1, 161))
+
+
+TAKER = """
+import json, sys
+from dask_isgd.storage import Leases
+leases = Leases(sys.argv[1])
+print(json.dumps([leases.acquire({"taker": sys.argv[2]}) for _ in range(100)]))
+"""
+
+
+def test_processes_at_once(tmp_path):
+    takers = [start(TAKER, tmp_path, name) for name in "abc"]
+    taken = [json.loads(taker.communicate(timeout=60)[0].splitlines()[-1]) for taker in takers]
+    assert sorted(i for each in taken for i in each) == list(range(1, 301))
+    assert {Leases(tmp_path).owner(i)["taker"] for i in taken[1]} == {"b"}
