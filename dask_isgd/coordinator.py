@@ -12,7 +12,6 @@ import time
 import uuid
 from typing import Any
 
-import numpy as np
 from dask.typing import Key
 from distributed import Client, Worker, get_client, get_worker, secede
 

@@ -103,7 +103,9 @@ class Feed:
         try:
             item = self._ready.get(timeout=self._timeout)
         except queue.Empty:
-            raise WaitTimeout(f"step {step}: no minibatch within {self._timeout:g} s; is the data's store slow?") from None
+            raise WaitTimeout(
+                f"step {step}: no minibatch within {self._timeout:g} s; is the data's store slow?"
+            ) from None
         if isinstance(item, BaseException):
             self._thread = None
             raise item
@@ -124,7 +126,8 @@ class Feed:
     def _put(self, item: Minibatch | BaseException) -> None:
         while not self._stop.is_set():
             try:
-                return self._ready.put(item, timeout=0.5)
+                self._ready.put(item, timeout=0.5)
+                return
             except queue.Full:
                 continue
 

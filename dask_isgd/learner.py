@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import Any
 
+import dask.config
 from dask.typing import Key
 from distributed import Client, Future, Worker, get_client, get_worker
 
@@ -30,10 +31,11 @@ from dask_isgd.training import Trainer
 logger = logging.getLogger(__name__)
 
 COLUMNS = (
-    "step seconds examples loss gradient_norm clipped learning_rate steps_per_second mean_square "
-    "variance_ideal variance_stale variance_uniform gain candidate_gain chunk_gain ideal_gain gate "
-    "effective_sample_size largest_coefficient mean_weight scored mean_age max_age"
-).split()
+    *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
+    *("mean_square", "variance_ideal", "variance_stale", "variance_uniform"),
+    *("gain", "candidate_gain", "chunk_gain", "ideal_gain", "gate"),
+    *("effective_sample_size", "largest_coefficient", "mean_weight", "scored", "mean_age", "max_age"),
+)
 _SAY_EVERY = 0.5
 _PREFETCH = 2
 
@@ -45,7 +47,7 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     stands.
     """
     worker, client = get_worker(), get_client()
-    threads.learner(spec.learning.threads or worker.state.nthreads)
+    threads.learner(spec.learning.threads or dask.config.get("isgd.cluster.learner-threads") or worker.state.nthreads)
     try:
         return Learner(spec, worker, client, worker.get_current_task()).run()
     finally:

@@ -17,7 +17,14 @@ from distributed import Client
 
 from dask_isgd import config, models
 from dask_isgd.config import Learning, Sampling, Scoring
-from dask_isgd.errors import ClusterMismatchError, ConfigError, ModelError, NoLearnerWorkerError, RunExistsError, RunMismatchError
+from dask_isgd.errors import (
+    ClusterMismatchError,
+    ConfigError,
+    ModelError,
+    NoLearnerWorkerError,
+    RunExistsError,
+    RunMismatchError,
+)
 from dask_isgd.norms import NormEngine
 from dask_isgd.placement import LEARNER, workers_of
 from dask_isgd.spec import RunSpec
@@ -167,7 +174,9 @@ def _same(document: Mapping[str, Any], former: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise RunMismatchError(
-            "cannot resume with other data or another model:\n" + "\n".join(wrong[:8]) + "\nUse the run's own, or begin "
+            "cannot resume with other data or another model:\n"
+            + "\n".join(wrong[:8])
+            + "\nUse the run's own, or begin "
             "a new run in another directory"
         )
 
@@ -255,10 +264,14 @@ def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
         ]
     if not wrong:
         for address, answer in _ask(client, _prove, timeout, plan.spec, plan.document).items():
-            wrong += [f"{address}: {answer!r}"] if isinstance(answer, Exception) else [f"{address}: {a}" for a in answer]
+            wrong += (
+                [f"{address}: {answer!r}"] if isinstance(answer, Exception) else [f"{address}: {a}" for a in answer]
+            )
     if wrong:
         raise ClusterMismatchError(
-            "workers cannot take part:\n" + "\n".join(sorted(wrong)[:10]) + "\nWorkers need the same versions, the model "
+            "workers cannot take part:\n"
+            + "\n".join(sorted(wrong)[:10])
+            + "\nWorkers need the same versions, the model "
             "importable, and the data and run directory under the same path or URL (a shared file system or store)"
         )
     return workers

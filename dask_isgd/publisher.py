@@ -9,7 +9,6 @@ import contextvars
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,10 +95,10 @@ class Snapshots:
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A plain dict of contiguous copies on the host, in the tensors' own dtypes."""
-        for index, (buffers, held) in enumerate(self._pool):
-            if not any(ref() is not None for ref in held):
-                del self._pool[index]
-                break
+        free = [entry for entry in self._pool if all(ref() is None for ref in entry[1])]
+        if free:
+            self._pool.remove(free[0])
+            buffers = free[0][0]
         else:
             buffers = {name: torch.empty_like(t, device="cpu").contiguous() for name, t in tensors.items()}
         with torch.no_grad():
@@ -110,8 +109,3 @@ class Snapshots:
         self._pool.append((buffers, [weakref.ref(view) for view in views.values()]))
         del self._pool[:-4]
         return views
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of any kind as Python floats, which is what msgpack and JSON carry."""
-    return {name: float(value) for name, value in values.items()}

@@ -154,7 +154,7 @@ def newest(client: Client, variable: str, timeout: float) -> Parameters | None:
 
 
 def open_variable(client: Client, variable: str) -> None:
-    """Make the Variable, with nothing published: asking for one that is not there is an error in the scheduler's log."""
+    """Make the Variable, with nothing published; to ask for a missing one is an error in the scheduler's log."""
     Variable(variable, client=client).set(None)
 
 

@@ -62,9 +62,7 @@ class _Local:
         self.device = models.device_of(spec.learning.device)
         self.model: nn.Module = models.build(spec.model).to(self.device)
         self.loss = spec.loss_function
-        self.engine = NormEngine(
-            self.model, self.loss, method=spec.scoring.method, train_mode=spec.scoring.train_mode
-        )
+        self.engine = NormEngine(self.model, self.loss, method=spec.scoring.method, train_mode=spec.scoring.train_mode)
         self.prepare = models.Prepare(spec.data, self.device)
         self.held: tuple[int, int] | None = None
 

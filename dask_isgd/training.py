@@ -105,9 +105,7 @@ class Trainer:
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        return Step(
-            total, None if found is None else found.double().cpu().numpy(), mean_square, gradient_norm, clipped
-        )
+        return Step(total, None if found is None else found.double().cpu().numpy(), mean_square, gradient_norm, clipped)
 
     def _backward(
         self,

@@ -152,9 +152,8 @@ def _observe(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int)
         for layer in candidates(model)
     ]
     try:
-        # Leaves behind copies, so that a model may write into its input and still show what it depends on.
-        leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors(inputs)]
-        output = call(model, with_tensors(inputs, [t.clone() if t.requires_grad else t for t in leaves]))
+        leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in tensors(inputs)]
+        output = call(model, with_tensors(inputs, leaves))
         recording = False
         losses = checked_losses(loss, output, targets, size)
     finally:

@@ -21,7 +21,7 @@ from dask_isgd.norms.examples import (
     tensors,
 )
 from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
-from dask_isgd.norms.state import preserved, refuse_coupled
+from dask_isgd.norms.state import preserved, random_state, refuse_coupled, set_random_state
 
 METHODS = ("exact", "bound", "loss")
 
@@ -67,13 +67,13 @@ class NormEngine:
         is not one per example and for models that couple the examples of a batch.
         """
         size = batch_size(inputs, targets)
-        inputs, targets = detached(inputs), detached(targets)
         if size == 0:
             empty = torch.zeros(0, device=tensors(inputs)[0].device)
             return empty, empty.clone()
         step = self.micro_batch or size
         with preserved(self.model, self.train_mode):
             refuse_coupled(self.model)
+            inputs, targets = detached(inputs), detached(targets)
             parts = [
                 self._slice(take(inputs, rows), take(targets, rows), min(size - rows.start, step))
                 for rows in (slice(start, start + step) for start in range(0, size, step))
@@ -119,7 +119,11 @@ class NormEngine:
         """Squares and losses by the plan, made first where there is none; None if the pass did not follow it."""
         structure = structure_of(self.model)
         if self.plan is None or not self.plan.sure or structure != self._structure:
+            before = random_state(self.model)
+            with torch.no_grad():  # errors speak of the user's batch, not of the audit's
+                checked_losses(self.loss, call(self.model, inputs), targets, size)
             self.plan, self._structure = audit(self.model, self.loss, inputs, targets), structure
+            set_random_state(self.model, before)
         plan = self.plan
         squares: Tensor | None = None
         losses: Tensor | None = None

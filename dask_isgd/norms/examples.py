@@ -74,7 +74,8 @@ def batch_size(inputs: Any, targets: Any) -> int:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for a batch."""
+    """The model's output for a batch; it gets copies, as it may write into its inputs and is run again."""
+    inputs = on_tensors(torch.clone, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from dask_isgd.norms.examples import Loss, call, checked_losses, square_norms, take, tensors, wide, with_tensors
+from dask_isgd.norms.examples import (
+    Loss,
+    call,
+    checked_losses,
+    on_tensors,
+    square_norms,
+    take,
+    tensors,
+    wide,
+    with_tensors,
+)
 from dask_isgd.norms.state import frozen
 
 WORKSPACE = 1 << 26
@@ -52,6 +62,7 @@ def squares_by_vmap(
 
 
 def _called(model: nn.Module, parameters: dict[str, Tensor], inputs: Any) -> Any:
+    inputs = on_tensors(torch.clone, inputs)
     if isinstance(inputs, dict):
         return functional_call(model, parameters, (), inputs)
     return functional_call(model, parameters, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
