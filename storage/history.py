@@ -27,7 +27,7 @@ from dask_isgd.storage.stores import Array, StorageOptions, children, decoding, 
 if TYPE_CHECKING:
     import xarray
 
-CHUNK_ROWS = 256
+CHUNK_ROWS = 1024
 
 
 class History:
