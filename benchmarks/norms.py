@@ -1,12 +1,14 @@
 """Exact norms against a training step: throughput of the engine over that of forward and backward.
 
-A training step is forward and backward of the mean loss with kept gradient buffers, no optimizer.
+A training step is forward and backward of the mean loss with kept gradient buffers; zeroing them and the
+optimizer are left out.
 One thread, medians, the two interleaved. Run from the repository: ``python -m benchmarks.norms [--tiny]``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -34,7 +36,7 @@ class Row:
 def mlp(inputs: int, width: int, layers: int, classes: int) -> nn.Module:
     """The paper's network: ``layers`` hidden layers of ``width``, ReLU."""
     sizes = [inputs, *[width] * layers]
-    hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+    hidden = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(width, classes))
 
 
@@ -47,7 +49,7 @@ def measure(model: nn.Module, inputs: Tensor, targets: Tensor, *, repeats: int) 
     scale = torch.full((len(inputs),), 1 / len(inputs))
 
     def train(*, captured: bool = False) -> None:
-        model.zero_grad(set_to_none=False)
+        # Gradients add up in the buffers they have: new ones each step would flatter what is compared.
         with capture_norms(model) if captured else nullcontext() as capture:
             torch.dot(losses_of(model(inputs), targets), scale).backward()
         if capture is not None:

@@ -1,0 +1,121 @@
+"""Norms out of a training step: those of the engine, and the training the same to the bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from norms_oracle import CASES, cross_entropy, mlp, oracle
+from torch import Tensor, nn
+
+from dask_isgd.errors import ModelError
+from dask_isgd.norms import NormEngine, capture_norms
+
+SIZE = 10
+FAST = [name for name, case in CASES.items() if case.fast]
+SLOW = [name for name, case in CASES.items() if not case.fast]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(2)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_norms_are_unscaled_and_exact(name: str) -> None:
+    case = CASES[name]
+    model, x, y = case.model().eval(), case.inputs(SIZE), torch.randint(0, 5, (SIZE,))
+    scale = torch.rand(SIZE) * 3 / SIZE + 0.01
+    wanted = oracle(model, cross_entropy, x, y)
+    for _ in range(2):  # with the audit, and after it
+        with capture_norms(model) as capture:
+            torch.dot(cross_entropy(model(x.clone()), y), scale).backward()
+        norms = capture.norms(scale=scale)
+        assert norms is not None
+        assert norms.dtype == torch.float32
+        assert float(((norms.double() - wanted).abs() / wanted).max()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_none_where_the_backward_pass_does_not_hold_them(name: str) -> None:
+    case = CASES[name]
+    model, x, y = case.model(), case.inputs(SIZE), torch.randint(0, 5, (SIZE,))
+    for _ in range(2):
+        with capture_norms(model) as capture:
+            cross_entropy(model(x), y).sum().backward()
+        assert capture.norms(scale=torch.ones(SIZE)) is None
+
+
+def train(model: nn.Module, x: Tensor, y: Tensor, *, captured: bool) -> list[Tensor]:
+    torch.manual_seed(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    scale = torch.rand(SIZE) / SIZE
+    for _ in range(4):
+        optimizer.zero_grad(set_to_none=False)
+        if captured:
+            with capture_norms(model) as capture:
+                torch.dot(cross_entropy(model(x.clone()), y), scale).backward()
+            capture.norms(scale=scale)
+        else:
+            torch.dot(cross_entropy(model(x.clone()), y), scale).backward()
+        optimizer.step()
+    return [*model.state_dict().values(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_is_the_same_to_the_bit(name: str) -> None:
+    case = CASES[name]
+    plain = case.model().train()
+    watched = copy.deepcopy(plain)
+    x, y = case.inputs(SIZE), torch.randint(0, 5, (SIZE,))
+    for a, b in zip(train(plain, x, y, captured=False), train(watched, x, y, captured=True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_dropout_in_training_norms_are_those_of_the_mask_drawn() -> None:
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, 5)).train()
+    x, y, scale = torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,)), torch.full((SIZE,), 0.1)
+    engine = NormEngine(model, cross_entropy, train_mode=True)
+    for _ in range(2):
+        wanted, _ = engine(x, y)  # draws from a copy of the random state
+        with capture_norms(model) as capture:
+            torch.dot(cross_entropy(model(x.clone()), y), scale).backward()
+        norms = capture.norms(scale=scale)
+        assert norms is not None
+        torch.testing.assert_close(norms, wanted)
+
+
+def raise_after(output: Tensor) -> None:
+    raise ModelError("raised")
+
+
+def test_norms_inside_the_context_and_no_hooks_left() -> None:
+    model, x, y = mlp(), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    with capture_norms(model) as capture:
+        cross_entropy(model(x), y).mean().backward()
+        inside = capture.norms(scale=torch.full((SIZE,), 1 / SIZE))
+    outside = capture.norms(scale=torch.full((SIZE,), 1 / SIZE))
+    assert inside is not None
+    assert outside is not None
+    assert torch.equal(inside, outside)
+    with pytest.raises(ModelError, match="raised"), capture_norms(model):
+        raise_after(model(x))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_two_forward_passes_no_backward_and_another_batch_give_none() -> None:
+    model, x, y = mlp(), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    ones = torch.ones(SIZE)
+    with capture_norms(model) as capture:
+        (cross_entropy(model(x), y) + cross_entropy(model(-x), y)).sum().backward()
+    assert capture.norms(scale=ones) is None
+    with capture_norms(model) as capture:
+        model(x)
+    assert capture.norms(scale=ones) is None
+    with capture_norms(model) as capture:
+        cross_entropy(model(x), y).sum().backward()
+    assert capture.norms(scale=ones[1:]) is None
+    with capture_norms(model) as capture:
+        pass
+    assert capture.norms(scale=ones) is None
