@@ -5,6 +5,8 @@
     engine      gradient_norms, NormEngine: the audit once, then the fast pass and the fallback
     training    capture_norms: the norms of a training step, from its own backward pass
     audit       which parameters the fast rules serve, proved on a few examples -> Plan
+    observe     what one ordinary pass shows of the graph
+    coupling    examples that depend on each other: refused
     capture     hooks that take each layer's term as its gradient arrives
     fallback    one example's gradient at a time: vmap, or a loop
     rules/      one small file per family of layers, in one registry

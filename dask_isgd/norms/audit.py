@@ -21,16 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
-from dask_isgd.norms.capture import Capture, Site, gradient_point
-from dask_isgd.norms.examples import Loss, call, checked_losses, take, tensors, with_tensors
+from dask_isgd.norms.capture import Capture, Site, fast_pass
+from dask_isgd.norms.coupling import close, refuse_changed_losses, refuse_mixed_inputs
+from dask_isgd.norms.examples import Loss, take, tensors
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
-from dask_isgd.norms.rules import RULES
-from dask_isgd.norms.state import frozen, random_state, set_random_state, trainable
+from dask_isgd.norms.observe import Seen, candidates, observe
+from dask_isgd.norms.state import random_state, set_random_state, trainable
 
 logger = logging.getLogger("dask_isgd.norms")
-
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Relative; half precision: 0.1. A wrong rule is off by far more, rounding by far less."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,6 @@ class Plan:
         )
 
 
-def candidates(model: nn.Module) -> dict[str, dict[str, str]]:
-    """Layers that have a rule: their trainable parameters it serves, own name -> name in the model."""
-    names = {id(parameter): name for name, parameter in trainable(model).items()}
-    found = {}
-    for layer, module in model.named_modules():
-        rule = RULES.get(type(module))
-        if rule is None:
-            continue
-        own = {
-            key: names[id(parameter)]
-            for key, parameter in module._parameters.items()
-            if key in rule.parameters and id(parameter) in names
-        }
-        if own:
-            found[layer] = own
-    return found
-
-
 def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
     """The plan for a model in its present mode; call inside ``preserved``.
 
@@ -91,18 +71,22 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
     rows = torch.arange(size) % len(tensors(inputs)[0])
     inputs, targets = take(inputs, rows), take(targets, rows)
     before = random_state(model)
-    seen = _observe(model, loss, inputs, targets, size)
+    seen = observe(model, loss, inputs, targets, size)
     deterministic = all(torch.equal(a, b) for a, b in zip(before, random_state(model), strict=True))
     spots = seen.losses.detach().nan_to_num(0).topk(2).indices.tolist()
     truth = {
         k: dict(zip(parameters, parameter_squares(seen.losses[k], list(parameters.values()), retain=True), strict=True))
         for k in spots
     }
+    refuse_mixed_inputs(model, loss, inputs, targets)
     if deterministic:
-        _refuse_changed_losses(model, loss, inputs, targets, seen.losses.detach(), spots)
+        refuse_changed_losses(model, loss, inputs, targets, seen.losses.detach(), spots)
     own = candidates(model)
     reasons = _unexplained(model, own, seen)
     while True:
+        if reasons and not deterministic:
+            why = "dropout is on, and one pass must serve all parameters"
+            reasons |= {name: why for name in parameters if name not in reasons}
         sites = _sites(own, reasons, seen.calls)
         set_random_state(model, before)
         capture, wrong = _spot_check(model, loss, inputs, targets, sites, truth, own)
@@ -123,87 +107,7 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
     )
 
 
-@dataclass
-class _Seen:
-    """What one ordinary forward pass, with gradients of the parameters on, showed."""
-
-    losses: Tensor
-    calls: Counter[str]
-    """Calls of each layer that the losses depend on."""
-    edges: Counter[int]
-    """Uses of each parameter in the graph of the losses, by id."""
-    mixed: dict[str, str]
-    """Layers whose output rows are not the examples, and why."""
-
-
-def _observe(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) -> _Seen:
-    """Run the audit's batch and look at the graph; ModelError if a loss depends on another example's rows."""
-    outputs: list[tuple[str, Tensor, torch.Size, Any]] = []
-    recording = True
-
-    def watch(layer: str, module: nn.Module, args: Any, output: Any) -> None:
-        if recording and isinstance(output, Tensor):
-            point = gradient_point(output)
-            outputs.append((layer, point, output.shape, point.grad_fn))
-
-    modules = dict(model.named_modules())
-    handles = [
-        modules[layer].register_forward_hook(lambda m, a, o, layer=layer: watch(layer, m, a, o), prepend=True)
-        for layer in candidates(model)
-    ]
-    try:
-        leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in tensors(inputs)]
-        output = call(model, with_tensors(inputs, leaves))
-        recording = False
-        losses = checked_losses(loss, output, targets, size)
-    finally:
-        for handle in handles:
-            handle.remove()
-    edges, nodes = _edges(losses)
-    if not edges.keys() & {id(parameter) for parameter in model.parameters()}:
-        raise ModelError(
-            "the loss depends on no trainable parameter: got a graph that is cut, wanted losses computed from the "
-            "model's output without detach(), item(), numpy() or no_grad()"
-        )
-    watched = [("", t, t.shape) for t in (*tensors(output), *leaves) if t.requires_grad]
-    watched += [(layer, point, shape) for layer, point, shape, node in outputs if node in nodes]
-    calls = Counter(layer for layer, _, _, node in outputs if node in nodes)
-    mixed: dict[str, str] = {}
-    for layer, _, shape in watched:
-        if layer and (not shape or shape[0] != size):
-            mixed[layer] = f"its output has shape {tuple(shape)}, which does not lead with the batch ({size})"
-    k = size - 1
-    gradients = torch.autograd.grad(losses[k], [t for _, t, _ in watched], allow_unused=True, retain_graph=True)
-    for (layer, _, shape), gradient in zip(watched, gradients, strict=True):
-        if gradient is None or layer in mixed or not shape or shape[0] != size:
-            continue
-        others = gradient.reshape(shape)[:k]
-        if bool(((others != 0) & ~others.isnan()).any()):
-            if not layer:
-                raise _coupled("one example's loss has a gradient with respect to another example")
-            mixed[layer] = "one example's loss depends on other rows of its output"
-    return _Seen(losses, calls, edges, mixed)
-
-
-def _edges(losses: Tensor) -> tuple[Counter[int], dict[Any, None]]:
-    """Edges into each parameter's AccumulateGrad node, by the parameter's id; and every node."""
-    nodes: dict[Any, None] = {}
-    edges: Counter[int] = Counter()
-    ahead = [losses.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in nodes:
-            continue
-        nodes[node] = None
-        for following, _ in node.next_functions:
-            if following is not None and hasattr(following, "variable"):
-                edges[id(following.variable)] += 1
-            else:
-                ahead.append(following)
-    return edges, nodes
-
-
-def _unexplained(model: nn.Module, own: dict[str, dict[str, str]], seen: _Seen) -> dict[str, str]:
+def _unexplained(model: nn.Module, own: dict[str, dict[str, str]], seen: Seen) -> dict[str, str]:
     """The parameters no captured calls explain, and why."""
     captured: Counter[str] = Counter()
     home: dict[str, str] = {}
@@ -237,22 +141,6 @@ def _sites(own: dict[str, dict[str, str]], reasons: dict[str, str], calls: Count
         if fast:
             sites.append(Site(layer, alone, shared))
     return tuple(sites)
-
-
-def fast_pass(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, sites: tuple[Site, ...], size: int
-) -> tuple[Capture, Tensor]:
-    """One forward and backward pass that forms no weight gradient: the terms, and the losses (B,)."""
-    capture = Capture(model, sites)
-    with frozen(model), capture.watching():
-        capture.recording = True
-        output = call(model, inputs)
-        capture.recording = False
-        losses = checked_losses(loss, output, targets, size)
-        if losses.requires_grad:
-            torch.autograd.grad(losses, capture.anchor, torch.ones_like(losses), allow_unused=True)
-        capture.finish()
-    return capture, losses.detach()
 
 
 def _spot_check(
@@ -292,36 +180,6 @@ def _spot_check(
 
 def _fast(site: Site) -> list[str]:
     return [*site.alone, *(site.shared or ())]
-
-
-def close(got: float, wanted: float, inputs: Any, model: nn.Module, *, floor: float = 0.0) -> bool:
-    """Whether two numbers agree to what the dtype can tell, squares at that; non-finite agrees with non-finite."""
-    dtypes = {t.dtype for t in (*model.parameters(), *tensors(inputs)) if t.is_floating_point()}
-    tolerance = max((TOLERANCE.get(dtype, 0.1) for dtype in dtypes), default=1e-3)
-    if not (abs(got) < float("inf") and abs(wanted) < float("inf")):
-        return not (abs(got) < float("inf")) and not (abs(wanted) < float("inf"))
-    return abs(got - wanted) <= 2 * tolerance * abs(wanted) + floor
-
-
-def _refuse_changed_losses(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, losses: Tensor, spots: list[int]
-) -> None:
-    """ModelError if two examples have other losses in a batch of their own."""
-    rows = torch.tensor(spots)
-    with torch.no_grad():
-        apart = checked_losses(loss, call(model, take(inputs, rows)), take(targets, rows), len(spots))
-    scale = float(losses.abs().nan_to_num(0, 0, 0).max())
-    for k, value in zip(spots, apart.tolist(), strict=True):
-        if not close(value, float(losses[k]), inputs, model, floor=1e-3 * scale):
-            raise _coupled(f"an example's loss is {float(losses[k]):.6g} in one batch and {value:.6g} in another")
-
-
-def _coupled(found: str) -> ModelError:
-    return ModelError(
-        f"got a model or a loss that couples the examples of a batch ({found}): no example has a gradient of its own. "
-        "Wanted a loss of each example that depends on nothing else in the batch: take out statistics over the "
-        "batch (batch normalisation in train mode, contrastive or in-batch terms)"
-    )
 
 
 def _vmap_fits(

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.examples import Loss, call, checked_losses, square_norms, wide
 from dask_isgd.norms.rules import RULES, Kept, Rule
+from dask_isgd.norms.state import frozen
 
 WORKSPACE = 1 << 24
 """Elements of materialised gradients at a time (64 MB in float32)."""
@@ -149,6 +150,22 @@ class Capture:
         for term in self.terms.values():
             total += term.to(device)
         return total
+
+
+def fast_pass(
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, sites: tuple[Site, ...], size: int
+) -> tuple[Capture, Tensor]:
+    """One forward and backward pass that forms no weight gradient: the terms, and the losses (B,)."""
+    capture = Capture(model, sites)
+    with frozen(model), capture.watching():
+        capture.recording = True
+        output = call(model, inputs)
+        capture.recording = False
+        losses = checked_losses(loss, output, targets, size)
+        if losses.requires_grad:
+            torch.autograd.grad(losses, capture.anchor, torch.ones_like(losses), allow_unused=True)
+        capture.finish()
+    return capture, losses.detach()
 
 
 def gradient_point(output: Tensor) -> Tensor:
