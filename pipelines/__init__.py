@@ -22,7 +22,7 @@ def _digits() -> Recipe:
         data="digits",
         model="dask_isgd.pipelines.models:digits",
         learning=Learning(
-            steps=2000, batch_size=32, learning_rate=0.05, publish_every=20, report_every=10, evaluate_every=100
+            steps=800, batch_size=64, learning_rate=0.1, publish_every=20, report_every=10, evaluate_every=100
         ),
         # So few examples that the gate would hardly have opened by the end of the run.
         sampling=Sampling(gate="open"),

@@ -18,7 +18,6 @@ import click
 from dask_isgd.errors import IsgdError
 from dask_isgd.pipelines import PIPELINES, Recipe, load_recipe
 
-
 _DEBUG = "dask_isgd.debug"
 
 

@@ -48,8 +48,8 @@ def mlp(sizes: Sequence[int], *, first: nn.Module | None = None) -> nn.Sequentia
 
 
 def digits() -> nn.Sequential:
-    """64-128-128-10 for the 8×8 digits of scikit-learn."""
-    return mlp([64, 128, 128, 10])
+    """64-512-10 for the 8×8 digits of scikit-learn."""
+    return mlp([64, 512, 10])
 
 
 def fashion_mnist() -> nn.Sequential:

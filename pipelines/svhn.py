@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.errors import DataError
+from dask_isgd.errors import DataError, LengthMismatchError
 from dask_isgd.pipelines.prepared import prepare as prepare_once
 from dask_isgd.pipelines.sources import Source
 from dask_isgd.storage import write_dataset
@@ -52,7 +52,8 @@ def prepare(url: str, *, source: str | None = None) -> str:
 def _write(path: str, source: str | None) -> None:
     files = SOURCE.find(source)
     train, extra = files["train_32x32.mat"], files["extra_32x32.mat"]
-    labels = np.concatenate([_labels(train), _labels(extra)])
+    parts = [_labels(train), _labels(extra)]
+    labels, counts = np.concatenate(parts), [len(part) for part in parts]
     order = np.random.default_rng(SEED).permutation(len(labels))
     held = max(1, round(VALIDATION_SHARE * len(labels)))
     if held >= len(labels):
@@ -63,20 +64,19 @@ def _write(path: str, source: str | None) -> None:
         place = np.empty(len(labels), np.int64)
         place[order] = np.arange(len(labels))
         start = 0
-        for file in (train, extra):
-            for rows in _blocks(_images(file)):
+        for file, count in zip((train, extra), counts, strict=True):
+            for rows in _blocks(_images(file, count)):
                 images[place[start : start + len(rows)]] = rows
                 start += len(rows)
-        if start != len(labels):
-            raise DataError(f"svhn: got {start:,} images and {len(labels):,} labels; get the files anew")
         mean, std = pixel_statistics(images[held:])
         normalisation = {"image": {"mean": mean, "std": std}}
         shuffled = labels[order]
         _split(path, "train", images[held:], shuffled[held:], normalisation)
         _split(path, "validation", images[:held], shuffled[:held], normalisation)
         del images
-    test = files["test_32x32.mat"]
-    _split(path, "test", np.ascontiguousarray(_images(test)), _labels(test), normalisation)
+    test_labels = _labels(files["test_32x32.mat"])
+    test_images = np.ascontiguousarray(_images(files["test_32x32.mat"], len(test_labels)))
+    _split(path, "test", test_images, test_labels, normalisation)
 
 
 def pixel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -128,11 +128,13 @@ def _load(path: Path, variable: str) -> NDArray[Any]:
     return array
 
 
-def _images(path: Path) -> NDArray[np.uint8]:
+def _images(path: Path, count: int) -> NDArray[np.uint8]:
     """(N, 3, 32, 32), a view: in MATLAB's order of (32, 32, 3, N) an example lies in one piece."""
     images = _load(path, "X")
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
         raise DataError(f"{path}: got X {images.dtype}{images.shape}, wanted uint8(32, 32, 3, N)")
+    if images.shape[3] != count:
+        raise LengthMismatchError(f"{path}: got X of {images.shape[3]} examples, y of {count}; get the file anew")
     return images.transpose(3, 2, 0, 1)
 
 
@@ -140,5 +142,6 @@ def _labels(path: Path) -> NDArray[np.int64]:
     """(N,), with the file's 10 for the digit 0 made 0."""
     labels = _load(path, "y").ravel()
     if labels.size == 0 or labels.min() < 1 or labels.max() > 10:
-        raise DataError(f"{path}: got labels {labels.min(initial=0)} to {labels.max(initial=0)}, wanted 1 to 10")
+        got = f"labels {labels.min()} to {labels.max()}" if labels.size else "no labels"
+        raise DataError(f"{path}: got {got}, wanted 1 to 10")
     return (labels % 10).astype(np.int64)

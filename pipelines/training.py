@@ -225,9 +225,8 @@ def _signals() -> Iterator[None]:
 def _stop(run: Any, run_dir: str) -> None:
     """Stop in order: the learner commits its last step. A second Ctrl-C leaves at once."""
     click.echo("stopping: the learner commits a checkpoint (Ctrl-C again to leave at once)", err=True)
-    run.stop()
     try:
-        run.wait(timeout=_STOP_SECONDS)
+        run.stop(timeout=_STOP_SECONDS)
     except IsgdError as error:
         click.echo(f"{error}", err=True)
     click.echo(f"stopped; go on with --run {run_dir} --resume", err=True)

@@ -1,0 +1,193 @@
+"""The command line: usage, errors before any cluster, exit codes, what goes to which stream."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dask_isgd.pipelines import training
+from dask_isgd.pipelines.cli import isgd
+from dask_isgd.storage import Dataset, History, RunDirectory, write_dataset
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory, and no cluster whatever happens."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "_cluster", lambda options: pytest.fail("a cluster was started"))
+    return tmp_path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(isgd, [str(a) for a in arguments])
+
+
+def make_run(folder, *, rows=30):
+    directory = RunDirectory(folder)
+    directory.create({"run": "abc", "config": {"learning": {"steps": 600}, "sampling": {"uniform": False}}})
+    columns = ["seconds", "loss", "gain", "variance_ideal", "variance_stale", "variance_uniform", "gate", "mean_age"]
+    history = History.create(directory.history, "learner-0001", columns, max(rows, 1))
+    for i in range(rows):
+        values = {"seconds": i / 10, "loss": 2 / (i + 1), "gain": 1.5, "gate": 1.0, "mean_age": 20.0}
+        traces = {"variance_ideal": 1.0, "variance_stale": 4.0, "variance_uniform": 9.0}
+        history.append({"step": 20.0 * (i + 1), **values, **traces})
+    history.flush()
+    return directory
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((), "Usage"),
+            (("prepare", "imagenet"), "'imagenet' is not one of 'digits', 'fashion-mnist', 'svhn'"),
+            (("train", "digit"), "Did you mean 'digits'?"),
+            (("train", "imagenet"), "Wanted digits, fashion-mnist, svhn or a RECIPE.yaml"),
+            (("train", "missing.yaml"), "there is no file 'missing.yaml'"),
+            (("train", "digits", "--workers", "0"), "0 is not in the range x>=1"),
+            (("train", "digits", "--workers", "2", "--scheduler", "tcp://x:1"), "exclude each other"),
+            (("train", "digits", "--resume", "--overwrite", "--run", "r"), "exclude each other"),
+            (("train", "digits", "--uniform", "--exact"), "exclude each other"),
+            (("train", "digits", "--resume"), "--resume needs --run"),
+            (("plot", "r", "--to", "picture.bmp"), "wanted a file ending in .png"),
+        ],
+    )
+    def test_bad_usage_is_2(self, here, arguments, message):
+        result = invoke(*arguments)
+        assert result.exit_code == 2
+        assert message in result.output
+        assert list(here.iterdir()) == []
+
+    @pytest.mark.parametrize("command", ["prepare", "train", "status", "plot"])
+    def test_every_command_has_help(self, command):
+        result = invoke(command, "--help")
+        assert result.exit_code == 0
+        assert "--debug" in result.output
+
+
+class TestErrors:
+    """One message on stderr, exit code 1, nothing on stdout, and no cluster."""
+
+    def check(self, result, *parts):
+        assert result.exit_code == 1, result.output
+        assert result.stdout == ""
+        assert result.stderr.startswith("Error: ")
+        assert "Traceback" not in result.stderr
+        for part in parts:
+            assert part in result.stderr
+
+    def test_recipe(self, here):
+        (here / "r.yaml").write_text("data: digits\nlearning: {step: 5}\nsampling: {gate: ajar}\n")
+        result = invoke("train", "r.yaml", "--json")
+        self.check(result, "r.yaml", "unknown key 'step'; did you mean 'steps'?", "Sampling.gate: got 'ajar'")
+
+    def test_data(self, here):
+        (here / "r.yaml").write_text("data: nowhere.zarr\nmodel: torch.nn:Identity\nlearning: {steps: 5}\n")
+        self.check(invoke("train", "r.yaml"), "nowhere.zarr")
+
+    def test_model(self, here):
+        (here / "r.yaml").write_text("data: digits\nmodel: no.such:thing\n")
+        self.check(invoke("train", "r.yaml"), "no.such:thing")
+
+    def test_files_that_are_missing(self, here):
+        result = invoke("prepare", "fashion-mnist", "--from", here)
+        self.check(result, "t10k-images-idx3-ubyte.gz", "apt install dataset-fashion-mnist")
+
+    def test_split(self, here):
+        arrays = {"x": np.zeros((8, 2), np.float32), "y": np.zeros(8, np.int64)}
+        write_dataset(here / "a.zarr", "train", arrays, inputs="x", target="y", chunk_size=4)
+        (here / "r.yaml").write_text("data: a.zarr\nmodel: torch.nn:Identity\nvalidation: test\nlearning: {steps: 5}\n")
+        self.check(invoke("train", "r.yaml"), "test", "train")
+
+    def test_a_run_that_exists(self, here):
+        make_run(here / "r")
+        self.check(invoke("train", "digits", "--run", "r"), "holds a run already")
+
+    @pytest.mark.parametrize("command", ["status", "plot"])
+    def test_no_run(self, here, command):
+        self.check(invoke(command, "nothing"), "no run.json")
+
+    def test_debug_shows_the_traceback(self, here):
+        result = invoke("status", "nothing", "--debug")
+        assert type(result.exception).__name__ == "RunNotFoundError"
+
+    def test_a_scheduler_that_does_not_answer(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
+        result = run_process("train", "digits", "--scheduler", "tcp://127.0.0.1:9", cwd=tmp_path)
+        assert result.returncode == 1
+        assert result.stdout == ""
+        assert "no Dask scheduler answers at 'tcp://127.0.0.1:9'" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "runs").exists()
+
+
+class TestPrepare:
+    def test_prints_where(self, here):
+        result = invoke("prepare", "digits")
+        assert (result.exit_code, result.stdout) == (0, "data/digits.zarr\n"), result.output
+        assert len(Dataset(here / "data" / "digits.zarr")) == 1438
+        assert invoke("prepare", "digits").exit_code == 0
+        assert invoke("prepare", "digits", "--to", "other.zarr").stdout == "other.zarr\n"
+
+
+class TestStatusAndPlot:
+    def test_status(self, here):
+        make_run(here / "r")
+        result = invoke("status", "r")
+        assert result.exit_code == 0, result.output
+        for part in ("step 600 of 600", "1.50×", "1 / 2 / 3", "last report"):
+            assert part in result.stdout
+
+    def test_status_of_a_run_that_has_only_begun(self, here):
+        make_run(here / "r", rows=0)
+        result = invoke("status", "r")
+        assert result.exit_code == 0, result.output
+        assert "step 0 of 600" in result.stdout
+
+    def test_status_as_json(self, here):
+        make_run(here / "r")
+        values = json.loads(invoke("status", "r", "--json").stdout)
+        assert (values["step"], values["of"], values["finished"]) == (600, 600, False)
+        assert values["variance"] == {"ideal": 1.0, "stale": 4.0, "uniform": 9.0}
+
+    @pytest.mark.parametrize(("to", "start"), [(None, b"\x89PNG"), ("a/b.svg", b"<?xml"), ("c.pdf", b"%PDF")])
+    def test_plot(self, here, to, start):
+        make_run(here / "r")
+        result = invoke("plot", "r", *(["--to", to] if to else []))
+        assert result.exit_code == 0, result.output
+        path = here / result.stdout.strip()
+        assert path.read_bytes().startswith(start)
+        assert [p.name for p in path.parent.glob(".*.partial*")] == []
+
+
+class TestJson:
+    def test_is_one_strict_line(self):
+        line = training.as_json({"a": float("nan"), "b": {"c": float("inf"), "d": 1.5}, "e": "x\ny", "f": None})
+        assert "\n" not in line
+        assert json.loads(line) == {"a": None, "b": {"c": None, "d": 1.5}, "e": "x\ny", "f": None}
+
+
+def run_process(*arguments, cwd):
+    # Where the package is not installed, its folder is on the path of this process only.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "dask_isgd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment)
+
+
+class TestProcess:
+    def test_module(self, tmp_path):
+        result = run_process("prepare", "digits", cwd=tmp_path)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "data/digits.zarr\n", "")
+
+    def test_interrupts_have_their_codes(self, here, monkeypatch):
+        from dask_isgd.pipelines.cli import Terminated
+
+        for error, code in ((KeyboardInterrupt, 128 + signal.SIGINT), (Terminated, 128 + signal.SIGTERM)):
+            monkeypatch.setattr(training, "default_data", lambda name, error=error: (_ for _ in ()).throw(error))
+            assert invoke("prepare", "digits").exit_code == code
