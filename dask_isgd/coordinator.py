@@ -34,6 +34,7 @@ _ALIVE_EVERY = 1.0
 _POLL = 0.05
 _TRIES = 3
 _PAIRS_PER_EVENT = 60
+_RATE_OVER = 5.0
 
 
 def coordinate(spec: RunSpec) -> dict[str, Any]:
@@ -200,21 +201,7 @@ class Coordinator:
         now = time.monotonic()
         complete = bool(self._fresh) and len(self.flight) == 0
         if self._fresh and (now - self._said >= self.interval or (complete and self.spec.learning.exact)):
-            self._said = now
-            self._recent = [(t, n) for t, n in self._recent if now - t < 5]
-            began = self._recent[0][0] if self._recent else now
-            rate = sum(n for _, n in self._recent) / max(now - began, 0.25)
-            for first in range(0, len(self._fresh), _PAIRS_PER_EVENT):
-                self._say(
-                    Scored(
-                        run=self.spec.run,
-                        incarnation=self.incarnation,
-                        chunks=self._fresh[first : first + _PAIRS_PER_EVENT],
-                        examples=self.examples,
-                        per_second=float(f"{rate:.6g}"),
-                    )
-                )
-            self._fresh = []
+            self._announce()
         if self._dirty and now - self._stamped >= _STAMPS_EVERY:
             self._stamp()
         if now - self._alive >= _ALIVE_EVERY:
@@ -227,6 +214,24 @@ class Coordinator:
                     address=self.worker.address,
                 )
             )
+
+    def _announce(self) -> None:
+        """Name the chunks rewritten since the last time."""
+        now = self._said = time.monotonic()
+        self._recent = [(t, n) for t, n in self._recent if now - t < _RATE_OVER]
+        began = self._recent[0][0] if self._recent else now
+        rate = sum(n for _, n in self._recent) / max(now - began, self.interval)
+        for first in range(0, len(self._fresh), _PAIRS_PER_EVENT):
+            self._say(
+                Scored(
+                    run=self.spec.run,
+                    incarnation=self.incarnation,
+                    chunks=self._fresh[first : first + _PAIRS_PER_EVENT],
+                    examples=self.examples,
+                    per_second=float(f"{rate:.6g}"),
+                )
+            )
+        self._fresh = []
 
     def _stamp(self) -> None:
         self._stamped, self._dirty = time.monotonic(), False
@@ -245,6 +250,8 @@ class Coordinator:
             self.evaluations.close()
             if self._dirty:
                 self._stamp()
+            if self._fresh:
+                self._announce()
             if outcome == "finished":
                 pubsub.forget(self.client, self.spec.variable)
         except (OSError, IsgdError):

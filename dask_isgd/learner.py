@@ -275,7 +275,7 @@ class Learner:
         due = time.monotonic() - self._committed >= learning.checkpoint_seconds
         if learning.checkpoint_steps is not None:
             due = due or self.step - self._committed_step >= learning.checkpoint_steps
-        if not due or self.committer.busy:
+        if not due or self.committer.busy or self.step >= learning.steps:
             return
         if learning.exact:
             assert self._boundary is not None

@@ -95,10 +95,12 @@ class Snapshots:
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A plain dict of contiguous copies on the host, in the tensors' own dtypes."""
-        free = [entry for entry in self._pool if all(ref() is None for ref in entry[1])]
-        if free:
-            self._pool.remove(free[0])
-            buffers = free[0][0]
+        kind = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+        for index, (buffers, held) in enumerate(self._pool):
+            same = kind == {name: (b.shape, b.dtype) for name, b in buffers.items()}
+            if same and all(ref() is None for ref in held):
+                del self._pool[index]
+                break
         else:
             buffers = {name: torch.empty_like(t, device="cpu").contiguous() for name, t in tensors.items()}
         with torch.no_grad():

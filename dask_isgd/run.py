@@ -209,6 +209,9 @@ class Run:
             if progress is not None and time.monotonic() - said >= 0.5:
                 said = time.monotonic()
                 progress(self.latest)
+        grace = min(deadline, time.monotonic() + config.seconds("cluster.timeout"))
+        while self._learner is not None and self._learner.status == "pending":  # its last event came first
+            self._pause(grace, "the learner's end")
         self._raise(self._learner)
         grace = min(deadline, time.monotonic() + config.seconds("cluster.timeout"))
         while self._coordinating():
