@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -64,8 +65,11 @@ def measure(model: nn.Module, inputs: Tensor, targets: Tensor, *, repeats: int) 
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for run in work.values():  # audits, buffers, caches
         run()
+    order, shuffler = list(work), random.Random(0)
     for _ in range(repeats):
-        for name, run in work.items():
+        shuffler.shuffle(order)  # what ran before leaves its caches: always the same order favours some
+        for name in order:
+            run = work[name]
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
