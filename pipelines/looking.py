@@ -38,7 +38,7 @@ def status(run: str, *, as_json: bool = False) -> None:
         click.echo(line({**summary, "step": step, "of": steps, "finished": _finished(found)}))
         return
     where = "finished" if _finished(found) else f"step {step:,} of {steps:,}"
-    display.print_summary({**summary, "run": run, "status": where, "steps": steps}, sys.stdout)
+    display.print_summary({**summary, "run": run, "status": where, "steps": None}, sys.stdout)
     if found is not None:
         click.echo(f"newest checkpoint {found.name}")
     if not _finished(found):
