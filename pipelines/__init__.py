@@ -64,7 +64,7 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
             ),
             Pipeline(
                 name="fashion-mnist",
-                about="70,000 images of clothes, 28×28; trains in a minute or two",
+                about="70,000 images of clothes, 28×28; trains in minutes",
                 module="dask_isgd.pipelines.fashion_mnist",
                 make_recipe=_fashion_mnist,
             ),
