@@ -130,9 +130,9 @@ class Coordinator:
         elif isinstance(event, Progress):
             self.scorers.learner = event.address
         elif isinstance(event, Control):
-            self.paused = event.want == "pause"
-        elif isinstance(event, Ended) and event.role == "learner" and event.outcome not in ("left", "fenced"):
-            self.ended = event
+            self.paused = event.want == "pause" and event.attempt == self.spec.attempt
+        elif isinstance(event, Ended) and event.role == "learner" and event.attempt == self.spec.attempt:
+            self.ended = event if event.outcome not in ("left", "fenced") else None
 
     def _newest(self, timeout: float) -> None:
         """Take the newest version; an older incarnation is not heard after a younger one."""
@@ -261,6 +261,7 @@ class Coordinator:
                 Ended(
                     run=self.spec.run,
                     incarnation=self.incarnation,
+                    attempt=self.spec.attempt,
                     role="coordinator",
                     outcome=outcome,
                     step=self.parameters.version if self.parameters is not None else 0,

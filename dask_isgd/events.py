@@ -87,6 +87,8 @@ class Ended(Event):
     """A long task of the run came to its end."""
 
     kind: ClassVar[str] = "ended"
+    attempt: int
+    """Which start of the run is meant: the scheduler remembers the events of earlier ones."""
     role: str
     """``"learner"`` or ``"coordinator"``."""
     outcome: str
@@ -100,6 +102,7 @@ class Control(Event):
     """What the user wants: ``"run"``, ``"pause"`` or ``"stop"``."""
 
     kind: ClassVar[str] = "control"
+    attempt: int
     want: str
 
 

@@ -115,6 +115,7 @@ class Learner:
                 Ended(
                     run=self.spec.run,
                     incarnation=self.incarnation,
+                    attempt=self.spec.attempt,
                     role="learner",
                     outcome=outcome,
                     step=self.step,
@@ -187,12 +188,14 @@ class Learner:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Control):
-            self.want = event.want
+            if event.attempt == self.spec.attempt:
+                self.want = event.want
         elif isinstance(event, Scored):
             for chunk, version in event.chunks:
                 self.reader.want(chunk, version)
-        elif isinstance(event, Ended) and event.role == "coordinator" and event.outcome == "failed":
-            self.want = "stop"
+        elif isinstance(event, Ended) and (event.role, event.outcome) == ("coordinator", "failed"):
+            if event.attempt == self.spec.attempt:
+                self.want = "stop"
 
     # Publication and rounds -----------------------------------------------------------------
 

@@ -112,6 +112,7 @@ def check(
         scoring=scoring,
         sampling=sampling,
         chunk=document["chunk"],
+        attempt=time.time_ns() // 1_000_000,
         detach=detach,
     )
     return Plan(spec, document, resume, overwrite)
@@ -198,11 +199,11 @@ def create(plan: Plan) -> None:
     if plan.resume:
         directory.sweep()
         directory.update(plan.document)
-        directory.set_control(want="run")
+        directory.set_control(want="run", attempt=plan.spec.attempt)
         return
     directory.create(plan.document, overwrite=plan.overwrite)
     WeightArray.create(directory.weights, plan.spec.examples, plan.spec.chunk)
-    directory.set_control(want="run")
+    directory.set_control(want="run", attempt=plan.spec.attempt)
 
 
 def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:

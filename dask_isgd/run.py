@@ -90,16 +90,17 @@ def start(client: Client, plan: preflight.Plan) -> Run:
     spec = plan.spec
     if len(workers) == 1:
         logger.warning("run %s: the cluster has one worker; scoring shares it with the learner", spec.run)
-    attempt = time.time_ns() // 1_000_000
     run = Run(client, spec.directory, spec.model)
+    for _ in run._events.drain():  # those of earlier starts
+        pass
     pubsub.open_variable(client, spec.variable)
     learner = for_learner(workers)
     futures = [
-        client.submit(learn, spec, key=(f"learn-{spec.run}", attempt), pure=False, priority=10, **learner),
+        client.submit(learn, spec, key=(f"learn-{spec.run}", spec.attempt), pure=False, priority=10, **learner),
         client.submit(
             coordinate,
             spec,
-            key=(f"coordinate-{spec.run}", attempt),
+            key=(f"coordinate-{spec.run}", spec.attempt),
             pure=False,
             priority=20,
             **for_coordinator(workers, learner),
@@ -291,7 +292,9 @@ class Run:
 
     def _want(self, want: str) -> None:
         self.directory.set_control(want=want)
-        pubsub.announce(self._client, topic_of(self.name), Control(run=self.name, incarnation=0, want=want))
+        attempt = int(self.directory.control()["attempt"])
+        control = Control(run=self.name, incarnation=0, attempt=attempt, want=want)
+        pubsub.announce(self._client, topic_of(self.name), control)
 
     def model(self) -> nn.Module:
         """The model with the parameters of the newest checkpoint, in eval mode."""

@@ -27,6 +27,8 @@ class RunSpec:
     sampling: Sampling
     chunk: int
     """Examples a scoring chunk."""
+    attempt: int
+    """Number of this start of the run; each ``fit`` has its own, greater than those before."""
     detach: bool = False
     storage_options: dict[str, Any] | None = None
 

@@ -144,7 +144,9 @@ def parameters_and_history(run: isgd.Run) -> tuple[dict[str, bytes], dict[str, b
     )
 
 
-@pytest.mark.parametrize("sampling", [OPEN, isgd.Sampling(), isgd.Sampling(uniform=True)], ids=["open", "auto", "uniform"])
+@pytest.mark.parametrize(
+    "sampling", [OPEN, isgd.Sampling(), isgd.Sampling(uniform=True)], ids=["open", "auto", "uniform"]
+)
 def test_exact_runs_of_one_seed_are_the_same_bits(client, digits, tmp_path, sampling):
     ends = []
     for name in ("first", "second"):
