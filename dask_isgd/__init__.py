@@ -24,6 +24,7 @@ _HOME = {
     "gradient_variance": "variance",
     "Variance": "variance",
     "LocalCluster": "clusters",
+    "Dataset": "storage",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dask_isgd.run import fit as fit
     from dask_isgd.sampling import Draw as Draw
     from dask_isgd.sampling import ImportanceSampler as ImportanceSampler
+    from dask_isgd.storage import Dataset as Dataset
     from dask_isgd.variance import Variance as Variance
     from dask_isgd.variance import gradient_variance as gradient_variance
 

@@ -1,0 +1,39 @@
+"""The public surface, and what it costs to import it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import dask_isgd as isgd
+
+PUBLIC = (
+    "Dataset Draw ImportanceSampler Learning LocalCluster Run Sampling Scoring Variance __version__ attach fit "
+    "gradient_norms gradient_variance"
+).split()
+
+
+def test_the_public_names():
+    assert sorted(isgd.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(isgd, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        isgd.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("code", "blocked"),
+    [
+        ("import dask_isgd; dask_isgd.Sampling(); dask_isgd.ImportanceSampler", "torch distributed zarr"),
+        ("import dask_isgd; dask_isgd.gradient_variance", "torch distributed zarr"),
+        ("from dask_isgd.storage import Dataset, WeightArray, History, Checkpoints", "torch distributed"),
+        ("from dask_isgd.pipelines import PIPELINES; assert PIPELINES['digits'].recipe", "torch"),
+        ("from dask_isgd import plots, display, events", "torch distributed"),
+        ("import dask_isgd; dask_isgd.gradient_norms", "distributed zarr"),
+    ],
+)
+def test_what_each_part_can_do_without(code, blocked):
+    guard = f"import sys\nfor name in {blocked.split()!r}: sys.modules[name] = None\n"
+    subprocess.run([sys.executable, "-c", guard + code], check=True, timeout=60)
