@@ -19,9 +19,10 @@ from dask_isgd import config, pubsub
 from dask_isgd.dask_internals import task_is_wanted
 from dask_isgd.errors import DataError, IsgdError
 from dask_isgd.evaluating import Evaluations
-from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Progress, Published, Scored
+from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Portrait, Progress, Published, Scored
 from dask_isgd.flight import Flight, Landed
 from dask_isgd.placement import Scorers
+from dask_isgd.portrait import Portraits
 from dask_isgd.sampling import next_chunks
 from dask_isgd.scoring import ScoreReport, score
 from dask_isgd.spec import RunSpec
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _STAMPS_EVERY = 1.0
 _ALIVE_EVERY = 1.0
+_PORTRAIT_EVERY = 5.0
 _POLL = 0.05
 _TRIES = 3
 _PAIRS_PER_EVENT = 60
@@ -60,6 +62,7 @@ class Coordinator:
         self.events = pubsub.subscribe(client, spec.topic)
         self.weights = WeightArray.open(directory.weights)
         self.stamps = self.weights.read_stamps()
+        self.portraits = Portraits(self.weights.read, self.weights.n_chunks, self.weights.chunk_size)
         self.scorers = Scorers(client, spec.scoring)
         self.flight = Flight(client, spec.scoring.timeout_seconds)
         self.evaluations = Evaluations(spec, client, self.incarnation)
@@ -67,13 +70,14 @@ class Coordinator:
         self.ended: Ended | None = None
         self.final = False
         self.paused = directory.control().get("want") == "pause"
+        self.step = 0
         self.examples = 0
         self.faults = 0
         self._tries: dict[int, int] = {}
         self._skipped: set[int] = set()
         self._fresh: list[list[int]] = []
         self._recent: list[tuple[float, int]] = []
-        self._stamped = self._said = self._alive = 0.0
+        self._stamped = self._said = self._alive = self._portrayed = 0.0
         self._dirty = False
 
     def run(self) -> dict[str, Any]:
@@ -128,7 +132,7 @@ class Coordinator:
             self._newest(timeout=self.timeout)
             self.final = self.final or event.final
         elif isinstance(event, Progress):
-            self.scorers.learner = event.address
+            self.scorers.learner, self.step = event.address, event.step
         elif isinstance(event, Control):
             self.paused = event.want == "pause" and event.attempt == self.spec.attempt
         elif isinstance(event, Ended) and event.role == "learner" and event.attempt == self.spec.attempt:
@@ -204,6 +208,8 @@ class Coordinator:
             self._announce()
         if self._dirty and now - self._stamped >= _STAMPS_EVERY:
             self._stamp()
+        if self.examples and now - self._portrayed >= _PORTRAIT_EVERY:
+            self._portray()
         if now - self._alive >= _ALIVE_EVERY:
             self._alive = now
             self._say(
@@ -237,6 +243,16 @@ class Coordinator:
         self._stamped, self._dirty = time.monotonic(), False
         self.weights.write_stamps(self.stamps)
 
+    def _portray(self) -> None:
+        """Show what the weights look like; nobody's work depends on it."""
+        self._portrayed = time.monotonic()
+        try:
+            drawn = self.portraits.draw(self.stamps[:, 0], self.step)
+        except (DataError, OSError):
+            logger.warning("run %s: no portrait of the weights", self.spec.run, exc_info=True)
+            return
+        self._say(Portrait(run=self.spec.run, incarnation=self.incarnation, step=self.step, **drawn))
+
     def _fault(self, what: str, detail: str) -> None:
         logger.warning("run %s: %s: %s", self.spec.run, what, detail)
         self._say(Fault(run=self.spec.run, incarnation=self.incarnation, what=what, detail=detail))
@@ -252,6 +268,8 @@ class Coordinator:
                 self._stamp()
             if self._fresh:
                 self._announce()
+            if self.examples:
+                self._portray()
             if outcome == "finished":
                 pubsub.forget(self.client, self.spec.variable)
         except (OSError, IsgdError):

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("step", "loss", "error", "seconds")
 _MOST_PARTS = 64
+_PRIORITY = 5  # before the scoring tasks that wait already: an evaluation is rare, and people wait for it
 _TRIES = 3
 
 
@@ -87,6 +88,7 @@ class Evaluations:
             *self._now.order,
             key=(f"evaluate-{self._spec.run}", part, *self._now.order, uuid.uuid4().hex[:8]),
             pure=False,
+            priority=_PRIORITY,
             **self._placement,
         )
         self._flight.launch(part, future, self._now.order)

@@ -124,9 +124,33 @@ class Fault(Event):
     detail: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Portrait(Event):
+    """What all weights look like, for people who watch; ``dask_isgd.portrait`` explains the fields."""
+
+    kind: ClassVar[str] = "portrait"
+    step: int
+    cells: list[int]
+    chunks: int
+    never: int
+    age_high: float
+    age_counts: list[int]
+    weight_low: float
+    weight_high: float
+    weight_counts: list[int]
+    zeros: int
+    sampled: int
+    top_share: float | None
+
+
 _KINDS: dict[str, type[Event]] = {
-    cls.kind: cls for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Alive, Fault)
+    cls.kind: cls for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Alive, Fault, Portrait)
 }
+
+
+def topic_of(run: str) -> str:
+    """The topic that carries the events of a run."""
+    return f"isgd-{run}"
 
 
 def parse(message: object) -> Event | None:

@@ -15,6 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from dask_isgd.curves import smooth
+
 Array = NDArray[np.float64]
 
 # Okabe and Ito's palette: told apart by all common kinds of colour vision and in grey.
@@ -60,22 +62,6 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     return figure
-
-
-def smooth(values: Array, width: int) -> Array:
-    """Centred running mean over ``width`` finite neighbours; NaN stays NaN.
-
-    At the ends the window shrinks on both sides, so that a trend is not bent.
-    """
-    n = len(values)
-    finite = np.isfinite(values)
-    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    count = np.concatenate([[0], np.cumsum(finite)])
-    at = np.arange(n)
-    half = np.minimum(width // 2, np.minimum(at, n - 1 - at))
-    low, high = at - half, at + half + 1
-    mean = (total[high] - total[low]) / np.maximum(count[high] - count[low], 1)
-    return np.where(finite, mean, np.nan)
 
 
 def _values(dataset: Any, name: str) -> Array:

@@ -19,10 +19,9 @@ from dask_isgd import config, display, models, preflight, pubsub
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator import coordinate
 from dask_isgd.errors import CheckpointError, ConfigError, IsgdError, RunNotFoundError, WaitTimeout
-from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Progress, Published, Scored
+from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Progress, Published, Scored, topic_of
 from dask_isgd.learner import learn
 from dask_isgd.placement import for_coordinator, for_learner
-from dask_isgd.spec import topic_of
 from dask_isgd.storage import Dataset, RunDirectory, read_history
 
 if TYPE_CHECKING:

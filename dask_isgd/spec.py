@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.events import topic_of
 from dask_isgd.models import Loss, ModelSource, cross_entropy
 from dask_isgd.storage import Dataset, RunDirectory
 
@@ -56,7 +57,3 @@ class RunSpec:
     def variable(self) -> str:
         """The Dask ``Variable`` that holds the newest parameters."""
         return f"isgd-params-{self.run}"
-
-
-def topic_of(run: str) -> str:
-    return f"isgd-{run}"

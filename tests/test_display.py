@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from dask_isgd import display, plots
+from dask_isgd import curves, display, plots
 
 
 class TestNumbers:
@@ -201,14 +201,14 @@ class TestSmooth:
     def test_against_a_loop(self):
         values = np.random.default_rng(0).random(40)
         values[[3, 17, 18]] = np.nan
-        smoothed = plots.smooth(values, 9)
+        smoothed = curves.smooth(values, 9)
         for i in range(40):
             half = min(4, i, 39 - i)
             wanted = np.nan if np.isnan(values[i]) else np.nanmean(values[i - half : i + half + 1])
             np.testing.assert_allclose(smoothed[i], wanted, atol=1e-12)
 
     def test_keeps_a_line(self):
-        np.testing.assert_allclose(plots.smooth(np.arange(20.0), 7), np.arange(20.0))
+        np.testing.assert_allclose(curves.smooth(np.arange(20.0), 7), np.arange(20.0))
 
     def test_nothing(self):
-        assert plots.smooth(np.zeros(0), 5).shape == (0,)
+        assert curves.smooth(np.zeros(0), 5).shape == (0,)
