@@ -226,6 +226,8 @@ class Sampling:
     """Steps of age after which a chunk is not drawn: the paper's policy, **biased**."""
     power: float = default("sampling.power")
     """Exponent of the weights."""
+    inertia: float = default("sampling.inertia")
+    """Share in [0, 1) of a weight's former square that a fresh norm leaves: weights that fluctuate less."""
     gate: str = default("sampling.gate")
     """``"auto"``: uniform until importance sampling pays; ``"open"``: always importance sampling."""
     gate_gain: float = default("sampling.gate-gain")
@@ -245,6 +247,7 @@ class Sampling:
         check.number("fade", above=0, optional=True)
         check.number("drop_after", least=1, whole=True, optional=True)
         check.number("power", above=0, most=4)
+        check.number("inertia", least=0, most=0.999)
         check.number("gate_gain", least=1)
         check.flag("feedback", "uniform")
         check.done()

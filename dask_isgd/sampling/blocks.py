@@ -1,4 +1,4 @@
-"""Stored weights with their sums: per block of a chunk, and per chunk."""
+"""Stored weights with their sums: per block of a chunk, per group of blocks, and per chunk."""
 
 from __future__ import annotations
 
@@ -8,60 +8,100 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Floats, Integers
+from dask_isgd.sampling.levels import Levels
 
 LARGEST, SMALLEST = 1e36, 1e-36
 """Larger weights count as the one, smaller as zero: squares of their fourth powers, times N, are still float64s."""
-LEAST_BLOCK = 64
-"""Examples: sums of smaller blocks would outweigh the weights."""
+MOST_IN_A_BLOCK = 64
+"""Examples: larger blocks take longer to search, sums of smaller ones would outweigh the weights."""
 
 
 class BlockedWeights:
-    """N float32 weights, NaN where never scored, in chunks of blocks of about sqrt(chunk) examples.
+    """N float32 weights, NaN where never scored; each chunk is a square of blocks of at most 64 examples.
 
-    Sums are of the weights raised to ``power``, accumulated in float64, and always recounted from the
-    weights of the blocks touched, never adjusted by differences: they cannot drift.
+    Sums are of u, the weight raised to ``power``, in float64. The squares and minima that only reports and
+    some policies ask for are recounted when asked, from the blocks touched since.
 
-    Letters: K chunks, J blocks a chunk, L examples a block (the last block of a chunk may be shorter).
+    Letters: K chunks of G groups of F blocks of L examples. A chunk's last blocks may be padded, with NaN.
     """
 
     def __init__(self, n: int, chunk_size: int, power: float) -> None:
         self.n, self.chunk_size, self.power = n, chunk_size, power
-        self.block_size = min(chunk_size, max(LEAST_BLOCK, 2 ** round(math.log2(chunk_size) / 2)))
-        self.values: NDArray[np.float32] = np.full(n, np.nan, np.float32)
-        k, j = -(-n // chunk_size), -(-chunk_size // self.block_size)
+        blocks = -(-chunk_size // MOST_IN_A_BLOCK)
+        self.f = max(1, round(math.sqrt(blocks)))
+        self.g = -(-blocks // self.f)
+        self.block = -(-chunk_size // (self.g * self.f))
+        k = -(-n // chunk_size)
         self.lengths: Integers = np.minimum(chunk_size, n - chunk_size * np.arange(k, dtype=np.int64))
-        rows = 2 if power == 1 else 4
-        self.block_moments: Floats = np.zeros((rows, k, j))
-        """Σ w^p, Σ w^2p and, unless p = 1, Σ w, Σ w²: the first two are the proposal's, the last two the norms'."""
-        self.block_lowest: Floats = np.full((k, j), np.inf)
-        self.block_scored: NDArray[np.int32] = np.zeros((k, j), np.int32)
-        self.moments: Floats = np.zeros((rows, k))
-        self.lowest: Floats = np.full(k, np.inf)
-        self.scored: Integers = np.zeros(k, np.int64)
-        self._lanes = np.arange(self.block_size)
+        last = -(-int(self.lengths[-1]) // self.block)
+        self.rows: NDArray[np.float32] = np.full(((k - 1) * self.g * self.f + last, self.block), np.nan, np.float32)
+        """(K G F, L) float32, a block a row; the last chunk has as many as it needs."""
+        self.values: NDArray[np.float32] = self.rows.reshape(-1)
+        """The same memory, flat."""
+        self.sums = Levels(k, self.g, self.f, np.float64)
+        """Σ u over the scored."""
+        self.scored = Levels(k, self.g, self.f, np.int32)
+        self.unscored = n
+        """Examples without a weight, of all N."""
+        self.levels = ((self.sums.groups, self.scored.groups), (self.sums.blocks, self.scored.blocks))
+        """From a chunk down: Σ u and scored examples of its groups (K, G), of a group's blocks (K G, F)."""
+        self.fans = self.g, self.f, self.block
+        """Groups in a chunk, blocks in a group, examples in a block."""
+        self.units = self.f * self.block, self.block, 1
+        """Examples in a group, in a block, in an example."""
+        self.steps = tuple(np.arange(1.0, fan + 1.0) * unit for fan, unit in zip(self.fans, self.units, strict=True))
+        """(G,), (F,), (L,) examples up to the end of each."""
+        self._squares = Levels(k, self.g, self.f, np.float64)
+        self._lowest = Levels(k, self.g, self.f, np.float32, empty=math.inf, reduce=np.minimum)
+        self._norms = [Levels(k, self.g, self.f, np.float64) for _ in range(0 if power == 1 else 2)]
+        """Σ w and Σ w², where they are not Σ u and Σ u²."""
+        self._touched: list[Integers] = []
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Everything that changes, by name."""
-        names = ("values", "block_moments", "block_lowest", "block_scored", "moments", "lowest", "scored")
-        return {name: getattr(self, name) for name in names}
+        """Everything that changes, by name; settled."""
+        self._settle()
+        levels = {"sums": self.sums, "scored": self.scored, "squares": self._squares, "lowest": self._lowest}
+        levels |= {f"norms_{i}": level for i, level in enumerate(self._norms, 1)}
+        parts = {
+            f"{name}_{part}": getattr(level, part)
+            for name, level in levels.items()
+            for part in ("blocks", "groups", "chunks")
+        }
+        return {"values": self.values, **parts}
+
+    @property
+    def squares(self) -> Floats:
+        """(K,) Σ u²."""
+        self._settle()
+        return np.asarray(self._squares.chunks)
+
+    @property
+    def lowest(self) -> Floats:
+        """(K,) the least u, infinite where nothing is scored."""
+        self._settle()
+        return self.raised(self._lowest.chunks.astype(np.float64))
+
+    def restored(self) -> None:
+        """After ``arrays`` were written from outside."""
+        self.unscored = self.n - int(self.scored.chunks.sum())
+        self._touched = []
+
+    def norm_sums(self) -> tuple[float, float]:
+        """Σ w and Σ w² over the scored."""
+        self._settle()
+        norms, squares = self._norms or (self.sums, self._squares)
+        return float(norms.chunks.sum()), float(squares.chunks.sum())
 
     def chunk(self, chunk: int) -> NDArray[np.float32]:
         """(chunk_len,) float32: a view of one chunk's weights."""
-        start = chunk * self.chunk_size
-        return self.values[start : start + int(self.lengths[chunk])]
+        start = chunk * self.g * self.f * self.block
+        return self.values[start : start + self.lengths[chunk]]
 
-    def block_lengths(self, chunks: Integers) -> Integers:
-        """(B, J) examples in each block of each of B chunks."""
-        starts = self.block_size * np.arange(self.block_lowest.shape[1])
-        return np.asarray(np.clip(self.lengths[chunks, None] - starts, 0, self.block_size))
-
-    def gather(self, chunks: Integers, blocks: Integers) -> tuple[Floats, NDArray[np.bool_]]:
-        """(B, L) float64 weights of B blocks, NaN where unscored, and which of them exist (B, L)."""
-        starts = blocks * self.block_size
-        lengths = np.minimum(self.lengths[chunks] - starts, self.block_size)
-        indices = (chunks * self.chunk_size + starts)[:, None] + self._lanes
-        return self.values.take(indices, mode="clip").astype(np.float64), self._lanes < lengths[:, None]
+    def places(self, indices: Integers) -> Integers:
+        """Where ``indices`` (B,) lie in ``values``."""
+        padding = self.g * self.f * self.block - self.chunk_size
+        return indices + indices // self.chunk_size * padding if padding else indices
 
     def raised(self, weights: Floats) -> Floats:
         """Weights to the power the proposal asks for."""
@@ -70,32 +110,48 @@ class BlockedWeights:
     def put(self, chunk: int, weights: NDArray[np.float32]) -> None:
         """Replace a whole chunk: O(chunk)."""
         self.chunk(chunk)[:] = _in_range(weights)
-        blocks = np.arange(self.block_lowest.shape[1])
-        self._recount(np.full_like(blocks, chunk), blocks)
+        first = chunk * self.g * self.f
+        blocks = np.arange(first, min(first + self.g * self.f, len(self.rows)))
+        rows = self.rows[first : first + len(blocks)]
+        before = int(self.scored.chunks[chunk])
+        self.scored.put_chunk(chunk, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
+        self.unscored += before - int(self.scored.chunks[chunk])
+        self.sums.put_chunk(chunk, self._sum(rows))
+        self._touched.append(blocks)
 
-    def scatter(self, indices: Integers, weights: NDArray[np.float32]) -> None:
-        """Replace single weights; of an index given twice the last counts. O(blocks touched)."""
-        self.values[indices] = _in_range(weights)
-        chunks, inside = np.divmod(indices, self.chunk_size)
-        j = self.block_lowest.shape[1]
-        touched = np.unique(chunks * j + inside // self.block_size)
-        self._recount(*np.divmod(touched, j))
+    def scatter(self, places: Integers, weights: NDArray[np.float32]) -> None:
+        """Replace single weights, none NaN, at ``places`` (B,); of one given twice the last counts."""
+        blocks = places // self.block
+        fresh = self.unscored > 0 and bool(np.isnan(self.values.take(places)).any())
+        self.values[places] = _in_range(weights)
+        rows = self.rows.take(blocks, axis=0)
+        if fresh:
+            self.scored.put(blocks, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
+            self.unscored = self.n - int(self.scored.chunks.sum())
+        self.sums.put(blocks, self._sum(rows))
+        self._touched.append(blocks)
 
-    def _recount(self, chunks: Integers, blocks: Integers) -> None:
-        weights, exists = self.gather(chunks, blocks)
-        known = exists & ~np.isnan(weights)
-        weights = np.where(known, weights, 0.0)
-        raised = self.raised(weights)
-        moments = [raised.sum(axis=1), (raised * raised).sum(axis=1)]
-        if self.power != 1:
-            moments += [weights.sum(axis=1), (weights * weights).sum(axis=1)]
-        self.block_moments[:, chunks, blocks] = moments
-        self.block_lowest[chunks, blocks] = np.where(known, raised, np.inf).min(axis=1)
-        self.block_scored[chunks, blocks] = known.sum(axis=1)
-        touched = np.unique(chunks)
-        self.moments[:, touched] = self.block_moments[:, touched].sum(axis=-1)
-        self.lowest[touched] = self.block_lowest[touched].min(axis=1)
-        self.scored[touched] = self.block_scored[touched].sum(axis=1)
+    def _sum(self, rows: NDArray[np.float32]) -> Floats:
+        if self.power == 1:
+            total = np.add.reduce(rows, axis=1, dtype=np.float64)
+            if not np.isnan(total).any():
+                return np.asarray(total)
+        return np.asarray(np.nansum(self.raised(rows.astype(np.float64)), axis=1))
+
+    def _settle(self) -> None:
+        if not self._touched:
+            return
+        blocks = np.unique(np.concatenate(self._touched))
+        self._touched = []
+        # A slice of blocks at a time: a chunk of 10^8 examples must not become float64 at once.
+        for part in np.array_split(blocks, -(-len(blocks) // 4096)):
+            rows = self.rows.take(part, axis=0)
+            w = np.nan_to_num(rows.astype(np.float64), copy=False)
+            u = self.raised(w)
+            self._squares.put(part, np.einsum("bl,bl->b", u, u))
+            for power, level in enumerate(self._norms, 1):
+                level.put(part, (w**power).sum(axis=1))
+            self._lowest.put(part, np.fmin.reduce(rows, axis=1, initial=np.float32(math.inf)))
 
 
 def _in_range(weights: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Where the draws of one minibatch fall on the unit interval, and what a minibatch is."""
+"""Where the draws of one minibatch fall on the unit interval, and the search that turns them into examples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dask_isgd.errors import DataError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+_BELOW_ONE = float(np.nextafter(1.0, 0.0))
+
 
 class Draw(NamedTuple):
     """A minibatch of B indices and what makes it unbiased."""
@@ -24,62 +26,90 @@ class Draw(NamedTuple):
     """(B,) float64, q in force at the draw."""
 
 
-def positions(kind: str, batch: int, rng: np.random.Generator) -> Floats:
+def positions(kind: str, batch: int, rng: np.random.Generator, halves: int = 1) -> Floats:
     """(batch,) positions in [0, 1), each uniform on its own, in an order independent of their values.
 
     ``"independent"``: as they come. ``"stratified"``: one in each of ``batch`` equal strata.
     ``"systematic"``: one offset for all strata. Sorted positions would make the first half of a
-    minibatch estimate another mean than the second, so the strata are shuffled. Halves of a stratified
-    minibatch are then unbiased each, but not independent of one another: no two share a stratum.
+    minibatch estimate another mean than the second, so the strata are shuffled. Parts of one stratified
+    minibatch are then unbiased each, but not independent of one another: no two share a stratum. With
+    ``halves`` = 2 the first ``batch // 2`` positions and the others are drawn independently,
+    each half with strata of its own.
     """
     if batch < 1:
         raise DataError(f"batch: got {batch}, wanted at least 1; ask for one example or more")
+    if halves not in (1, 2):
+        raise DataError(f"halves: got {halves}, wanted 1 or 2; 2 draws the two halves independently")
+    if halves == 2 and batch > 1:
+        first = batch // 2
+        return np.concatenate([positions(kind, first, rng), positions(kind, batch - first, rng)])
     if kind == "independent":
         return rng.random(batch)
     offsets = rng.random(batch) if kind == "stratified" else rng.random()
-    strata = rng.permutation(batch)
     # (b + 1 - tiny)/b may round to 1.0 exactly.
-    return np.minimum((strata + offsets) / batch, np.nextafter(1.0, 0.0))
+    return np.minimum((rng.permutation(batch) + offsets) / batch, _BELOW_ONE)
 
 
-def uniform(n: int, kind: str, batch: int, rng: np.random.Generator) -> Draw:
+def uniform(n: int, kind: str, batch: int, rng: np.random.Generator, halves: int = 1) -> Draw:
     """A minibatch drawn uniformly from ``n`` examples: coefficients 1, probabilities 1/n."""
-    indices = np.minimum((positions(kind, batch, rng) * n).astype(np.int64), n - 1)
+    indices = np.minimum((positions(kind, batch, rng, halves) * n).astype(np.int64), n - 1)
     return Draw(indices, np.ones(batch), np.full(batch, 1.0 / n))
 
 
-def pick(masses: Floats, fractions: Floats) -> tuple[Integers, Floats, Floats]:
-    """In each row, the column in which a fraction of the row's total falls.
+class Picked(NamedTuple):
+    """In each of B rows, one column."""
 
-    ``masses`` (B, m) not negative, with a positive total in every row; ``fractions`` (B,) in [0, 1].
-    Returns the columns (B,), the share of the total each was picked with (B,), and where
-    inside the column the fraction fell (B,) in [0, 1], to go one level deeper.
+    columns: Integers
+    """(B,)"""
+    shares: Floats
+    """(B,) of the row's total: the probability of the column."""
+    inside: Floats
+    """(B,) in [0, 1): where in the column the position fell, to go one level deeper."""
+
+
+def pick_shared(edges: Floats, fractions: Floats) -> Picked:
+    """The columns of one row (m,) of cumulated masses, shared by every fraction (B,) in [0, 1)."""
+    total = edges[-1:]
+    target = _target(total, fractions)
+    columns = np.searchsorted(edges, target, side="right")
+    low = np.where(columns > 0, edges.take(columns - 1), 0.0)
+    width = edges.take(columns) - low
+    return Picked(columns, width / total, _inside(target, low, width))
+
+
+class Edges:
+    """The cumulated masses of B rows, cut off at each row's total.
+
+    ``edges`` (B, m) never falling along a row, ``total`` (B,) positive and equal to an edge: the first to
+    reach it is the last column that can be picked, whatever lies behind (padding).
     """
-    edges = np.cumsum(masses, axis=1)
-    return pick_edges(edges, fractions, (edges <= _inside(edges[:, -1], fractions)[:, None]).sum(axis=1))
+
+    def __init__(self, edges: Floats, total: Floats) -> None:
+        self.edges, self.total = edges, total
+        self._starts = np.arange(0, edges.size, edges.shape[1])
+
+    def pick(self, fractions: Floats) -> Picked:
+        """In each row the column in which a fraction (B,) in [0, 1) of the total falls."""
+        target = _target(self.total, fractions)
+        # The first column that is not passed; numpy's argmin stops there.
+        columns = (self.edges <= target[:, None]).argmin(axis=1)
+        low, width = self._of(columns)
+        return Picked(columns, width / self.total, _inside(target, low, width))
+
+    def shares(self, columns: Integers) -> Floats:
+        """(B,) what ``pick`` picks the columns with."""
+        return np.asarray(self._of(columns)[1] / self.total)
+
+    def _of(self, columns: Integers) -> tuple[Floats, Floats]:
+        at = self._starts + columns
+        low = np.where(columns > 0, self.edges.take(at - 1), 0.0)
+        return low, np.minimum(self.edges.take(at), self.total) - low
 
 
-def pick_shared(edges: Floats, fractions: Floats) -> tuple[Integers, Floats, Floats]:
-    """As ``pick``, for one row (m,) of cumulated masses shared by every fraction."""
-    columns = np.searchsorted(edges, _inside(edges[-1:], fractions), side="right")
-    return pick_edges(edges[None], fractions, columns)
-
-
-def shares(masses: Floats) -> Floats:
-    """(B, m) shares that ``pick`` picks with: of the very edges it searches, rounding included."""
-    edges = np.cumsum(masses, axis=-1)
-    return np.asarray(np.diff(edges, axis=-1, prepend=0.0) / edges[..., -1:])
-
-
-def pick_edges(edges: Floats, fractions: Floats, columns: Integers) -> tuple[Integers, Floats, Floats]:
-    rows = np.arange(len(edges)) if len(edges) > 1 else np.zeros(1, np.int64)
-    total = edges[:, -1]
-    low = np.where(columns > 0, edges[rows, columns - 1], 0.0)
-    width = edges[rows, columns] - low
-    inside = np.clip((_inside(total, fractions) - low) / width, 0.0, 1.0)
-    return columns, width / total, inside
-
-
-def _inside(total: Floats, fractions: Floats) -> Floats:
+def _target(total: Floats, fractions: Floats) -> Floats:
     # Strictly below the total: a search for the total itself would return an index past the end.
     return np.asarray(np.minimum(fractions * total, np.nextafter(total, 0.0)))
+
+
+def _inside(target: Floats, low: Floats, width: Floats) -> Floats:
+    return np.asarray((target - low) / width)

@@ -18,9 +18,9 @@ f = s - constant, the constant is the largest of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,115 +34,125 @@ LEAST_USABLE = 0.1
 """Share of the examples below which the ``drop`` policy draws uniformly from all of them, as the paper does."""
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """The affine form of every chunk, and the sums that follow. K chunks; all float64."""
+class Ageing:
+    """What follows from the K chunks' lengths, scored examples and ages, and not from their weights."""
 
+    def __init__(self, sampling: Sampling, lengths: Integers, scored: NDArray[Any], age: Floats) -> None:
+        k = len(lengths)
+        self.usable: NDArray[np.bool_] = np.ones(k, bool)
+        """(K,) False where the ``drop`` policy leaves a chunk out."""
+        self.blind = False
+        """Too few examples are usable: draw uniformly from all."""
+        if sampling.drop_after is not None:
+            self.usable = age <= sampling.drop_after
+            self.blind = bool(lengths[self.usable].sum() < LEAST_USABLE * lengths.sum())
+            if self.blind:
+                self.usable = np.ones(k, bool)
+        self.scale: Floats = np.ones(k)
+        """(K,) a."""
+        if sampling.fade is not None:
+            self.scale = 0.5 ** (np.where(np.isfinite(age), age, 0.0) / sampling.fade)
+        self.in_use: Floats = self.usable * 1.0
+        self.lengths: Floats = lengths * self.in_use
+        """(K,) examples in use."""
+        self.scored: Floats = scored * self.in_use
+        self.unscored: Floats = self.lengths - self.scored
+        self.count = int(self.lengths.sum())
+        """Examples that can be drawn: N, unless some are dropped."""
+        self.known = int(self.scored.sum())
+        self.used_scale: Floats = self.scale * self.in_use
+        self.towards: Floats = self.used_scale * self.unscored + (1.0 - self.scale) * self.lengths
+        """(K,) a chunk's sum without the constant is used_scale Σ u + towards × mean(u)."""
+        self.towards_total = float(self.towards.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The affine form of every chunk, and the edges that are searched. K chunks; all float64."""
+
+    ageing: Ageing
     scale: Floats
     """(K,) a."""
     shift: Floats
     """(K,) b."""
     fill: float
     """u of an example never scored."""
-    usable: NDArray[np.bool_]
-    """(K,) False where the ``drop`` policy leaves a chunk out."""
-    count: int
-    """Examples that can be drawn: N, unless some are dropped."""
     edges: Floats
     """(K,) cumulated Σ s, the dropped chunks adding nothing."""
-    squares: float
-    """Σ s²."""
-    smallest: float
-    """The smallest s that can be drawn."""
-    blank: bool
+    plain: bool = False
+    """Every a is one."""
+    blank: bool = False
     """Every scored weight is zero: uniform for want of anything better."""
 
-    @cached_property
-    def shares(self) -> Floats:
-        """(K,) probability of picking each chunk: of the very edges that are searched."""
-        return np.asarray(np.diff(self.edges, prepend=0.0) / self.edges[-1])
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        return self.ageing.usable
+
+    @property
+    def count(self) -> int:
+        return self.ageing.count
 
     @property
     def total(self) -> float:
         return float(self.edges[-1])
 
-    def of(self, raised: Floats, chunks: Integers) -> Floats:
-        """s (B, L) of rows of u (B, L) that lie in ``chunks`` (B,), whether dropped or not."""
-        filled = np.where(np.isnan(raised), self.fill, raised)
-        return np.asarray(self.scale[chunks, None] * filled + self.shift[chunks, None])
+    def shares(self) -> Floats:
+        """(K,) probability of picking each chunk: of the very edges that are searched."""
+        return np.asarray(np.diff(self.edges, prepend=0.0) / self.edges[-1])
+
+    def squares(self, sums: Floats, squares: Floats) -> float:
+        """Σ s² from the chunks' Σ u and Σ u²."""
+        return _squares(self.ageing, self.scale, self.shift, self.fill, sums, squares)
+
+    def smallest(self, lowest: Floats) -> float:
+        """The smallest s that can be drawn, from the chunks' least u."""
+        least = np.minimum(lowest, np.where(self.ageing.unscored > 0, self.fill, np.inf))
+        # No 0 × inf: where a is zero the weights do not matter, and may be none.
+        scaled = np.where(self.scale > 0, self.scale * np.where(np.isfinite(least), least, 0.0), 0.0)
+        return float((scaled + self.shift)[self.usable].min())
 
 
-class Chunks(NamedTuple):
-    """What the proposal needs to know of K chunks."""
+def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[[], Floats]) -> Proposal:
+    """The proposal in force for chunks with Σ u = ``sums`` (K,), in O(K).
 
-    lengths: Integers
-    """(K,) examples."""
-    scored: Integers
-    """(K,) examples with a weight."""
-    moments: Floats
-    """(2, K) Σ u and Σ u² over the scored."""
-    lowest: Floats
-    """(K,) the least u, infinite where nothing is scored."""
-    age: Floats
-    """(K,) steps, infinite where nothing is scored."""
-
-
-def propose(sampling: Sampling, chunks: Chunks) -> Proposal:
-    """The proposal in force for these chunks, in O(K)."""
-    k = len(chunks.lengths)
-    usable = np.ones(k, bool)
-    if sampling.drop_after is not None:
-        usable = chunks.age <= sampling.drop_after
-        if chunks.lengths[usable].sum() < LEAST_USABLE * chunks.lengths.sum():
-            return _sums(chunks, np.ones(k, bool), np.zeros(k), np.ones(k), 0.0)
-    known = int(chunks.scored[usable].sum())
-    fill = float(chunks.moments[0, usable].sum()) / known if known else 0.0
+    ``squares`` gives Σ u² (K,), and is asked for by an effective sample size only.
+    """
+    if ageing.blind:
+        return _flat(ageing, blank=False)
+    used = sums * ageing.used_scale
+    faded = sampling.fade is not None
+    known = float((sums * ageing.in_use).sum()) if faded else float(used.sum())
+    fill = known / ageing.known if ageing.known else 0.0
     if fill == 0.0:
-        return _sums(chunks, usable, np.zeros(k), np.ones(k), 0.0, blank=known > 0)
-    scale = np.ones(k)
-    if sampling.fade is not None:
-        scale = np.exp2(-np.where(np.isfinite(chunks.age), chunks.age, 0.0) / sampling.fade)
-    faded = _sums(chunks, usable, scale, (1.0 - scale) * fill, fill)
-    constant = _constant(sampling, faded.total / faded.count, faded.squares / faded.count)
-    if math.isinf(constant):
-        return _sums(chunks, usable, np.zeros(k), np.ones(k), 0.0)
-    return _sums(chunks, usable, scale, faded.shift + constant, fill)
-
-
-def _constant(sampling: Sampling, mean: float, mean_square: float) -> float:
-    constants = [max(FLOOR, sampling.smoothing) * mean]
+        return _flat(ageing, blank=ageing.known > 0)
+    mean = ((float(used.sum()) if faded else known) + fill * ageing.towards_total) / ageing.count
+    constant = max(FLOOR, sampling.smoothing) * mean
     if sampling.max_coefficient is not None:
-        constants.append(mean / (sampling.max_coefficient - 1.0))
+        constant = max(constant, mean / (sampling.max_coefficient - 1.0))
+    shift = (1.0 - ageing.scale) * fill
     wanted = sampling.effective_sample_size
-    variance = max(0.0, mean_square - mean * mean)
-    if wanted is not None and variance > 0.0:
-        constants.append(math.sqrt(variance * wanted / (1.0 - wanted)) - mean if wanted < 1.0 else math.inf)
-    return max(constants)
+    if wanted is not None:
+        total = _squares(ageing, ageing.scale, shift, fill, sums, squares())
+        variance = max(0.0, total / ageing.count - mean * mean)
+        if variance > 0.0 and wanted == 1.0:
+            return _flat(ageing, blank=False)
+        if variance > 0.0:
+            constant = max(constant, math.sqrt(variance * wanted / (1.0 - wanted)) - mean)
+    shift += constant
+    if ageing.towards_total:
+        used += fill * ageing.towards
+    used += constant * ageing.lengths
+    return Proposal(ageing, ageing.scale, shift, fill, np.cumsum(used), plain=not faded)
 
 
-def _sums(
-    chunks: Chunks,
-    usable: NDArray[np.bool_],
-    scale: Floats,
-    shift: Floats,
-    fill: float,
-    *,
-    blank: bool = False,
-) -> Proposal:
-    unscored = chunks.lengths - chunks.scored
-    sums = chunks.moments[0] + unscored * fill
-    squares = chunks.moments[1] + unscored * fill**2
-    total = np.where(usable, scale * sums + chunks.lengths * shift, 0.0)
-    total_squares = scale**2 * squares + 2.0 * scale * shift * sums + chunks.lengths * shift**2
-    least = np.minimum(chunks.lowest, np.where(unscored > 0, fill, np.inf))
-    return Proposal(
-        scale=scale,
-        shift=shift,
-        fill=fill,
-        usable=usable,
-        count=int(chunks.lengths[usable].sum()),
-        edges=np.cumsum(total),
-        squares=float(total_squares[usable].sum()),
-        smallest=float((scale * least + shift)[usable].min()),
-        blank=blank,
-    )
+def _flat(ageing: Ageing, *, blank: bool) -> Proposal:
+    """Every example that can be drawn has weight one."""
+    k = len(ageing.lengths)
+    return Proposal(ageing, np.zeros(k), np.ones(k), 0.0, np.cumsum(ageing.lengths), blank=blank)
+
+
+def _squares(ageing: Ageing, scale: Floats, shift: Floats, fill: float, sums: Floats, squares: Floats) -> float:
+    first = sums + ageing.unscored * fill
+    second = squares + ageing.unscored * fill**2
+    s = scale**2 * second + 2.0 * scale * shift * first + ageing.lengths * shift**2
+    return float(s[ageing.usable].sum())

@@ -14,14 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError, RunMismatchError
 from dask_isgd.sampling.blocks import BlockedWeights
-from dask_isgd.sampling.draws import Draw, Floats, Integers, pick, pick_shared, positions, shares, uniform
+from dask_isgd.sampling.descent import Descent
+from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
-from dask_isgd.sampling.proposal import Chunks, Proposal, propose
+from dask_isgd.sampling.proposal import Ageing, Proposal, propose
 
 logger = logging.getLogger("dask_isgd.sampling")
 
 BAD_SHARE = 0.01
 """Share of a chunk's norms that may be NaN, infinite or negative before it is an error."""
+_SLICE = 4096
+"""Examples whose probabilities are computed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,13 @@ class ChunkSums:
 class ImportanceSampler:
     """Draws minibatches of N examples with probability proportional to smoothed, faded weights.
 
-    Three levels: a minibatch picks chunks from cumulated chunk sums, blocks inside them, examples inside
-    those; each probability is the product of the shares picked with. An update costs O(chunk), a
-    draw O(batch × sqrt(chunk)), plus O(chunks) when a weight changed since the last draw. Holds one
-    float32 and one bit an example.
+    Four levels: a minibatch picks chunks from cumulated chunk sums, groups of blocks inside them, blocks
+    inside those, examples inside blocks; each probability is the product of the shares picked with. An
+    update costs O(chunk), a draw O(batch × sqrt(chunk/64)), plus O(chunks) when a weight changed
+    since the last draw. Holds one float32 and one bit an example, and a tenth more for the sums.
+
+    A weight is the norm seen last or, with ``inertia`` m, the root of m w² + (1 - m) ||g||²: norms go up
+    and down from one version to the next, and the best weight is the root of the expected square.
 
     Ages move only at ``refresh``; prior and smoothing constants follow the weights at once, so that
     bounds on the coefficients hold for every draw. Formulas: ``dask_isgd.sampling.proposal``.
@@ -68,6 +74,7 @@ class ImportanceSampler:
         """(n_chunks,) version each chunk was last scored at, NaN: never."""
         self._age: Floats = np.full(self.n_chunks, np.inf)
         self._step = 0
+        self._ageing: Ageing | None = None
         self._settled: Proposal | None = None
         self._warned = False
 
@@ -79,30 +86,37 @@ class ImportanceSampler:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        w = self._weights
-        arrays = [*w.arrays.values(), w.lengths, *self._feedback.arrays.values(), self.versions, self._age]
+        arrays = [*self._arrays.values(), self._weights.lengths]
+        ageing = self._ageing
+        arrays += [] if ageing is None else [a for a in vars(ageing).values() if isinstance(a, np.ndarray)]
         settled = self._settled
-        arrays += [] if settled is None else [settled.scale, settled.shift, settled.usable, settled.edges]
+        arrays += [] if settled is None else [settled.shift, settled.edges]
         return sum(array.nbytes for array in arrays)
 
     # Drawing
 
-    def draw(self, batch: int, rng: np.random.Generator) -> Draw:
-        """``batch`` examples from the proposal in force, as ``sampling.draw`` says."""
+    def draw(self, batch: int, rng: np.random.Generator, halves: int = 1) -> Draw:
+        """``batch`` examples from the proposal in force, as ``sampling.draw`` says.
+
+        With ``halves`` = 2 the first ``batch // 2`` and the others are drawn independently of each other, for
+        estimates that multiply the two.
+        """
         if self.sampling.uniform:
-            return self.draw_uniform(batch, rng)
+            return self.draw_uniform(batch, rng, halves)
         proposal = self._proposal()
-        chunks, q, fractions = pick_shared(proposal.edges, positions(self.sampling.draw, batch, rng))
-        blocks, share, fractions = pick(self._block_masses(chunks), fractions)
-        q *= share
-        lanes, share, _ = pick(self._masses(chunks, blocks), fractions)
-        q *= share
-        indices = chunks * self.chunk_size + blocks * self._weights.block_size + lanes
+        chunks, q, inside = pick_shared(proposal.edges, positions(self.sampling.draw, batch, rng, halves))
+        indices = chunks * self.chunk_size
+        descent = Descent(proposal, self._weights, chunks)
+        for unit in self._weights.units:
+            columns, share, inside = descent.edges().pick(inside)
+            q *= share
+            indices += columns * unit
+            descent.enter(columns)
         return Draw(indices, 1.0 / (proposal.count * q), q)
 
-    def draw_uniform(self, batch: int, rng: np.random.Generator) -> Draw:
+    def draw_uniform(self, batch: int, rng: np.random.Generator, halves: int = 1) -> Draw:
         """``batch`` examples, all equally probable: coefficients 1."""
-        return uniform(self.n, self.sampling.draw, batch, rng)
+        return uniform(self.n, self.sampling.draw, batch, rng, halves)
 
     def probabilities(self, indices: ArrayLike | None = None) -> Floats:
         """The probabilities q in force, float64: of ``indices`` (B,), or of all N where None (O(N)).
@@ -110,15 +124,17 @@ class ImportanceSampler:
         They are of the very sums ``draw`` searches. A dropped chunk has probability zero.
         """
         if indices is None:
-            return np.concatenate([self._chunk_probabilities(chunk) for chunk in range(self.n_chunks)])
-        wanted = self._checked(indices)
-        chunks, inside = np.divmod(wanted, self.chunk_size)
-        blocks, lanes = np.divmod(inside, self._weights.block_size)
-        rows = np.arange(len(wanted))
-        q = self._proposal().shares[chunks]
-        q *= shares(self._block_masses(chunks))[rows, blocks]
-        q *= shares(self._masses(chunks, blocks))[rows, lanes]
-        return np.asarray(q)
+            parts = (np.arange(start, min(self.n, start + _SLICE)) for start in range(0, self.n, _SLICE))
+            return np.concatenate([self.probabilities(part) for part in parts])
+        proposal = self._proposal()
+        chunks, inside = np.divmod(self._checked(indices), self.chunk_size)
+        q = proposal.shares()[chunks]
+        descent = Descent(proposal, self._weights, chunks)
+        for unit in self._weights.units:
+            columns, inside = np.divmod(inside, unit)
+            q *= descent.edges().shares(columns)
+            descent.enter(columns)
+        return q
 
     def weights(self, chunk: int) -> Floats:
         """(chunk_len,) float64 proposal weights s in force, zero in a dropped chunk."""
@@ -168,10 +184,10 @@ class ImportanceSampler:
             bad=bad,
         )
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
-        self._weights.put(chunk, np.where(replaced, fresh, former))
+        self._weights.put(chunk, np.where(replaced, self._blended(former, fresh), former))
         self.versions[chunk] = version
         self._age[chunk] = max(0, self._step - version)
-        self._settled = None
+        self._ageing = self._settled = None
         return sums
 
     def feedback(self, indices: ArrayLike, norms: ArrayLike, step: int) -> int:
@@ -188,13 +204,18 @@ class ImportanceSampler:
                 "wanted one norm an index; pass the whole minibatch"
             )
         good = np.isfinite(fresh) & (fresh >= 0)
-        bad = int(len(fresh) - good.sum())
+        bad = 0 if good.all() else int(len(fresh) - good.sum())
         if bad:
             logger.warning("step %d: %d of %d norms of the minibatch are bad and ignored", step, bad, len(fresh))
-        if bad < len(fresh):
-            self._weights.scatter(wanted[good], fresh[good])
-            self._feedback.mark(wanted[good], step)
+            wanted, fresh = wanted[good], fresh[good]
+        if len(wanted):
+            unscored = self._weights.unscored
+            places = self._weights.places(wanted)
+            self._weights.scatter(places, self._blended(self._weights.values[places], fresh))
+            self._feedback.mark(wanted, step)
             self._settled = None
+            if self._weights.unscored != unscored:
+                self._ageing = None
         return bad
 
     def refresh(self, step: int) -> None:
@@ -204,7 +225,7 @@ class ImportanceSampler:
         """
         self._step = step
         self._age[:] = np.where(np.isnan(self.versions), np.inf, np.maximum(0.0, step - self.versions))
-        self._settled = None
+        self._ageing = self._settled = None
 
     # Reporting
 
@@ -216,18 +237,18 @@ class ImportanceSampler:
         over the examples of scored chunks. mean_weight: of the stored weights w. ideal_gain: N Σ w²/(Σ w)²
         over the scored, 1 where all are zero. What needs a scored example is NaN while there is none.
         """
-        proposal = self._proposal()
-        weights = self._weights
-        known = int(weights.scored.sum())
-        total, squares = (float(row.sum()) for row in weights.moments[-2:])
+        proposal, w = self._proposal(), self._weights
+        known = self.n - w.unscored
+        total, squares = w.norm_sums()
         seen = ~np.isnan(self.versions)
         age = np.maximum(0.0, step - self.versions[seen])
-        lengths = weights.lengths[seen]
+        lengths = w.lengths[seen]
         mean = total / known if known else math.nan
+        spread = proposal.squares(w.sums.chunks, w.squares)
         return {
             "scored": known / self.n,
-            "effective_sample_size": (proposal.total / self.n) * (proposal.total / proposal.squares),
-            "largest_coefficient": proposal.total / proposal.count / proposal.smallest,
+            "effective_sample_size": (proposal.total / self.n) * (proposal.total / spread),
+            "largest_coefficient": proposal.total / proposal.count / proposal.smallest(w.lowest),
             "mean_age": float((age * lengths).sum() / lengths.sum()) if len(age) else math.nan,
             "max_age": float(age.max()) if len(age) else math.nan,
             "mean_weight": mean,
@@ -236,9 +257,8 @@ class ImportanceSampler:
 
     def state(self) -> dict[str, NDArray[np.generic] | float]:
         """Everything needed to go on bit for bit: copies of arrays, and plain numbers."""
-        arrays = self._weights.arrays | self._feedback.arrays | {"versions": self.versions, "age": self._age}
         numbers: dict[str, float] = {"step": self._step, "warned": float(self._warned), **self._shape()}
-        return {**{name: array.copy() for name, array in arrays.items()}, **numbers}
+        return {**{name: array.copy() for name, array in self._arrays.items()}, **numbers}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state()`` of a sampler of the same n, chunk_size and power."""
@@ -250,45 +270,42 @@ class ImportanceSampler:
                 + "; ".join(differing)
                 + "; resume with the run's own settings"
             )
-        arrays = self._weights.arrays | self._feedback.arrays | {"versions": self.versions, "age": self._age}
-        for name, array in arrays.items():
+        for name, array in self._arrays.items():
             array[...] = state[name]
+        self._weights.restored()
         self._step, self._warned = int(state["step"]), bool(state["warned"])
-        self._settled = None
+        self._ageing = self._settled = None
 
     # Inside
+
+    @property
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        return self._weights.arrays | self._feedback.arrays | {"versions": self.versions, "age": self._age}
 
     def _proposal(self) -> Proposal:
         if self._settled is None:
             w = self._weights
-            self._settled = propose(self.sampling, Chunks(w.lengths, w.scored, w.moments[:2], w.lowest, self._age))
+            if self._ageing is None:
+                self._ageing = Ageing(self.sampling, w.lengths, w.scored.chunks, self._age)
+            self._settled = propose(self.sampling, self._ageing, w.sums.chunks, lambda: w.squares)
             if self._settled.blank and not self._warned:
                 logger.warning("all weights are zero: drawing uniformly until a norm is not")
                 self._warned = True
         return self._settled
 
-    def _block_masses(self, chunks: Integers) -> Floats:
-        """(B, J) Σ s of the blocks of B chunks."""
-        proposal, w = self._proposal(), self._weights
-        lengths = w.block_lengths(chunks)
-        filled = w.block_moments[0, chunks] + (lengths - w.block_scored[chunks]) * proposal.fill
-        return np.asarray(proposal.scale[chunks, None] * filled + lengths * proposal.shift[chunks, None])
-
-    def _masses(self, chunks: Integers, blocks: Integers) -> Floats:
-        """(B, L) s of the examples of B blocks, zero past the end of a short block."""
-        weights, exists = self._weights.gather(chunks, blocks)
-        return np.asarray(self._proposal().of(self._weights.raised(weights), chunks) * exists)
+    def _blended(self, former: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights that fresh norms leave: root mean squares of what was and what is."""
+        inertia = self.sampling.inertia
+        if not inertia:
+            return fresh
+        squares = inertia * np.square(former, dtype=np.float64) + (1.0 - inertia) * np.square(fresh, dtype=np.float64)
+        return np.where(np.isnan(former), fresh, np.sqrt(squares)).astype(np.float32)
 
     def _chunk_weights(self, chunk: int) -> Floats:
-        raised = self._weights.raised(self._weights.chunk(chunk).astype(np.float64))
-        return np.asarray(self._proposal().of(raised[None], np.array([chunk]))[0])
-
-    def _chunk_probabilities(self, chunk: int) -> Floats:
-        blocks = np.arange(-(-int(self._weights.lengths[chunk]) // self._weights.block_size))
-        chunks = np.full_like(blocks, chunk)
-        q = self._proposal().shares[chunk] * shares(self._block_masses(chunks[:1]))[0, : len(blocks)]
-        masses = self._masses(chunks, blocks)
-        return np.asarray((q[:, None] * shares(masses)).reshape(-1)[: self._weights.lengths[chunk]])
+        proposal = self._proposal()
+        u = self._weights.raised(self._weights.chunk(chunk).astype(np.float64))
+        u[np.isnan(u)] = proposal.fill
+        return np.asarray(proposal.scale[chunk] * u + proposal.shift[chunk])
 
     def _shape(self) -> dict[str, float]:
         return {"n": self.n, "chunk_size": self.chunk_size, "power": float(self.sampling.power)}

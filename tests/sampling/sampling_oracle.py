@@ -24,13 +24,19 @@ class Oracle:
         keep = marked if marked.any() and self.seen[marked].min() > version else np.zeros(self.n, bool)
         fresh = np.empty(self.n, np.float32)
         fresh[mine] = weights
-        self.w[mine & ~keep] = fresh[mine & ~keep]
+        self._take(np.flatnonzero(mine & ~keep), fresh)
         self.seen[mine & ~keep] = np.nan
         self.versions[chunk] = version
 
+    def _take(self, indices, fresh):
+        m = self.sampling.inertia
+        for i in indices:
+            old, new = float(self.w[i]), float(fresh[i])
+            self.w[i] = new if math.isnan(old) or not m else math.sqrt(m * old**2 + (1 - m) * new**2)
+
     def feedback(self, indices, norms, step):
         for i, norm in zip(indices, norms, strict=True):
-            self.w[i] = norm
+            self._take([i], np.full(self.n, norm, np.float32))
             # What is kept per chunk is the oldest of all marks since it was replaced.
             self.seen[i] = np.fmin(self.seen[i], step)
 

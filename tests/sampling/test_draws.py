@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from dask_isgd.sampling.draws import pick, pick_shared, positions, shares
+from dask_isgd.errors import DataError
+from dask_isgd.sampling.draws import Edges, pick_shared, positions
 
 
 @pytest.mark.parametrize("kind", ["stratified", "systematic"])
@@ -47,15 +48,46 @@ def test_every_slot_of_the_minibatch_is_uniform_on_its_own(kind):
     ],
 )
 def test_pick(masses, fraction, column, share, inside):
-    rows = np.array([masses], np.float64)
-    for got in (pick(rows, np.array([fraction])), pick_shared(np.cumsum(rows[0]), np.array([fraction]))):
-        assert got[0].tolist() == [column]
-        assert got[1][0] == pytest.approx(share)
-        assert got[2][0] == pytest.approx(inside)
-    assert shares(rows)[0, column] == pytest.approx(share)
+    edges = np.cumsum(np.array([masses], np.float64), axis=1)
+    row = Edges(edges, edges[:, -1])
+    for got in (row.pick(np.array([fraction])), pick_shared(edges[0], np.array([fraction]))):
+        assert got.columns.tolist() == [column]
+        assert got.shares[0] == pytest.approx(share)
+        assert got.inside[0] == pytest.approx(inside)
+    assert row.shares(np.array([column]))[0] == pytest.approx(share)
 
 
 def test_picking_is_with_the_shares_even_where_rounding_is_coarse():
-    masses = np.array([[1.0, 1e16, 1.0, 3.0]])
-    columns, share, _ = pick(np.repeat(masses, 1001, axis=0), np.linspace(0, 1, 1001))
-    np.testing.assert_array_equal(share, shares(masses)[0, columns])
+    edges = np.repeat(np.cumsum([[1.0, 1e16, 1.0, 3.0]], axis=1), 1001, axis=0)
+    rows = Edges(edges, edges[:, -1])
+    picked = rows.pick(np.linspace(0, 1, 1001))
+    np.testing.assert_array_equal(picked.shares, rows.shares(picked.columns))
+    every = [Edges(edges[:1], edges[:1, -1]).shares(np.array([column]))[0] for column in range(4)]
+    np.testing.assert_array_equal(picked.shares, np.array(every)[picked.columns])
+    assert sum(every) == pytest.approx(1, rel=1e-15)
+
+
+def test_what_lies_behind_the_total_is_never_picked():
+    """Padding: a short row's edges go on beyond its total."""
+    edges = np.array([[1.0, 2.5, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]])
+    rows = Edges(edges, np.array([2.0, 5.0]))
+    for fraction in (0.0, 0.49, 0.5, 1.0):
+        assert rows.pick(np.full(2, fraction)).columns[0] == (fraction >= 0.5)
+    assert rows.shares(np.array([0, 3])).tolist() == [0.5, 0.2]
+    assert rows.shares(np.array([1, 0])).tolist() == [0.5, 0.4]
+
+
+def test_halves_are_drawn_independently():
+    """Each half has strata of its own; one half says nothing about the other."""
+    at = np.array([positions("stratified", 8, np.random.default_rng(seed), halves=2) for seed in range(4000)])
+    for half in (at[:, :4], at[:, 4:]):
+        np.testing.assert_array_equal(np.sort(np.floor(half * 4), axis=1), np.tile(np.arange(4), (4000, 1)))
+    # 16 cells of equal probability: which strata the halves' first draws fall into.
+    cells = np.bincount((np.floor(at[:, 0] * 4) * 4 + np.floor(at[:, 4] * 4)).astype(int), minlength=16)
+    assert chisquare(cells).pvalue > 1e-3
+    whole = np.array([positions("stratified", 8, np.random.default_rng(seed)) for seed in range(4000)])
+    assert (np.floor(whole[:, 0] * 8) != np.floor(whole[:, 4] * 8)).all(), "one stratum, one position: not independent"
+    assert positions("stratified", 7, np.random.default_rng(0), halves=2).shape == (7,)
+    assert positions("systematic", 1, np.random.default_rng(0), halves=2).shape == (1,)
+    with pytest.raises(DataError, match="halves: got 3"):
+        positions("stratified", 8, np.random.default_rng(0), halves=3)

@@ -422,7 +422,7 @@ def test_state_is_a_copy_and_of_this_sampler_only():
     sampler = sampler_of(np.ones(10), 3)
     state = sampler.state()
     sampler.update(0, [5.0, 5, 5], 1)
-    assert (state["values"] == 1).all()
+    assert np.nanmax(state["values"]) == 1
     assert all(isinstance(value, (np.ndarray, int, float)) for value in state.values())
     with pytest.raises(RunMismatchError, match="n: got 10, wanted 11"):
         ImportanceSampler(11, 3, Sampling()).restore(state)

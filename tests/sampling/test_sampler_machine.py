@@ -20,6 +20,7 @@ POLICIES = st.fixed_dictionaries(
         "effective_sample_size": st.sampled_from([None, 0.3, 0.95]),
         "fade": st.sampled_from([None, 2.0, 50.0]),
         "drop_after": st.sampled_from([None, None, 1, 10]),
+        "inertia": st.sampled_from([0.0, 0.0, 0.5, 0.9]),
         "power": st.sampled_from([1.0, 0.5, 2.0]),
     }
 )

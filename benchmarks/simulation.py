@@ -1,0 +1,274 @@
+"""A training run in virtual time: one process plays learner and scorers, for ``benchmarks/staleness.py``.
+
+The model of METHOD: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64, plain SGD, scoring
+chunks of 512. The learner makes one update per unit of time; the scorers work through ``speed`` examples
+per example learned, each chunk with the version published last when its scoring began, and the norms
+arrive when it ends. Sampler, gate, monitor and schedule are the library's own.
+
+Scores are computed in bfloat16 (a score of any precision keeps the gradient unbiased), training and every
+reported figure in float32. Letters: B examples, D features, H units.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dask_isgd.config import Sampling
+from dask_isgd.pipelines.idx import read_idx
+from dask_isgd.sampling import Draw, Gate, ImportanceSampler, next_chunks
+from dask_isgd.variance import VarianceMonitor
+
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+BATCH, CHUNK = 64, 512
+PUBLISH_EVERY, PROBE_EVERY = 32, 20
+EVALUATE_EVERY, EVALUATED = 100, 4096
+SPIKE, SPIKES_AFTER = 1.5, 500
+MEDIAN_OVER, MEDIAN_AFTER = 101, 20
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is compared: how to draw, how to clip, how fast the scorers are."""
+
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Settings that differ from the library's defaults."""
+    clip: float | None = 3.0
+    """Multiple of the running median of the gradient's norm."""
+    schedule: str = "oldest"
+
+
+@dataclass(frozen=True)
+class Images:
+    x: Tensor
+    """(N, D) float32, standardised with one mean and deviation."""
+    y: Tensor
+    """(N,) int64."""
+    test_x: Tensor
+    test_y: Tensor
+
+
+def images(n: int | None = None) -> Images:
+    """Fashion-MNIST, or its first ``n`` training examples."""
+
+    def part(name: str, n: int | None) -> tuple[Tensor, Tensor]:
+        x = read_idx(FOLDER / f"{name}-images-idx3-ubyte.gz")[:n]
+        y = read_idx(FOLDER / f"{name}-labels-idx1-ubyte.gz")[:n]
+        flat = torch.from_numpy(x.reshape(len(x), -1).astype(np.float32))
+        return (flat / 255.0 - 0.2860) / 0.3530, torch.from_numpy(y.astype(np.int64))
+
+    return Images(*part("train", n), *part("t10k", n))
+
+
+class Mlp:
+    """Linear layers with ReLU between, and their backward pass written out: no autograd, no hooks."""
+
+    def __init__(self, sizes: tuple[int, ...], seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.weights, self.biases = [], []
+        for d, h in zip(sizes, sizes[1:], strict=False):
+            bound = 1.0 / math.sqrt(d)  # torch's default for linear layers
+            self.weights.append(torch.empty(d, h).uniform_(-bound, bound, generator=generator))
+            self.biases.append(torch.empty(h).uniform_(-bound, bound, generator=generator))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [*self.weights, *self.biases]
+
+    def published(self) -> Mlp:
+        """A copy for scorers, in bfloat16."""
+        copy = Mlp.__new__(Mlp)
+        copy.weights, copy.biases = [w.bfloat16() for w in self.weights], [b.bfloat16() for b in self.biases]
+        return copy
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The inputs of every layer, then the logits in float32."""
+        layers = [x]
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            layers.append(torch.addmm(bias, layers[-1], weight).relu_())
+        layers.append(torch.addmm(self.biases[-1], layers[-1], self.weights[-1]).float())
+        return layers
+
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(self.forward(x)[-1], y, reduction="none")
+
+    def backward(self, layers: list[Tensor], y: Tensor, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Norms (B,) of the examples' gradients, and where ``scale`` (B,) weighs their losses Σ scale × gradient."""
+        delta = layers[-1].softmax(1)
+        delta[torch.arange(len(y)), y] -= 1.0
+        squares = torch.zeros(len(y))
+        weights, biases = [], []
+        factor = None if scale is None else scale.square()
+        if scale is not None:
+            delta *= scale[:, None]
+        delta = delta.to(self.weights[0].dtype)
+        for layer in reversed(range(len(self.weights))):
+            x = layers[layer]
+            squares += (_row_squares(x) + 1.0) * _row_squares(delta)
+            if scale is not None:
+                weights.append(x.T @ delta)
+                biases.append(delta.sum(0))
+            if layer:
+                delta = torch.ops.aten.threshold_backward(delta @ self.weights[layer].T, x, 0)
+        if factor is not None:
+            squares /= factor
+        return squares.sqrt_(), [*reversed(weights), *reversed(biases)]
+
+
+def _row_squares(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square_()
+
+
+class Clip:
+    """The learner's rule: no gradient above ``multiple`` times the running median of the norms."""
+
+    def __init__(self, multiple: float | None) -> None:
+        self.multiple, self.recent, self.clipped = multiple, deque[float](maxlen=MEDIAN_OVER), 0
+
+    def __call__(self, gradients: list[Tensor]) -> float:
+        """The factor to multiply the gradients with."""
+        if self.multiple is None:
+            return 1.0
+        norm = math.sqrt(math.fsum(float(torch.linalg.vector_norm(g, dtype=torch.float32)) ** 2 for g in gradients))
+        bound = self.multiple * statistics.median(self.recent) if len(self.recent) >= MEDIAN_AFTER else math.inf
+        self.recent.append(norm)
+        self.clipped += norm > bound
+        return bound / norm if norm > bound else 1.0
+
+
+class Simulation:
+    """One run; ``record`` holds what it showed."""
+
+    def __init__(self, data: Images, policy: Policy, *, rate: float, seed: int, speed: float, width: int = 512) -> None:
+        self.data, self.policy, self.rate, self.speed = data, policy, rate, speed
+        self.n = len(data.x)
+        self.sampling = Sampling(**policy.sampling)
+        self.rng = np.random.default_rng(seed)
+        self.model = Mlp((data.x.shape[1], width, width, width, 10), seed)
+        self.sampler = ImportanceSampler(self.n, CHUNK, self.sampling)
+        self.gate, self.monitor, self.clip = Gate(self.sampling), VarianceMonitor(), Clip(policy.clip)
+        self.x = data.x.bfloat16()
+        # Fixed for all runs, so that they are compared on the same examples.
+        self.evaluated = np.sort(np.random.default_rng(0).permutation(self.n)[:EVALUATED])
+        self.evaluated_x = self.x[self.evaluated]
+        self.versions = np.full(self.sampler.n_chunks, np.nan)
+        self.scoring: tuple[int, int, Mlp] | None = None
+        self.ready = 0.0
+        self.record: dict[str, list[float]] = {
+            key: [] for key in "loss stale_over_ideal smoothing_cost staleness_cost gain ideal_gain monitor_gain".split()
+        }
+        self.opened: int | None = None
+
+    def run(self, updates: int) -> dict[str, Any]:
+        began = time.process_time()
+        diverged = False
+        self.published = (0, self.model.published())
+        for step in range(updates):
+            if step % PUBLISH_EVERY == 0:
+                self.published = (step, self.model.published())
+                self.sampler.refresh(step)
+            if not self.sampling.uniform:
+                self._score(step)
+            self._learn(step)
+            if (step + 1) % EVALUATE_EVERY == 0:
+                self._evaluate()
+                if not math.isfinite(self.record["loss"][-1]):
+                    diverged = True
+                    break
+        final = math.nan if diverged else self._loss(self.data.x, self.data.y)
+        wrong = (self.model.forward(self.data.test_x)[-1].argmax(1) != self.data.test_y).float().mean()
+        return {
+            "final_loss": final,
+            "test_error": float(wrong),
+            "diverged": diverged,
+            "spikes": spikes(self.record["loss"]),
+            "clipped": self.clip.clipped / updates,
+            "opened": self.opened,
+            "seconds": round(time.process_time() - began, 1),
+            **{key: [float(f"{v:.5g}") for v in values] for key, values in self.record.items()},
+        }
+
+    def _score(self, now: int) -> None:
+        """Let the scorers work until ``now``, in units of updates."""
+        takes = CHUNK / (self.speed * BATCH)
+        while self.ready <= now:
+            if self.scoring is not None:
+                chunk, version, model = self.scoring
+                self._scored(chunk, version, model)
+            (chunk,) = next_chunks(self.versions, [], 1)
+            self.scoring = (chunk, *self.published)
+            self.ready += takes
+
+    def _scored(self, chunk: int, version: int, model: Mlp) -> None:
+        rows = slice(chunk * CHUNK, min(self.n, (chunk + 1) * CHUNK))
+        norms, _ = model.backward(model.forward(self.x[rows]), self.data.y[rows])
+        self.sampler.update(chunk, norms.numpy(), version)
+        self.versions[chunk] = version
+
+    def _learn(self, step: int) -> None:
+        open_ = self.gate.open
+        draw = self.sampler.draw(BATCH, self.rng) if open_ else self.sampler.draw_uniform(BATCH, self.rng)
+        if open_ and self.opened is None:
+            self.opened = step
+        indices = torch.from_numpy(draw.indices)
+        x, y = self.x[indices], self.data.y[indices]
+        scale = torch.from_numpy((draw.coefficients / BATCH).astype(np.float32))
+        model = self.model.published()
+        norms, gradients = model.backward(model.forward(x), y, scale)
+        found = norms.numpy()
+        if (step + 1) % PROBE_EVERY == 0:
+            self._probe(draw, found, step)
+        if self.sampling.feedback and not self.sampling.uniform and np.isfinite(found).all():
+            self.sampler.feedback(draw.indices, found, step)
+        factor = self.clip(gradients)
+        for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
+            parameter.add_(gradient, alpha=-self.rate * factor)
+
+    def _probe(self, draw: Draw, norms: NDArray[np.float32], step: int) -> None:
+        candidate = None if self.sampling.uniform else self.n * self.sampler.probabilities(draw.indices)
+        self.monitor.observe(norms, draw.coefficients, candidate, 0.0)
+        self.gate.observe(self.monitor.candidate_gain, step)
+
+    def _evaluate(self) -> None:
+        losses = self.record["loss"]
+        x, y = self.evaluated_x, self.data.y[self.evaluated]
+        model = self.model.published()
+        layers = model.forward(x)
+        losses.append(float(torch.nn.functional.cross_entropy(layers[-1], y)))
+        if len(losses) % 2 or not math.isfinite(losses[-1]):
+            return
+        g = model.backward(layers, y)[0].double().numpy()
+        s = np.ones(len(g)) if self.sampling.uniform else self.sampler.probabilities(self.evaluated)
+        added = (1.0 / self.sampler.stats(0)["largest_coefficient"]) if not self.sampling.uniform else 1.0
+        fresh = g / g.mean() * (1 - added) + added  # least s over mean s: what a proposal as well defended would be
+        ideal, uniform = g.mean() ** 2, (g * g).mean()
+        stale, smoothed = s.mean() * (g * g / s).mean(), fresh.mean() * (g * g / fresh).mean()
+        for key, value in {
+            "stale_over_ideal": stale / ideal,
+            "smoothing_cost": smoothed / ideal,
+            "staleness_cost": stale / smoothed,
+            "gain": uniform / stale,
+            "ideal_gain": uniform / ideal,
+            "monitor_gain": self.monitor.gain,
+        }.items():
+            self.record[key].append(float(value))
+
+    def _loss(self, x: Tensor, y: Tensor) -> float:
+        return math.fsum(float(self.model.losses(*p).double().sum()) for p in zip(x.split(5000), y.split(5000))) / len(y)
+
+
+def spikes(losses: list[float]) -> int:
+    """Evaluations above 1.5 × the running minimum, one every 100 updates, after the first 500."""
+    low = np.minimum.accumulate(losses)
+    late = np.arange(1, len(losses) + 1) * EVALUATE_EVERY > SPIKES_AFTER
+    return int((late & ~(np.asarray(losses) <= SPIKE * low)).sum())
