@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dask_isgd.norms import RULES
 from dask_isgd.norms.examples import call, take, tensors
 
 
@@ -243,17 +244,13 @@ CASES: dict[str, Case] = {
     "examples in reverse": Case(Flipped, fast=False),
     "an input changed in place": Case(WritesIntoItsInput),
     "convolution": Case(
-        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 5)), (2, 6, 6), fast=False
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 5)), (2, 6, 6)
     ),
     "batch normalisation in eval mode": Case(
-        lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)), fast=False
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5))
     ),
-    "group normalisation": Case(
-        lambda: nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 5)), fast=False
-    ),
-    "embedding": Case(
-        lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5)), (3,), fast=False, tokens=True
-    ),
+    "group normalisation": Case(lambda: nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 5))),
+    "embedding": Case(lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5)), (3,), tokens=True),
     "tied embedding": Case(TiedEmbedding, (4,), fast=False, tokens=True),
     "attention": Case(Attention, (4, 8), fast=False),
     "weight normalisation": Case(
@@ -276,3 +273,40 @@ class Checkpointed(nn.Module):
         from torch.utils.checkpoint import checkpoint
 
         return self.head(torch.tanh(checkpoint(self.inner, x, use_reentrant=False)))
+
+
+def layer_gradients(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """∂<output, grad>/∂θ of each example and parameter of one layer: (B, *shape) float64."""
+    module = copy.deepcopy(module).double()
+    rows: dict[str, list[Tensor]] = {name: [] for name, _ in module.named_parameters()}
+    for n in range(len(x)):
+        one = x[n : n + 1].double() if x.is_floating_point() else x[n : n + 1]
+        gradients = torch.autograd.grad(module(one), list(module.parameters()), grad[n : n + 1].double())
+        for name, gradient in zip(rows, gradients, strict=True):
+            rows[name].append(gradient.to_dense() if gradient.is_sparse else gradient)
+    return {
+        name: torch.stack(list_) if list_ else torch.zeros(0, *module.get_parameter(name).shape).double()
+        for name, list_ in rows.items()
+    }
+
+
+def check_rule(module: nn.Module, x: Tensor, rule: Any = None) -> None:
+    """A layer's rule against autograd: every set of parameters it may be asked for, norms and gradients."""
+    rule = RULES[type(module)] if rule is None else rule
+    with torch.no_grad():
+        grad = torch.randn_like(module(x))
+    wanted = layer_gradients(module, x, grad)
+    assert wanted.keys() <= rule.parameters
+    for names in ({*wanted}, *({name} for name in wanted)):
+        asked = frozenset(names)
+        got = rule.squares(module, rule.keep(module, x, asked, frozenset()), grad, asked)
+        squares = torch.zeros(len(x)).double()
+        for name in names:
+            squares += wanted[name].square().flatten(1).sum(1)
+        assert got.shape == (len(x),)
+        torch.testing.assert_close(got.double().sqrt(), squares.sqrt(), rtol=1e-5, atol=1e-6)
+    for name, gradient in wanted.items():
+        kept = rule.keep(module, x, frozenset(), frozenset({name}))
+        got = rule.gradient(module, kept, grad, name)
+        scale = float(gradient.abs().max()) if gradient.numel() else 0.0
+        torch.testing.assert_close(got.double(), gradient, rtol=1e-5, atol=1e-5 * scale)

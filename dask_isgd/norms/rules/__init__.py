@@ -55,4 +55,4 @@ def register_rule(*kinds: type[nn.Module]) -> Callable[[type[_R]], type[_R]]:
     return register
 
 
-from dask_isgd.norms.rules import linear  # noqa: E402, F401  (each family registers itself)
+from dask_isgd.norms.rules import convolution, embedding, linear, normalisation  # noqa: E402, F401  (they register)

@@ -61,12 +61,15 @@ def product_squares(x_BTd: Tensor, d_BTp: Tensor) -> Tensor:
     squares = torch.zeros(size, dtype=wide(d_BTp), device=d_BTp.device)
     for start in range(0, size, step):
         x, d = x_BTd[start : start + step].to(d_BTp.dtype), d_BTp[start : start + step]
-        if gram:
-            # Rounding can leave a sum that should be zero a little below it.
-            squares[start : start + step] = ((x @ x.mT) * (d @ d.mT)).sum((1, 2), dtype=squares.dtype).clamp_min(0)
-        else:
-            squares[start : start + step] = square_norms(d.mT @ x)
+        squares[start : start + step] = gram_squares(x, d) if gram else square_norms(d.mT @ x)
     return squares
+
+
+def gram_squares(x_BTd: Tensor, d_BTp: Tensor) -> Tensor:
+    """:func:`product_squares` through the (T, T) matrices of inner products."""
+    products = (x_BTd @ x_BTd.mT).mul_(d_BTp @ d_BTp.mT)
+    # Rounding can leave a sum that should be zero a little below it.
+    return products.sum((1, 2), dtype=wide(d_BTp)).clamp_min(0)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""Embeddings: the gradient of a row is the sum of the output's gradients where its token stands.
+
+A token that comes twice in an example sums before it is squared.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.rules import Kept, register_rule
+
+
+@register_rule(nn.Embedding)
+class EmbeddingRule:
+    """Tokens (B, ...); ``padding_idx`` has no gradient."""
+
+    parameters = frozenset({"weight"})
+
+    def keep(self, module: nn.Embedding, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
+        return (x,)
+
+    def squares(self, module: nn.Embedding, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+        size, rows = len(grad), module.num_embeddings
+        # Each (example, token) once: no table per example is formed.
+        cells, where = torch.unique(_cells(kept[0], rows), return_inverse=True)
+        sums = grad.new_zeros(len(cells), module.embedding_dim, dtype=_sum_dtype(grad))
+        sums.index_add_(0, where, grad.reshape(-1, module.embedding_dim).to(sums.dtype))
+        squares = square_norms(sums)
+        if module.padding_idx is not None:
+            squares = squares.masked_fill_(cells % rows == module.padding_idx, 0)
+        return torch.zeros(size, dtype=wide(grad), device=grad.device).index_add_(0, cells // rows, squares)
+
+    def gradient(self, module: nn.Embedding, kept: Kept, grad: Tensor, name: str) -> Tensor:
+        size, rows, width = len(grad), module.num_embeddings, module.embedding_dim
+        table = grad.new_zeros(size * rows, width, dtype=_sum_dtype(grad))
+        table.index_add_(0, _cells(kept[0], rows), grad.reshape(-1, width).to(table.dtype))
+        table = table.view(size, rows, width)
+        if module.padding_idx is not None:
+            table[:, module.padding_idx] = 0
+        return table
+
+
+def _cells(tokens: Tensor, rows: int) -> Tensor:
+    """Tokens (B, ...) -> the number of each (example, token), flat."""
+    examples = torch.arange(len(tokens), device=tokens.device) * rows
+    return (tokens + examples.view(-1, *[1] * (tokens.ndim - 1))).flatten()
+
+
+def _sum_dtype(grad: Tensor) -> torch.dtype:
+    return torch.float32 if grad.dtype in (torch.float16, torch.bfloat16) else grad.dtype

@@ -1,0 +1,88 @@
+"""Normalisation layers, y = w ∘ x̂ + b: the gradients are Σ d ∘ x̂ and Σ d over the positions of an example.
+
+x̂ is computed once more as the gradient arrives: one cheap forward pass rather than one more activation in memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.rules import Kept, register_rule
+
+
+class NormalisationRule(ABC):
+    """Channels second: (B, C, ...)."""
+
+    parameters = frozenset({"weight", "bias"})
+
+    @abstractmethod
+    def normalised(self, module: Any, x: Tensor) -> Tensor:
+        """x̂, of the shape of x."""
+
+    def keep(self, module: nn.Module, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
+        return (x,) if "weight" in squares | gradients else ()
+
+    def squares(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+        total = torch.zeros(len(grad), dtype=wide(grad), device=grad.device)
+        for name in names:
+            total += square_norms(self.gradient(module, kept, grad, name))
+        return total
+
+    def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
+        if name == "weight":
+            grad = self.normalised(module, kept[0].to(grad.dtype)).mul_(grad)
+        return self.over_positions(module, grad)
+
+    def over_positions(self, module: nn.Module, grad: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C)."""
+        return grad.flatten(2).sum(2) if grad.ndim > 2 else grad
+
+
+@register_rule(nn.GroupNorm)
+class GroupNormRule(NormalisationRule):
+    def normalised(self, module: nn.GroupNorm, x: Tensor) -> Tensor:
+        return functional.group_norm(x, module.num_groups, eps=module.eps)
+
+
+@register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+class InstanceNormRule(NormalisationRule):
+    """By the example's own statistics, or the running ones in eval mode where the module tracks them."""
+
+    def normalised(self, module: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
+        own = module.training or not module.track_running_stats
+        mean, var = (None, None) if own else (module.running_mean, module.running_var)
+        return functional.instance_norm(x, mean, var, use_input_stats=own, eps=module.eps)
+
+
+@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+class BatchNormRule(NormalisationRule):
+    """In eval mode, by the running statistics: in train mode examples are coupled, and the engine refuses."""
+
+    def normalised(self, module: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+
+
+@register_rule(nn.LayerNorm)
+class LayerNormRule(NormalisationRule):
+    """Channels last: (B, ..., *normalized_shape)."""
+
+    def normalised(self, module: Any, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+
+    def over_positions(self, module: Any, grad: Tensor) -> Tensor:
+        last = len(module.normalized_shape)
+        return grad.flatten(1, -last - 1).sum(1) if grad.ndim > last + 1 else grad
+
+
+@register_rule(nn.RMSNorm)
+class RMSNormRule(LayerNormRule):
+    parameters = frozenset({"weight"})
+
+    def normalised(self, module: nn.RMSNorm, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, module.normalized_shape, eps=module.eps)
