@@ -11,6 +11,7 @@ reported figure in float32. Letters: B examples, D features, H units.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -21,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dask_isgd.config import Sampling
 from dask_isgd.pipelines.idx import read_idx
-from dask_isgd.sampling import Draw, Gate, ImportanceSampler, next_chunks
+from dask_isgd.sampling import Evidence, Gate, ImportanceSampler, next_chunks, probe_chunks, restless_chunks
+from dask_isgd.sampling.schedule import PROBE_SHARE
 from dask_isgd.variance import VarianceMonitor
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -43,7 +44,7 @@ class Policy:
 
     sampling: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from the library's defaults."""
-    clip: float | None = 3.0
+    clip: float | None = 1.0
     """Multiple of the running median of the gradient's norm."""
     schedule: str = "oldest"
 
@@ -76,7 +77,7 @@ class Mlp:
     def __init__(self, sizes: tuple[int, ...], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.weights, self.biases = [], []
-        for d, h in zip(sizes, sizes[1:], strict=False):
+        for d, h in itertools.pairwise(sizes):
             bound = 1.0 / math.sqrt(d)  # torch's default for linear layers
             self.weights.append(torch.empty(d, h).uniform_(-bound, bound, generator=generator))
             self.biases.append(torch.empty(h).uniform_(-bound, bound, generator=generator))
@@ -156,17 +157,20 @@ class Simulation:
         self.rng = np.random.default_rng(seed)
         self.model = Mlp((data.x.shape[1], width, width, width, 10), seed)
         self.sampler = ImportanceSampler(self.n, CHUNK, self.sampling)
+        self.evidence = Evidence(self.sampler)
         self.gate, self.monitor, self.clip = Gate(self.sampling), VarianceMonitor(), Clip(policy.clip)
         self.x = data.x.bfloat16()
         # Fixed for all runs, so that they are compared on the same examples.
         self.evaluated = np.sort(np.random.default_rng(0).permutation(self.n)[:EVALUATED])
         self.evaluated_x = self.x[self.evaluated]
         self.versions = np.full(self.sampler.n_chunks, np.nan)
+        self.weights, self.volatility = np.full((2, self.sampler.n_chunks), np.nan)
         self.scoring: tuple[int, int, Mlp] | None = None
         self.ready = 0.0
         self.record: dict[str, list[float]] = {
-            key: [] for key in "loss stale_over_ideal smoothing_cost staleness_cost gain ideal_gain monitor_gain".split()
+            key: [] for key in ("loss", "stale_over_ideal", "smoothing_cost", "staleness_cost", "gain", "ideal_gain")
         }
+        self.record["monitor_gain"] = []
         self.opened: int | None = None
 
     def run(self, updates: int) -> dict[str, Any]:
@@ -200,20 +204,25 @@ class Simulation:
 
     def _score(self, now: int) -> None:
         """Let the scorers work until ``now``, in units of updates."""
-        takes = CHUNK / (self.speed * BATCH)
         while self.ready <= now:
             if self.scoring is not None:
-                chunk, version, model = self.scoring
-                self._scored(chunk, version, model)
-            (chunk,) = next_chunks(self.versions, [], 1)
-            self.scoring = (chunk, *self.published)
-            self.ready += takes
+                self._scored(*self.scoring)
+            self.scoring = (self._chunk(now), *self.published)
+            self.ready += CHUNK / (self.speed * BATCH) / (PROBE_SHARE if self.gate.probing else 1.0)
+
+    def _chunk(self, now: int) -> int:
+        among = probe_chunks(self.sampler.n_chunks) if self.gate.probing else None
+        if self.policy.schedule == "restless":
+            return restless_chunks(self.versions, now, self.weights, self.volatility, [], 1, among)[0]
+        return next_chunks(self.versions, [], 1, among)[0]
 
     def _scored(self, chunk: int, version: int, model: Mlp) -> None:
         rows = slice(chunk * CHUNK, min(self.n, (chunk + 1) * CHUNK))
         norms, _ = model.backward(model.forward(self.x[rows]), self.data.y[rows])
-        self.sampler.update(chunk, norms.numpy(), version)
-        self.versions[chunk] = version
+        sums = self.sampler.update(chunk, norms.numpy(), version)
+        if np.isfinite(self.versions[chunk]):  # the first scores replace a mere prior
+            self.volatility[chunk] = sums.squares_over_proposal * sums.proposal / sums.norms**2 - 1.0
+        self.versions[chunk], self.weights[chunk] = version, sums.squares
 
     def _learn(self, step: int) -> None:
         open_ = self.gate.open
@@ -225,19 +234,25 @@ class Simulation:
         scale = torch.from_numpy((draw.coefficients / BATCH).astype(np.float32))
         model = self.model.published()
         norms, gradients = model.backward(model.forward(x), y, scale)
-        found = norms.numpy()
+        found = norms.numpy().astype(np.float64)
+        if np.isfinite(found).all():
+            self.evidence.add(draw, found, self.gate)
+            if self.sampling.feedback and not self.sampling.uniform:
+                self.sampler.feedback(draw.indices, found, step)
         if (step + 1) % PROBE_EVERY == 0:
-            self._probe(draw, found, step)
-        if self.sampling.feedback and not self.sampling.uniform and np.isfinite(found).all():
-            self.sampler.feedback(draw.indices, found, step)
+            self._report(step)
         factor = self.clip(gradients)
         for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
             parameter.add_(gradient, alpha=-self.rate * factor)
 
-    def _probe(self, draw: Draw, norms: NDArray[np.float32], step: int) -> None:
-        candidate = None if self.sampling.uniform else self.n * self.sampler.probabilities(draw.indices)
-        self.monitor.observe(norms, draw.coefficients, candidate, 0.0)
-        self.gate.observe(self.monitor.candidate_gain, step)
+    def _report(self, step: int) -> None:
+        norms, coefficients, candidate = self.evidence.take()
+        if not len(norms):
+            return
+        self.monitor.observe(norms, coefficients, None, 0.0)
+        if candidate is not None:
+            self.monitor.observe_candidate(*candidate)
+            self.gate.observe(self.monitor.candidate_gain, step)
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]
@@ -264,7 +279,8 @@ class Simulation:
             self.record[key].append(float(value))
 
     def _loss(self, x: Tensor, y: Tensor) -> float:
-        return math.fsum(float(self.model.losses(*p).double().sum()) for p in zip(x.split(5000), y.split(5000))) / len(y)
+        parts = zip(x.split(5000), y.split(5000), strict=True)
+        return math.fsum(float(self.model.losses(*part).double().sum()) for part in parts) / len(y)
 
 
 def spikes(losses: list[float]) -> int:

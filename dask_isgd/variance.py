@@ -14,11 +14,13 @@ ideal ≤ stale always; stale ≤ uniform is not guaranteed, which is why it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from dask_isgd.averages import Averages
 
 KEPT = 0.9
 """Share of the past each reporting step keeps."""
@@ -115,22 +117,41 @@ def from_chunk_sums(
     return _variance(SecondMoments(fresh**2, s * over, square), mean_square)
 
 
+class Errors(NamedTuple):
+    """Half-widths of 95 % intervals around what the monitor says; NaN before the second minibatch."""
+
+    ideal: float
+    stale: float
+    uniform: float
+    gain: float
+    candidate_gain: float
+
+
+class Costs(NamedTuple):
+    """What divides the gain in force from the ideal one: gain = ideal gain / (smoothing × staleness)."""
+
+    smoothing: float
+    """Second moment of an equally defended proposal made of fresh norms, over the ideal one; at least 1."""
+    staleness: float
+    """Second moment of the proposal in force, over that of the equally defended one made of fresh norms."""
+
+
 class VarianceMonitor:
     """Variance and gains smoothed over reporting steps, from the learner's own minibatches.
 
     Second moments and ||μ||² are averaged exponentially with the start's bias removed, and only then
     combined. The ideal second moment is the square of the smoothed mean of c||g||, so ideal ≤ stale holds.
-    """
 
-    _MEANS = ("first", "stale", "uniform", "mean_square")
-    _CANDIDATE = ("candidate_uniform", "candidate_over", "candidate_mean", "candidate_share")
+    Error bars follow from how much the averaged means scatter from one minibatch to the next, to first
+    order (the delta method): they know nothing of what no minibatch has shown.
+    """
 
     def __init__(self, kept: float = KEPT) -> None:
         if not 0 <= kept < 1:
             raise ValueError(f"kept: got {kept}, wanted a share in [0, 1); 0 forgets everything before the last step")
         self.kept = kept
-        self._means = dict.fromkeys(self._MEANS + self._CANDIDATE, 0.0)
-        self._weight = self._candidate_weight = 0.0
+        self._drawn = Averages(("first", "stale", "uniform", "mean_square", "defended"), kept)
+        self._candidate = Averages(("uniform", "over", "mean", "share"), kept)
 
     def observe(
         self,
@@ -138,6 +159,8 @@ class VarianceMonitor:
         coefficients: ArrayLike,
         candidate: ArrayLike | None,
         mean_square: float,
+        *,
+        uniform_share: float = 1.0,
     ) -> None:
         """Take in one minibatch.
 
@@ -145,41 +168,43 @@ class VarianceMonitor:
         same examples under the candidate proposal (of one scale in every call, such as
         N q; zero: the ``drop`` policy leaves the example out, and so does the candidate's gain) or None,
         ``mean_square`` an unbiased estimate of ||μ||², such as the dot product of the weighted
-        mean gradients of two halves drawn independently; it may be negative. A minibatch with anything
-        not finite is left out.
+        mean gradients of two halves drawn independently; it may be negative, ``uniform_share`` the share of
+        the proposal drawn from that smoothing spreads evenly (1: uniform draws), for ``costs``. A
+        minibatch with anything not finite is left out.
         """
         g, c = _minibatch(norms, coefficients)
-        x = c * g
-        means = dict(zip(self._MEANS, (x.mean(), (x * x).mean(), (x * g).mean(), mean_square), strict=True))
-        extra = {} if candidate is None else self._candidate_means(g, c, _floats("candidate", candidate))
-        if not all(map(math.isfinite, means.values())):
+        if not (np.isfinite(g).all() and np.isfinite(c).all()):
             return
-        self._blend(means)
-        self._weight = self.kept * self._weight + 1.0 - self.kept
-        if extra:
-            self._blend(extra)
-            self._candidate_weight = self.kept * self._candidate_weight + 1.0 - self.kept
+        x = c * g
+        first = x.mean()
+        level = self._drawn["first"] if self._drawn else first
+        relative = g / level if level > 0 else np.ones_like(g)
+        # An equally defended proposal made of fresh norms is (1 - λ) g / mean(g) + λ.
+        fresh = np.maximum((1.0 - uniform_share) * relative + uniform_share, np.finfo(np.float64).tiny)
+        defended = np.where(g > 0, x * g / fresh, 0.0).mean()
+        known = self._drawn.add((first, (x * x).mean(), (x * g).mean(), mean_square, defended))
+        if known and candidate is not None:
+            self.observe_candidate(g, c, candidate)
 
-    def _candidate_means(
-        self, g: NDArray[np.float64], c: NDArray[np.float64], s: NDArray[np.float64]
-    ) -> dict[str, float]:
+    def observe_candidate(self, norms: ArrayLike, coefficients: ArrayLike, candidate: ArrayLike) -> None:
+        """Take in draws, perhaps others than those ``observe`` had, for the candidate's gain alone."""
+        (g, c), s = _minibatch(norms, coefficients), _floats("candidate", candidate)
         if s.shape != g.shape or not (s >= 0).all():
             raise ValueError(f"candidate: got shape {s.shape}, least {s.min()}; wanted {g.shape}, none negative or NaN")
         drawn = s > 0
-        if not drawn.any():
-            return {}
+        if not drawn.any() or not np.isfinite(g).all():
+            return
         second = np.where(drawn, c * g * g, 0.0)
         over = second / np.where(drawn, s, 1.0)
-        share = (c * drawn).mean() / c.mean()
-        return dict(zip(self._CANDIDATE, (second.mean(), over.mean(), (c * s).mean(), share), strict=True))
+        self._candidate.add((second.mean(), over.mean(), (c * s).mean(), (c * drawn).mean() / c.mean()))
 
     @property
     def variance(self) -> Variance:
         """The smoothed traces; NaN before the first minibatch."""
-        if not self._weight:
+        if not self._drawn:
             return Variance(math.nan, math.nan, math.nan, math.nan)
-        first, stale, uniform, mean_square = (self._means[name] / self._weight for name in self._MEANS)
-        return _variance(SecondMoments(first**2, stale, uniform), mean_square)
+        d = self._drawn
+        return _variance(SecondMoments(d["first"] ** 2, d["stale"], d["uniform"]), d["mean_square"])
 
     @property
     def gain(self) -> float:
@@ -189,23 +214,51 @@ class VarianceMonitor:
     @property
     def candidate_gain(self) -> float:
         """Uniform's second moment over the candidate's, whatever is being drawn; NaN before the first candidate."""
-        if not self._candidate_weight:
+        if not self._candidate:
             return math.nan
-        uniform, over, mean, share = (self._means[name] / self._candidate_weight for name in self._CANDIDATE)
-        return _ratio(uniform * share, mean * over)
+        c = self._candidate
+        return _ratio(c["uniform"] * c["share"], c["mean"] * c["over"])
 
-    def state(self) -> dict[str, float]:
+    @property
+    def costs(self) -> Costs:
+        """How smoothing and staleness divide the gain; NaN before the first minibatch."""
+        if not self._drawn:
+            return Costs(math.nan, math.nan)
+        d = self._drawn
+        return Costs(_ratio(d["defended"], d["first"] ** 2), _ratio(d["stale"], d["defended"]))
+
+    @property
+    def errors(self) -> Errors:
+        """95 % error bars of the three traces and the two gains."""
+        d, c = self._drawn, self._candidate
+        if not d:
+            return Errors(math.nan, math.nan, math.nan, math.nan, math.nan)
+        gain = {"uniform": self._of(1.0, d["stale"]), "stale": -self._of(d["uniform"], d["stale"] ** 2)}
+        return Errors(
+            d.half_width({"first": 2.0 * d["first"], "mean_square": -1.0}),
+            d.half_width({"stale": 1.0, "mean_square": -1.0}),
+            d.half_width({"uniform": 1.0, "mean_square": -1.0}),
+            d.half_width(gain),
+            self._candidate_error() if c else math.nan,
+        )
+
+    def _candidate_error(self) -> float:
+        c, gain = self._candidate, self.candidate_gain
+        signs = {"uniform": 1.0, "share": 1.0, "mean": -1.0, "over": -1.0}
+        return c.half_width({name: sign * self._of(gain, c[name]) for name, sign in signs.items()})
+
+    @staticmethod
+    def _of(above: float, below: float) -> float:
+        return above / below if below else 0.0
+
+    def state(self) -> dict[str, list[float]]:
         """Plain floats to go on from."""
-        return {**self._means, "weight": self._weight, "candidate_weight": self._candidate_weight}
+        return {"drawn": self._drawn.state(), "candidate": self._candidate.state()}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
         """Go on from ``state()``."""
-        self._means = {name: float(state[name]) for name in self._means}
-        self._weight, self._candidate_weight = float(state["weight"]), float(state["candidate_weight"])
-
-    def _blend(self, means: Mapping[str, float]) -> None:
-        for name, mean in means.items():
-            self._means[name] = self.kept * self._means[name] + (1.0 - self.kept) * float(mean)
+        self._drawn.restore(state["drawn"])
+        self._candidate.restore(state["candidate"])
 
 
 def _variance(moments: SecondMoments, mean_square: float) -> Variance:

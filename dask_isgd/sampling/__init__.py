@@ -1,8 +1,21 @@
 """The proposal: which examples a minibatch is drawn from, and with which coefficients. numpy only."""
 
 from dask_isgd.sampling.draws import Draw
+from dask_isgd.sampling.evidence import Evidence, Sample
 from dask_isgd.sampling.gate import Gate
+from dask_isgd.sampling.pace import may_start
 from dask_isgd.sampling.sampler import ChunkSums, ImportanceSampler
-from dask_isgd.sampling.schedule import next_chunks
+from dask_isgd.sampling.schedule import next_chunks, probe_chunks, restless_chunks
 
-__all__ = ["ChunkSums", "Draw", "Gate", "ImportanceSampler", "next_chunks"]
+__all__ = [
+    "ChunkSums",
+    "Draw",
+    "Evidence",
+    "Gate",
+    "ImportanceSampler",
+    "Sample",
+    "may_start",
+    "next_chunks",
+    "probe_chunks",
+    "restless_chunks",
+]

@@ -11,6 +11,8 @@ KEPT = 0.8
 """Share of the past each observation keeps."""
 LEAST = 5
 """Observations before the gate may open."""
+STATES = ("uniform was asked for", "kept open", "measuring", "closed: does not pay", "open: pays")
+"""What ``Gate.code`` counts: the column of the history that says why draws are as they are."""
 
 
 class Gate:
@@ -36,10 +38,26 @@ class Gate:
         return self._open
 
     @property
+    def probing(self) -> bool:
+        """True: importance sampling was measured and does not pay, so that scoring is only to notice when it does."""
+        return not self._open and not self.never and self._seen >= LEAST
+
+    @property
     def gain(self) -> float:
         """The smoothed gain; NaN before the first observation."""
         # Dividing by 1 - KEPT^n removes the pull of the zero the average started from.
         return math.exp(self._log / (1.0 - KEPT**self._seen)) if self._seen else math.nan
+
+    @property
+    def code(self) -> int:
+        """The present state as an index of ``STATES``."""
+        if self.never:
+            return 0
+        if self.always:
+            return 1
+        if self._open:
+            return 4
+        return 3 if self._seen >= LEAST else 2
 
     @property
     def why(self) -> str:

@@ -136,6 +136,10 @@ class ImportanceSampler:
             descent.enter(columns)
         return q
 
+    def seen(self, indices: Integers) -> NDArray[np.bool_]:
+        """(B,) whether each of ``indices`` (B,) lies in a chunk that was scored."""
+        return ~np.isnan(self.versions[indices // self.chunk_size])
+
     def weights(self, chunk: int) -> Floats:
         """(chunk_len,) float64 proposal weights s in force, zero in a dropped chunk."""
         self._check_chunk(chunk)

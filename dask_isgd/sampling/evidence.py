@@ -1,0 +1,61 @@
+"""What the learner's own minibatches say between two reports."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_isgd.sampling.draws import Draw, Floats
+from dask_isgd.sampling.gate import Gate
+from dask_isgd.sampling.sampler import ImportanceSampler
+from dask_isgd.sampling.schedule import probe_chunks
+
+
+class Sample(NamedTuple):
+    """Norms of drawn examples, the coefficients they were drawn with, and their weight in the candidate proposal."""
+
+    norms: Floats
+    coefficients: Floats
+    candidate: Floats
+    """N q of the candidate."""
+
+
+class Evidence:
+    """Collects minibatches: all their draws for the curves, and for the gate those the candidate knows of.
+
+    The candidate proposal is judged on examples that were scored; while the gate is closed, on those of the
+    few chunks that are still scored. Its probabilities are those before the minibatch's own norms are
+    fed back: afterwards it would seem to have known them.
+    """
+
+    def __init__(self, sampler: ImportanceSampler) -> None:
+        self._sampler = sampler
+        self._probed: NDArray[np.bool_] = np.zeros(sampler.n_chunks, bool)
+        self._probed[probe_chunks(sampler.n_chunks)] = True
+        self._drawn: list[tuple[Floats, Floats]] = []
+        self._candidate: list[Sample] = []
+
+    def add(self, draw: Draw, norms: Floats, gate: Gate) -> None:
+        """One minibatch drawn with the gate as it is: before its norms are fed back."""
+        self._drawn.append((norms, draw.coefficients))
+        if gate.never:
+            return
+        known = self._sampler.seen(draw.indices)
+        if gate.probing:
+            known &= self._probed[draw.indices // self._sampler.chunk_size]
+        if not known.any():
+            return
+        q = draw.probabilities[known] if gate.open else self._sampler.probabilities(draw.indices[known])
+        self._candidate.append(Sample(norms[known], draw.coefficients[known], self._sampler.n * q))
+
+    def take(self) -> tuple[Floats, Floats, Sample | None]:
+        """Norms and coefficients of all draws since the last call, and what there is on the candidate."""
+        drawn, candidate = self._drawn, self._candidate
+        self._drawn, self._candidate = [], []
+        if not drawn:
+            return np.empty(0), np.empty(0), None
+        norms, coefficients = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        sample = Sample(*(np.concatenate(part) for part in zip(*candidate, strict=True))) if candidate else None
+        return norms, coefficients, sample
