@@ -1,0 +1,28 @@
+"""Clusters with a worker for the learner: on this machine, on a job queue, from a file.
+
+Names load on first use: a queue's class needs dask-jobqueue, a file's needs what it names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dask_isgd.clusters.local import LocalCluster
+
+if TYPE_CHECKING:
+    from dask_isgd.clusters.jobqueue import with_learner as with_learner
+
+_QUEUES = ("SLURM", "PBS", "SGE", "LSF", "HTCondor", "OAR", "Moab")
+_HOME = {
+    "with_learner": "jobqueue",
+    **{f"{name}Cluster": "jobqueue" for name in _QUEUES},
+}
+
+__all__ = ["LocalCluster", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,137 @@
+"""A cluster of specified workers whose learners are left alone by ``scale`` and ``adapt``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import dask.config
+from dask.utils import parse_bytes, parse_timedelta
+from distributed import SpecCluster
+from distributed.core import Status
+from distributed.deploy.adaptive import Adaptive
+from distributed.utils import NoOpAwaitable
+
+from dask_isgd.clusters.adaptive import ByNeed
+
+logger = logging.getLogger(__name__)
+
+_AFTER = 0.1
+
+
+class LearnerApart(SpecCluster):
+    """Adds the workers of :meth:`learner_specs`, which differ from those that are scaled.
+
+    ``scale`` and ``adapt`` count scorers. What is lost, learner or scorer, is asked for again once it
+    has been missing for ``distributed.deploy.lost-worker-timeout``: a bare ``SpecCluster`` does so for
+    nobody. It stands last in a list of bases, right above ``SpecCluster``, so that what subclasses of
+    ``SpecCluster`` make of ``scale`` (jobs, say) ends here.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._learners = self.learner_specs()
+        self._arrived: set[str] = set()
+        workers = {**self._learners, **(kwargs.pop("workers", None) or {})}
+        super().__init__(workers=workers, **kwargs)  # type: ignore[no-untyped-call]
+
+    def learner_specs(self) -> dict[str, dict[str, Any]]:
+        """Specifications of the learners' workers by name, in the manner of ``SpecCluster``."""
+        raise NotImplementedError
+
+    # How many ---------------------------------------------------------------------------------
+
+    def scale(self, n: int = 0, memory: Any = None, cores: int | None = None) -> Any:
+        """Have ``n`` scorers, or as many as have that memory or those cores together."""
+        if self.status in (Status.closing, Status.closed):
+            return super().scale(n)  # type: ignore[no-untyped-call]
+        if memory is not None:
+            n = max(n, math.ceil(parse_bytes(memory) / self._memory_per_worker()))
+        if cores is not None:
+            n = max(n, math.ceil(cores / self._threads_per_worker()))
+        scorers = [name for name in self.worker_spec if name not in self._learners]
+        # those that wait in a queue go first, then the youngest; entries leave the specification one by
+        # one, for the event loop's thread may look at it at any moment
+        arrived = self._present()
+        for name in sorted(scorers[::-1], key=lambda name: name in arrived)[: max(0, len(scorers) - n)]:
+            del self.worker_spec[name]
+        for _ in range(n - len(scorers)):
+            self.worker_spec.update(self.new_worker_spec())  # type: ignore[no-untyped-call]
+        assert self.loop is not None
+        self.loop.add_callback(self._correct_state)
+        return NoOpAwaitable() if self.asynchronous else None
+
+    async def scale_down(self, workers: Iterable[str]) -> None:
+        await super().scale_down({w for w in workers if w not in self._learners})  # type: ignore[no-untyped-call]
+
+    def adapt(self, Adaptive: type[Adaptive] = ByNeed, **kwargs: Any) -> Adaptive:  # type: ignore[override]
+        """Let the number of scorers follow the need: more while freshness pays, few while the gate is shut."""
+        return super().adapt(Adaptive=Adaptive, **kwargs)
+
+    @property
+    def plan(self) -> set[str]:
+        return self._scorers(super().plan)
+
+    @property
+    def requested(self) -> set[str]:
+        return self._scorers(super().requested)
+
+    @property
+    def observed(self) -> set[str]:
+        return self._scorers(super().observed)
+
+    def _scorers(self, names: set[str]) -> set[str]:
+        return {name for name in names if name not in self._learners}
+
+    # What is lost -----------------------------------------------------------------------------
+
+    def _workers_of(self, name: str) -> set[str]:
+        """Names of the Dask workers of one entry: a job may hold several."""
+        suffixes = self.worker_spec.get(name, {}).get("group")
+        return {f"{name}{suffix}" for suffix in suffixes} if suffixes else {name}
+
+    def _present(self) -> set[str]:
+        """Entries of which a worker is on the cluster."""
+        seen = {info["name"] for info in self.scheduler_info["workers"].values()}
+        return {name for name in self.worker_spec if self._workers_of(name) & seen}
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        super()._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+        self._arrived |= self._present()
+        if op == "remove":
+            self._look_again(parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout")))
+
+    def _look_again(self, seconds: float) -> None:
+        def look() -> None:
+            task = asyncio.ensure_future(self._replace())
+            self._futures.add(task)
+            task.add_done_callback(self._futures.discard)
+
+        # after the base class has given up the lost worker, which takes it as long
+        asyncio.get_running_loop().call_later(seconds + _AFTER, look)
+
+    async def _replace(self) -> None:
+        """Ask again for what is specified and gone."""
+        if self.status is not Status.running:
+            return
+        present = self._present()
+        for name in [n for n in self._arrived if n in self.workers and n in self.worker_spec and n not in present]:
+            self._arrived.discard(name)
+            lost = self.workers.pop(name)  # of a group the base class forgets nobody
+            with contextlib.suppress(OSError, RuntimeError):
+                await lost.close()
+        try:
+            await self._correct_state()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            logger.warning("cluster %s: cannot start what was lost, trying again: %s", self.name, error)
+            for name in [n for n, worker in self.workers.items() if worker.status is Status.created]:
+                del self.workers[name]
+            self._look_again(parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout")))
+
+
+def learner_names(prefix: str, count: int) -> list[str]:
+    """Names of ``count`` learners: the bare prefix for the only one."""
+    return [prefix] if count == 1 else [f"{prefix}-{i}" for i in range(count)]

@@ -1,0 +1,107 @@
+"""A cluster of processes on this machine, one of them the learner's."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import dask.config
+from distributed import Nanny, Scheduler, Security
+
+from dask_isgd.clusters.apart import LearnerApart, learner_names
+from dask_isgd.errors import ConfigError
+from dask_isgd.placement import LEARNER, SCORER
+
+
+class LocalCluster(LearnerApart):
+    """One worker with the resource ``learner`` and two threads, the rest scorers of one thread.
+
+    ``n_workers``: workers in all, at least one; None: one a core or one a GPU, at least two. With a
+    single worker the learner shares it with scoring. ``learners``: how many of them are learners',
+    one for each run that trains at the same time. ``gpus``: of which each process sees one, in turn;
+    None: those this process may see. ``scale`` and ``adapt`` count scorers. Everything listens on the
+    loopback address only.
+
+    >>> with LocalCluster(3) as cluster, cluster.get_client() as client:  # doctest: +SKIP
+    ...     run = dask_isgd.fit(client, ...)
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        *,
+        learners: int = 1,
+        gpus: Sequence[str | int] | None = None,
+        dashboard_address: str | None = "127.0.0.1:0",
+        silence_logs: int = logging.WARNING,
+        **kwargs: Any,
+    ) -> None:
+        self._gpus = [str(gpu) for gpu in (visible_gpus() if gpus is None else gpus)]
+        cores = os.cpu_count() or 1
+        if n_workers is None:
+            n_workers = max(1 + learners, len(self._gpus) or cores)
+        if n_workers < 1 or learners < 1 or n_workers < learners:
+            raise ConfigError(
+                f"got n_workers={n_workers} and learners={learners}, wanted at least one learner and as many workers"
+            )
+        self._n_learners, self._scorers_asked, self._silence = learners, n_workers - learners, silence_logs
+        if kwargs.get("security") is True:
+            kwargs["security"] = Security.temporary()
+        self._security = kwargs.get("security")
+        scheduler = {
+            "cls": Scheduler,
+            "options": {
+                "host": "127.0.0.1",
+                "port": 0,
+                "protocol": None if self._security is None else "tls://",
+                "security": self._security,
+                "dashboard": dashboard_address is not None,
+                "dashboard_address": dashboard_address,
+                "preload": [*dask.config.get("distributed.scheduler.preload"), "dask_isgd.dashboard"],
+            },
+        }
+        kwargs.setdefault("name", "isgd")
+        super().__init__(
+            worker=self._scorer(0),
+            workers={f"{SCORER}-{i}": self._scorer(i) for i in range(n_workers - learners)},
+            scheduler=scheduler,
+            silence_logs=silence_logs,
+            **kwargs,
+        )
+
+    def learner_specs(self) -> dict[str, dict[str, Any]]:
+        resources = {LEARNER: 1.0, **({SCORER: 1.0} if self._scorers_asked == 0 else {})}
+        threads = max(1, ((os.cpu_count() or 1) - self._scorers_asked) // self._n_learners)
+        names = learner_names(LEARNER, self._n_learners)
+        return {name: self._worker(place, 2, resources, threads) for place, name in enumerate(names)}
+
+    def new_worker_spec(self) -> dict[str, dict[str, Any]]:
+        number = next(i for i in itertools.count() if f"{SCORER}-{i}" not in self.worker_spec)
+        return {f"{SCORER}-{number}": self._scorer(number)}
+
+    def _scorer(self, number: int) -> dict[str, Any]:
+        return self._worker(self._n_learners + number, 1, {SCORER: 1.0}, 1)
+
+    def _worker(self, place: int, threads: int, resources: dict[str, float], torch_threads: int) -> dict[str, Any]:
+        # torch's threads spin while they wait; on a machine with fewer cores than threads that
+        # costs each other's time slices, a hundredfold for small models
+        env = {"OMP_WAIT_POLICY": "PASSIVE", "DASK_ISGD__CLUSTER__LEARNER_THREADS": str(torch_threads)}
+        if self._gpus:
+            env["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
+        options = {"host": "127.0.0.1", "dashboard": False, "silence_logs": self._silence, "memory_limit": 0}
+        if self._security is not None:
+            options |= {"protocol": "tls://", "security": self._security}
+        return {"cls": Nanny, "options": {**options, "nthreads": threads, "resources": resources, "env": env}}
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may see: of ``CUDA_VISIBLE_DEVICES``, else all there are."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
+    import torch  # not before it is needed: a client of a remote cluster may do without
+
+    return [str(i) for i in range(torch.cuda.device_count())]
