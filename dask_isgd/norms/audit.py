@@ -168,7 +168,7 @@ def _spot_check(
     for key, names in served.items():
         for k, squares in truth.items():
             wanted = sum(float(squares[name]) for name in names)
-            got = float(capture.terms[key][k]) if key in capture.terms else 0.0
+            got = float(capture.terms[key][k]) ** 2 if key in capture.terms else 0.0
             # Norms below 1e-18 leave float32 as they are squared.
             floor = 1e-36 + 1e-6 * sum(float(square) for square in squares.values())
             if not close(got, wanted, inputs, model, floor=floor):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.examples import Loss, call, checked_losses, square_norms, wide
+from dask_isgd.norms.examples import Loss, call, checked_losses, row_norms, wide
 from dask_isgd.norms.rules import RULES, Kept, Rule
 from dask_isgd.norms.state import frozen
 
@@ -61,7 +61,7 @@ class Capture:
         self.changed: dict[str, str] = {}
         """Layers whose terms can't be had, and why."""
         self.terms: dict[str, Tensor] = {}
-        """Squared norms by layer, or by parameter where it is shared: (B,) each."""
+        """Norms by layer, or by parameter where it is shared: (B,) each."""
         self.anchor = torch.zeros((), requires_grad=True)
         self._summands: dict[str, list[tuple[Call, str, Tensor]]] = {}
 
@@ -118,12 +118,12 @@ class Capture:
         with torch.no_grad():
             gradient = gradient.detach().reshape(call.shape)
             if alone:
-                self._add(layer, call.rule.squares(call.module, kept, gradient, alone))
+                self._add(layer, call.rule.norms(call.module, kept, gradient, alone))
             for own, name in (call.site.shared or {}).items():
                 self._summands.setdefault(name, []).append((_with(call, kept), own, gradient))
 
     def _add(self, key: str, term: Tensor) -> None:
-        self.terms[key] = self.terms[key] + term if key in self.terms else term
+        self.terms[key] = torch.hypot(self.terms[key], term) if key in self.terms else term
 
     def finish(self) -> None:
         """Sum the gradients of shared parameters over their calls, a slice of examples at a time."""
@@ -132,8 +132,8 @@ class Capture:
             for name, uses in summands.items():
                 size = len(uses[0][2])
                 step = max(1, WORKSPACE // max(1, self.model.get_parameter(name).numel()))
-                squares = torch.zeros(size, dtype=wide(uses[0][2]), device=uses[0][2].device)
-                for start in range(0, size, step):
+                norms = []
+                for start in range(0, max(size, 1), step):
                     part = slice(start, start + step)
                     total: Tensor | None = None
                     for call, own, gradient in uses:
@@ -141,15 +141,14 @@ class Capture:
                         term = call.rule.gradient(call.module, kept, gradient[part], own)
                         total = term if total is None else total + term
                     assert total is not None
-                    squares[part] = square_norms(total)
-                self._add(name, squares)
+                    norms.append(row_norms(total))
+                self._add(name, torch.cat(norms))
 
     def squares(self, size: int, device: torch.device) -> Tensor:
-        """Σ of all terms: (B,) float64."""
-        total = torch.zeros(size, dtype=wide(torch.empty(0, device=device)), device=device)
-        for term in self.terms.values():
-            total += term.to(device)
-        return total
+        """Σ of the squares of all terms: (B,) float64."""
+        terms = [term if term.device == device else term.to(device) for term in self.terms.values()]
+        stacked = torch.stack(terms) if terms else torch.zeros(1, size, device=device)
+        return stacked.to(wide(stacked)).square_().sum(0)
 
 
 def fast_pass(

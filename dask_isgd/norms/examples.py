@@ -100,10 +100,16 @@ def checked_losses(loss: Loss, output: Any, targets: Any, size: int) -> Tensor:
 
 def square_norms(rows: Tensor) -> Tensor:
     """||row||² over all dimensions but the first: (B, ...) -> (B,) float64 (float32 where the device has none)."""
+    return row_norms(rows).to(wide(rows)).square()
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """||row|| over all dimensions but the first: (B, ...) -> (B,) float32 or wider."""
     single = torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else None
-    norms = torch.linalg.vector_norm(rows.flatten(1) if rows.ndim > 1 else rows[:, None], dim=1, dtype=single)
-    squares: Tensor = norms.to(wide(rows)).square()
-    return squares
+    norms: Tensor = torch.linalg.vector_norm(
+        rows if rows.ndim == 2 else rows.flatten(1) if rows.ndim > 1 else rows[:, None], dim=1, dtype=single
+    )
+    return norms
 
 
 def wide(tensor: Tensor) -> torch.dtype:

@@ -299,12 +299,12 @@ def check_rule(module: nn.Module, x: Tensor, rule: Any = None) -> None:
     assert wanted.keys() <= rule.parameters
     for names in ({*wanted}, *({name} for name in wanted)):
         asked = frozenset(names)
-        got = rule.squares(module, rule.keep(module, x, asked, frozenset()), grad, asked)
+        got = rule.norms(module, rule.keep(module, x, asked, frozenset()), grad, asked)
         squares = torch.zeros(len(x)).double()
         for name in names:
             squares += wanted[name].square().flatten(1).sum(1)
         assert got.shape == (len(x),)
-        torch.testing.assert_close(got.double().sqrt(), squares.sqrt(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got.double(), squares.sqrt(), rtol=1e-5, atol=1e-6)
     for name, gradient in wanted.items():
         kept = rule.keep(module, x, frozenset(), frozenset({name}))
         got = rule.gradient(module, kept, grad, name)

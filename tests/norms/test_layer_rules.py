@@ -59,7 +59,7 @@ def test_instance_norm_in_train_mode_leaves_the_running_statistics() -> None:
     x = torch.randn(5, 6, 7)
     check_rule(norm, x)
     before = norm.running_mean.clone()
-    RULES[nn.InstanceNorm1d].squares(norm, (x,), torch.randn(5, 6, 7), frozenset({"weight"}))
+    RULES[nn.InstanceNorm1d].norms(norm, (x,), torch.randn(5, 6, 7), frozenset({"weight"}))
     assert torch.equal(norm.running_mean, before)
 
 

@@ -210,8 +210,8 @@ def test_the_fallback_says_which_and_why_once(caplog: pytest.LogCaptureFixture) 
 def test_a_wrong_rule_is_found_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from dask_isgd.norms.rules.linear import LinearRule
 
-    right = LinearRule.squares
-    monkeypatch.setattr(LinearRule, "squares", lambda *arguments: 1.1 * right(*arguments))
+    right = LinearRule.norms
+    monkeypatch.setattr(LinearRule, "norms", lambda *arguments: 1.1 * right(*arguments))
     model, x, y = mlp(), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
     assert relative_error(gradient_norms(model, cross_entropy, x, y), oracle(model, cross_entropy, x, y)) <= 1e-5
     assert "its rule gives" in caplog.text

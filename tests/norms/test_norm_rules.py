@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dask_isgd.norms import RULES, NormEngine, register_rule
 from dask_isgd.norms.rules import Kept, linear
-from dask_isgd.norms.rules.linear import product_squares
+from dask_isgd.norms.rules.linear import product_norms
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
@@ -24,7 +24,7 @@ def test_gram_and_direct_form(
     torch.manual_seed(0)
     x, d = torch.randn(size, length, inputs), torch.randn(size, length, outputs)
     wanted = torch.einsum("bti,bto->boi", x.double(), d.double()).square().sum((1, 2))
-    torch.testing.assert_close(product_squares(x, d), wanted, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(product_norms(x, d).double(), wanted.sqrt(), rtol=1e-5, atol=1e-6)
 
 
 class Scale(nn.Module):
@@ -41,11 +41,11 @@ class Scale(nn.Module):
 class ScaleRule:
     parameters = frozenset({"factor"})
 
-    def keep(self, module: nn.Module, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
+    def keep(self, module: nn.Module, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
         return (x,)
 
-    def squares(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
-        return (kept[0] * grad).double().square().sum(1)
+    def norms(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+        return (kept[0] * grad).norm(dim=1)
 
     def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
         return kept[0] * grad

@@ -8,7 +8,7 @@ Shapes: B examples, T positions, d inputs, p outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -22,16 +22,18 @@ class Rule(Protocol):
     parameters: frozenset[str]
     """The names of the module's own parameters that the rule serves."""
 
-    def keep(self, module: nn.Module, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
-        """What is needed of the input ``x`` to give ``squares`` and ``gradients`` of these parameters later."""
+    def keep(self, module: Any, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
+        """What is needed of the input ``x`` for the ``norms`` of the parameters ``alone`` later, and for the
+        ``gradient`` of each one of ``shared``."""
 
-    def squares(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
-        """Σ ||∂L_n/∂θ||² over the parameters ``names``: (B,) float64.
+    def norms(self, module: Any, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+        """||∂L_n/∂θ||, θ all the parameters ``names`` (``alone`` of the call) together: (B,) float32 or wider.
 
-        ``grad`` is the gradient of the *summed* loss with respect to the output of the call.
+        ``grad`` is the gradient of the *summed* loss with respect to the output of the call, and not to be
+        written into.
         """
 
-    def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
+    def gradient(self, module: Any, kept: Kept, grad: Tensor, name: str) -> Tensor:
         """∂L_n/∂θ of one parameter, materialised: (B, *shape of the parameter)."""
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.examples import row_norms
 from dask_isgd.norms.rules import Kept, register_rule
-from dask_isgd.norms.rules.linear import gram_squares
+from dask_isgd.norms.rules.linear import gram_norms
 
 WORKSPACE = 1 << 19
 """Elements of weight gradients at a time (2 MB in float32): they stay in the cache until squared."""
@@ -31,22 +31,22 @@ class ConvolutionRule:
     parameters = frozenset({"weight", "bias"})
     transposed = False
 
-    def keep(self, module: _Conv, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
-        return (x,) if "weight" in squares | gradients else ()
+    def keep(self, module: _Conv, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
+        return (x,) if "weight" in alone | shared else ()
 
-    def squares(self, module: _Conv, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
-        total = torch.zeros(len(grad), dtype=wide(grad), device=grad.device)
-        if "bias" in names:
-            total += square_norms(grad.flatten(2).sum(2))
-        if "weight" in names:
-            gram = self._prefers_gram(module, grad)
-            step = max(1, WORKSPACE // (self._gram_elements(module, grad) if gram else module.weight.numel()))
-            for start in range(0, len(grad), step):
-                x, d = kept[0][start : start + step].to(grad.dtype), grad[start : start + step]
-                total[start : start + step] += (
-                    self._gram(module, x, d) if gram else square_norms(self._weights(module, x, d))
-                )
-        return total
+    def norms(self, module: _Conv, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+        bias = row_norms(grad.flatten(2).sum(2)) if "bias" in names else None
+        if "weight" not in names:
+            assert bias is not None
+            return bias
+        gram = self._prefers_gram(module, grad)
+        step = max(1, WORKSPACE // (self._gram_elements(module, grad) if gram else module.weight.numel()))
+        norms = []
+        for start in range(0, max(len(grad), 1), step):
+            x, d = kept[0][start : start + step].to(grad.dtype), grad[start : start + step]
+            norms.append(self._gram(module, x, d) if gram else row_norms(self._weights(module, x, d)))
+        weight = norms[0] if len(norms) == 1 else torch.cat(norms)
+        return weight if bias is None else torch.hypot(weight, bias)
 
     def gradient(self, module: _Conv, kept: Kept, grad: Tensor, name: str) -> Tensor:
         if name == "bias":
@@ -97,7 +97,7 @@ class ConvolutionRule:
         # (B, C, L..., K...) -> (B g, L, C/g K), and the gradient to (B g, L, O/g)
         patches = x.movedim(1, 1 + space).reshape(len(x), length, groups, -1).transpose(1, 2).flatten(0, 1)
         rows = grad.reshape(len(x) * groups, -1, length).mT
-        return gram_squares(patches, rows).view(len(x), groups).sum(1)
+        return row_norms(gram_norms(patches, rows).view(len(x), groups))
 
 
 @register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

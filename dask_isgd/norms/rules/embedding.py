@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.examples import square_norms
 from dask_isgd.norms.rules import Kept, register_rule
 
 
@@ -18,10 +18,10 @@ class EmbeddingRule:
 
     parameters = frozenset({"weight"})
 
-    def keep(self, module: nn.Embedding, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
+    def keep(self, module: nn.Embedding, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
         return (x,)
 
-    def squares(self, module: nn.Embedding, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+    def norms(self, module: nn.Embedding, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
         size, rows = len(grad), module.num_embeddings
         # Each (example, token) once: no table per example is formed.
         cells, where = torch.unique(_cells(kept[0], rows), return_inverse=True)
@@ -30,7 +30,8 @@ class EmbeddingRule:
         squares = square_norms(sums)
         if module.padding_idx is not None:
             squares = squares.masked_fill_(cells % rows == module.padding_idx, 0)
-        return torch.zeros(size, dtype=wide(grad), device=grad.device).index_add_(0, cells // rows, squares)
+        total = torch.zeros(size, dtype=squares.dtype, device=grad.device).index_add_(0, cells // rows, squares)
+        return total.sqrt_().to(sums.dtype)
 
     def gradient(self, module: nn.Embedding, kept: Kept, grad: Tensor, name: str) -> Tensor:
         size, rows, width = len(grad), module.num_embeddings, module.embedding_dim

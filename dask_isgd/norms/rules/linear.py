@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.examples import row_norms, wide
 from dask_isgd.norms.rules import Kept, register_rule
 
-WORKSPACE = 1 << 23
-"""Elements a temporary may have: examples are taken in slices that fit (32 MB in float32)."""
+WORKSPACE = 1 << 19
+"""Elements a temporary may have (2 MB in float32): slices of examples that stay in the cache until squared."""
 
 
 @register_rule(nn.Linear)
@@ -23,53 +23,50 @@ class LinearRule:
 
     parameters = frozenset({"weight", "bias"})
 
-    def keep(self, module: nn.Module, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
-        if "weight" in gradients or ("weight" in squares and x.ndim > 2):
+    def keep(self, module: nn.Module, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
+        if "weight" in shared or ("weight" in alone and x.ndim > 2):
             return (_rows(x),)
-        if "weight" in squares:
-            return (square_norms(x),)  # taken while x is hot; x itself can go
+        if "weight" in alone:  # the norms are taken while x is hot; x itself can go
+            norms = row_norms(x)
+            return (norms.square_().add_(1).sqrt_() if "bias" in alone else norms,)
         return ()
 
-    def squares(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+    def norms(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
         if grad.ndim == 2:
-            squared = square_norms(grad)
-            factor = kept[0] if "weight" in names else None
-            if factor is not None and factor.ndim > 1:  # the bias is tied elsewhere, the input was kept whole
-                factor = square_norms(factor)
-            if factor is None:
-                return squared
-            return squared * (factor + 1 if "bias" in names else factor)
+            norms = row_norms(grad)
+            return norms.mul_(kept[0]) if "weight" in names else norms
         rows = _rows(grad)
-        total = torch.zeros(len(rows), dtype=wide(rows), device=rows.device)
-        if "weight" in names:
-            total += product_squares(kept[0], rows)
-        if "bias" in names:
-            total += square_norms(rows.sum(1))
-        return total
+        bias = row_norms(rows.sum(1)) if "bias" in names else None
+        if "weight" not in names:
+            assert bias is not None
+            return bias
+        weight = product_norms(kept[0], rows)
+        return weight if bias is None else torch.hypot(weight, bias)
 
     def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
         rows = _rows(grad)
         return rows.sum(1) if name == "bias" else rows.mT @ kept[0].to(rows.dtype)
 
 
-def product_squares(x_BTd: Tensor, d_BTp: Tensor) -> Tensor:
-    """||D_nᵀ X_n||² of each example: (B, T, d), (B, T, p) -> (B,) float64."""
+def product_norms(x_BTd: Tensor, d_BTp: Tensor) -> Tensor:
+    """||D_nᵀ X_n|| of each example: (B, T, d), (B, T, p) -> (B,)."""
     size, length, inputs = x_BTd.shape
     outputs = d_BTp.shape[2]
     gram = length * (inputs + outputs) < inputs * outputs
     step = max(1, WORKSPACE // max(1, length * length if gram else inputs * outputs))
-    squares = torch.zeros(size, dtype=wide(d_BTp), device=d_BTp.device)
-    for start in range(0, size, step):
+    norms = []
+    for start in range(0, max(size, 1), step):
         x, d = x_BTd[start : start + step].to(d_BTp.dtype), d_BTp[start : start + step]
-        squares[start : start + step] = gram_squares(x, d) if gram else square_norms(d.mT @ x)
-    return squares
+        norms.append(gram_norms(x, d) if gram else row_norms(d.mT @ x))
+    return norms[0] if len(norms) == 1 else torch.cat(norms)
 
 
-def gram_squares(x_BTd: Tensor, d_BTp: Tensor) -> Tensor:
-    """:func:`product_squares` through the (T, T) matrices of inner products."""
+def gram_norms(x_BTd: Tensor, d_BTp: Tensor) -> Tensor:
+    """:func:`product_norms` through the (T, T) matrices of inner products."""
     products = (x_BTd @ x_BTd.mT).mul_(d_BTp @ d_BTp.mT)
     # Rounding can leave a sum that should be zero a little below it.
-    return products.sum((1, 2), dtype=wide(d_BTp)).clamp_min(0)
+    squares = products.sum((1, 2), dtype=wide(d_BTp)).clamp_min_(0)
+    return squares.sqrt_().to(torch.promote_types(d_BTp.dtype, torch.float32))
 
 
 def _rows(tensor: Tensor) -> Tensor:

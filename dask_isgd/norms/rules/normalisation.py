@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dask_isgd.norms.examples import square_norms, wide
+from dask_isgd.norms.examples import row_norms
 from dask_isgd.norms.rules import Kept, register_rule
 
 
@@ -25,21 +25,19 @@ class NormalisationRule(ABC):
     def normalised(self, module: Any, x: Tensor) -> Tensor:
         """x̂, of the shape of x."""
 
-    def keep(self, module: nn.Module, x: Tensor, squares: frozenset[str], gradients: frozenset[str]) -> Kept:
-        return (x,) if "weight" in squares | gradients else ()
+    def keep(self, module: Any, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
+        return (x,) if "weight" in alone | shared else ()
 
-    def squares(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
-        total = torch.zeros(len(grad), dtype=wide(grad), device=grad.device)
-        for name in names:
-            total += square_norms(self.gradient(module, kept, grad, name))
-        return total
+    def norms(self, module: Any, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+        gradients = [self.gradient(module, kept, grad, name) for name in names]
+        return row_norms(gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1))
 
-    def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
+    def gradient(self, module: Any, kept: Kept, grad: Tensor, name: str) -> Tensor:
         if name == "weight":
             grad = self.normalised(module, kept[0].to(grad.dtype)).mul_(grad)
         return self.over_positions(module, grad)
 
-    def over_positions(self, module: nn.Module, grad: Tensor) -> Tensor:
+    def over_positions(self, module: Any, grad: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C)."""
         return grad.flatten(2).sum(2) if grad.ndim > 2 else grad
 
