@@ -127,6 +127,8 @@ class Learning:
     """Clip the gradient at this multiple of the running median of its norm; None: never."""
     memory: int | str = default("learning.memory")
     """Bytes of training data the learner may hold, or a string such as ``"2GB"``."""
+    disk: int | str = default("learning.disk")
+    """Bytes of the learner's local disk that an uncompressed copy of compressed or remote data may take; 0: none."""
     transform: Callable[..., Any] | None = None
     """Applied to the inputs of each minibatch on the learner's device, in the learner only."""
     exact: bool = False
@@ -148,11 +150,16 @@ class Learning:
         for name in ("optimizer", "scheduler", "transform"):
             check.call(name)
         _bytes(check, "memory")
+        _bytes(check, "disk", least=0)
         check.done()
 
     @property
     def memory_bytes(self) -> int:
         return int(parse_bytes(self.memory))
+
+    @property
+    def disk_bytes(self) -> int:
+        return int(parse_bytes(self.disk))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +180,8 @@ class Scoring:
     """Worker resources a scoring task asks for; None: ``scorer`` where workers declare it."""
     timeout: float | str = default("scoring.timeout")
     """Seconds, or a string such as ``"10 minutes"``, after which a task is submitted anew."""
+    memory: int | str = default("scoring.memory")
+    """Bytes of data a scorer's worker keeps decoded between passes, or a string such as ``"1GB"``; 0: none."""
     train_mode: bool = False
     """Score with dropout on; either way the gradient stays unbiased."""
     skip_bad_chunks: bool = False
@@ -197,7 +206,12 @@ class Scoring:
             positive = False
         if not positive:
             check.wrong("timeout", self.timeout, "seconds or a string such as '10 minutes'")
+        _bytes(check, "memory", least=0)
         check.done()
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(parse_bytes(self.memory))
 
     @property
     def timeout_seconds(self) -> float:
@@ -253,10 +267,10 @@ class Sampling:
         check.done()
 
 
-def _bytes(check: _Check, name: str) -> None:
+def _bytes(check: _Check, name: str, *, least: int = 1) -> None:
     value = getattr(check.settings, name)
     try:
-        fits = parse_bytes(value) > 0
+        fits = parse_bytes(value) >= least
     except (ValueError, TypeError, AttributeError):
         fits = False
     if not fits:

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import WaitTimeout
+from dask_isgd.feed import Run
 from dask_isgd.sampling import ChunkSums, Draw, Gate, ImportanceSampler
+from dask_isgd.sampling.draws import positions
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import WeightArray
 from dask_isgd.training import Step
@@ -44,9 +46,32 @@ class Drawing:
             np.random.Philox(key=self._spec.learning.seed, counter=np.array([0, 0, 0, step], np.uint64))
         )
         with self._lock:
-            if self.open:
-                return self.sampler.draw(self._spec.learning.batch_size, generator)
-            return self.sampler.draw_uniform(self._spec.learning.batch_size, generator)
+            return self._draw(self._spec.learning.batch_size, generator)
+
+    def run(self, size: int, generator: np.random.Generator) -> Run:
+        """The run of ``size`` neighbours around one drawn example: picked with the sum of their probabilities."""
+        with self._lock:
+            one = self._draw(1, generator)
+            start = int(one.indices[0]) // size * size
+            rows = np.arange(start, min(start + size, self._spec.examples))
+            return Run(start, self._probabilities(rows), 1.0 / float(one.coefficients[0] * one.probabilities[0]))
+
+    def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(B,) q in force of ``indices`` (B,)."""
+        with self._lock:
+            return self._probabilities(indices)
+
+    def positions(self, generator: np.random.Generator) -> NDArray[np.float64]:
+        """(B,) positions in [0, 1), spread as ``Sampling.draw`` says."""
+        return positions(self._spec.sampling.draw, self._spec.learning.batch_size, generator)
+
+    def _draw(self, batch: int, generator: np.random.Generator) -> Draw:
+        return self.sampler.draw(batch, generator) if self.open else self.sampler.draw_uniform(batch, generator)
+
+    def _probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        if self.open:
+            return self.sampler.probabilities(indices)
+        return np.full(len(indices), 1.0 / self._spec.examples)
 
     def load(self, weights: WeightArray) -> None:
         """Take over what the weight array holds: the weights of an earlier incarnation."""

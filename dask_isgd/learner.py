@@ -22,7 +22,7 @@ from dask_isgd.dask_internals import task_is_wanted
 from dask_isgd.drawing import Drawing, WeightReader
 from dask_isgd.errors import LearnerFenced, WaitTimeout
 from dask_isgd.events import Control, Ended, Event, Progress, Published, Scored
-from dask_isgd.feed import Feed, open_source
+from dask_isgd.feed import open_feed
 from dask_isgd.publisher import Background, Snapshots
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import History, WeightArray
@@ -37,7 +37,6 @@ COLUMNS = (
     *("effective_sample_size", "largest_coefficient", "mean_weight", "scored", "mean_age", "max_age"),
 )
 _SAY_EVERY = 0.5
-_PREFETCH = 2
 
 
 def learn(spec: RunSpec) -> dict[str, Any]:
@@ -75,11 +74,9 @@ class Learner:
         if not spec.learning.exact:
             self.drawing.load(weights)
         self.reader = WeightReader(weights, self.timeout)
-        source = open_source(spec.data, spec.learning.memory_bytes)
-        logger.info("feed: %s", source.why)
-        prepare = models.Prepare(spec.data, self.trainer.device)
-        ahead = 0 if source.in_memory else _PREFETCH
-        self.feed = Feed(source, self.drawing.draw, prepare, ahead=ahead, timeout=self.timeout)
+        prepare, folder = models.Prepare(spec.data, self.trainer.device), worker.local_directory
+        self.feed = open_feed(spec.data, self.drawing, prepare, spec.learning, folder=folder, timeout=self.timeout)
+        logger.info("feed: %s", self.feed.why)
         rows = (spec.learning.steps - self.step) // spec.learning.report_every + 1
         self.history = History.create(
             directory.history,

@@ -16,6 +16,7 @@ from dask_isgd.storage import Dataset
 
 ModelSource = Callable[[], nn.Module] | str
 Loss = Callable[[Any, Any], Tensor]
+Array = NDArray[Any] | Tensor
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -118,22 +119,25 @@ class Prepare:
             for name in dataset.input_names
         ]
 
-    def __call__(self, inputs: Sequence[NDArray[Any]], target: NDArray[Any]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def __call__(self, inputs: Sequence[Array], target: Array) -> tuple[tuple[Tensor, ...], Tensor]:
         return tuple(map(self._input, inputs, self._constants)), self._target(target)
 
-    def _input(self, array: NDArray[Any], constants: tuple[Tensor, ...] | None) -> Tensor:
-        tensor = _tensor(array).to(self.device, non_blocking=True)
+    def _input(self, array: Array, constants: tuple[Tensor, ...] | None) -> Tensor:
+        tensor = as_tensor(array).to(self.device, non_blocking=True)
         if constants is not None:
             mean, std = constants
             return (tensor.to(torch.float32) - mean) / std
         return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
-    def _target(self, array: NDArray[Any]) -> Tensor:
-        tensor = _tensor(array).to(self.device, non_blocking=True)
+    def _target(self, array: Array) -> Tensor:
+        tensor = as_tensor(array).to(self.device, non_blocking=True)
         return tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64)
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
+def as_tensor(array: Array) -> Tensor:
+    """``array`` as a tensor of a dtype torch computes with; shares its memory where it can."""
+    if isinstance(array, Tensor):
+        return array
     if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch knows little arithmetic on these
         array = array.astype(np.int64)
     if not array.flags.writeable or not array.flags.c_contiguous:

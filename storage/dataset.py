@@ -6,18 +6,21 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from zarr.storage import LocalStore
 
 from dask_isgd.errors import DataError, EmptyDatasetError, LabelError, MissingChunkError
 from dask_isgd.storage.layout import Layout, Normalisation, find_group, open_layout, read_normalisation
+from dask_isgd.storage.raw import RawArray, raw_array
 from dask_isgd.storage.stores import Array, StorageOptions, chunk_key, decoding, has_key, normalise, open_store, redact
+
+_BLOCK_BYTES = 8 << 20
 
 
 class Rows(NamedTuple):
-    """Some examples: each input (B, ...) and the target (B, ...), in the dtypes of the store."""
+    """Some examples: each input (B, ...) and the target (B, ...), in the dtypes of the store, native byte order."""
 
     inputs: tuple[np.ndarray, ...]
     target: np.ndarray
@@ -32,6 +35,10 @@ class Dataset:
     then to names: the target is ``target``, ``label`` or ``y``, the inputs all other arrays along
     ``dimension``. A handle pickles small and opens again where it lands.
 
+    A chunk that is not in the store is an error: it would read as fill values without a word. Many
+    writers leave out chunks that hold nothing but the fill value; ``missing="fill"`` reads such a
+    dataset, and gives up telling a lost chunk from an empty one.
+
     Raises EmptyDatasetError (nothing there), DataError (ambiguous arrays, different chunks),
     LengthMismatchError; reading raises MissingChunkError and CorruptChunkError.
     """
@@ -44,9 +51,13 @@ class Dataset:
         inputs: str | Sequence[str] | None = None,
         target: str | None = None,
         dimension: str = "sample",
+        missing: Literal["refuse", "fill"] = "refuse",
         storage_options: StorageOptions = None,
     ) -> None:
+        if missing not in ("refuse", "fill"):
+            raise DataError(f"missing: got {missing!r}, wanted 'refuse' or 'fill'")
         self.url = normalise(url)
+        self.missing = missing
         self.group = group.strip("/") if group is not None else None
         self.dimension = dimension
         self._inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs) if inputs is not None else None
@@ -104,6 +115,17 @@ class Dataset:
         return {array.basename: array for array in self._layout.arrays}
 
     @property
+    def raw(self) -> tuple[RawArray, ...] | None:
+        """Where the rows of each array lie, inputs first; None unless all are local, whole and uncompressed."""
+        found = [raw_array(array) for array in self._layout.arrays]
+        return tuple(array for array in found if array is not None) if None not in found else None
+
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine's file system."""
+        return isinstance(self._layout.store, LocalStore)
+
+    @property
     def classes(self) -> int | None:
         """Number of classes, where the dataset says so."""
         value = self._layout.attributes.get("classes")
@@ -136,7 +158,7 @@ class Dataset:
         order = np.argsort(indices, kind="stable")
         chunk_of = indices[order] // self.chunk_size
         parts = np.split(order, np.flatnonzero(np.diff(chunk_of)) + 1) if indices.size else []
-        taken = [np.empty((indices.size, *array.shape[1:]), array.dtype) for array in self._layout.arrays]
+        taken = [_empty(array, indices.size) for array in self._layout.arrays]
         for part in parts:
             start, stop = self._bounds(int(indices[part[0]]) // self.chunk_size)
             for array, out in zip(self._layout.arrays, taken, strict=True):
@@ -157,8 +179,17 @@ class Dataset:
         return self.read(*self._bounds(i))
 
     def load(self) -> Rows:
-        """All examples; ``nbytes`` says how much memory that takes."""
-        return self.read(0, self.length)
+        """All examples; takes ``nbytes`` of memory and a block of some chunks."""
+        taken = []
+        for array in self._layout.arrays:
+            out = _empty(array, self.length)
+            chunk_bytes = max(1, out[: self.chunk_size].nbytes)
+            step = self.chunk_size * max(1, _BLOCK_BYTES // chunk_bytes)
+            for start in range(0, self.length, step):
+                stop = min(start + step, self.length)
+                out[start:stop] = self._read(array, start, stop)
+            taken.append(out)
+        return Rows(tuple(taken[:-1]), taken[-1])
 
     def split(self, name: str) -> Dataset:
         """The sibling group ``name``, such as ``"validation"``; EmptyDatasetError names those that exist."""
@@ -171,6 +202,7 @@ class Dataset:
             inputs=self._inputs,
             target=self._target,
             dimension=self.dimension,
+            missing=self.missing,
             storage_options=self._storage_options,
         )
 
@@ -194,12 +226,13 @@ class Dataset:
             }
         return found
 
-    def check(self, classes: int | None = None) -> None:
+    def check(self, classes: int | None = None, *, classify: bool = True) -> None:
         """Refuse what training would trip over: no examples, and labels that no class has.
 
         Integer targets are class indices: the whole target is read, chunk by chunk, against
         ``classes`` (default: what the dataset says; else only negative ones are refused). Float
-        targets are regression, refused where ``classes`` is given.
+        targets are regression, refused where ``classes`` is given. Without ``classify``, and where
+        nobody names a number of classes, integers are numbers like any other: counts, differences.
         Raises EmptyDatasetError, LabelError(min, max, classes, first index), MissingChunkError, CorruptChunkError.
         """
         if not self.length:
@@ -215,6 +248,8 @@ class Dataset:
                 raise DataError(f"target {self.target_name!r}: got {target.dtype}, wanted integers or floats")
             return
         classes = classes if classes is not None else self.classes
+        if classes is None and not classify:
+            return
         least, most, first = 0, 0, None
         for i in range(self.n_chunks):
             start, stop = self._bounds(i)
@@ -229,7 +264,7 @@ class Dataset:
             raise LabelError(
                 f"target {self.target_name!r}: got labels from {least} to {most}, wanted {wanted}; the first bad one "
                 f"is at index {first}. Drop or relabel these examples (a label such as -100 would be ignored "
-                "silently), or store a regression target as floats"
+                "silently), or pass a loss of your own where the target is a number, not a class"
             )
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
@@ -250,9 +285,12 @@ class Dataset:
         first, last = start // self.chunk_size, (max(stop, start + 1) - 1) // self.chunk_size
         chunks = f"chunk {first}" if first == last else f"one of the chunks {first} to {last}"
         with decoding(f"dataset {redact(self.url)}: array {array.path!r}, {chunks}"):
-            return np.ascontiguousarray(array[start:stop])
+            rows = np.ascontiguousarray(array[start:stop])
+            return rows.astype(rows.dtype.newbyteorder("="), copy=False)  # torch knows no other order
 
     def _require_chunks(self, array: Array, start: int, stop: int) -> None:
+        if self.missing == "fill":
+            return
         stored = array.shards or array.chunks
         others = [range(-(-extent // size)) for extent, size in zip(array.shape[1:], stored[1:], strict=True)]
         local = isinstance(self._layout.store, LocalStore)
@@ -264,11 +302,15 @@ class Dataset:
                 if not has_key(self._layout.store, key):
                     raise MissingChunkError(
                         f"dataset {redact(self.url)}: array {array.path!r}, chunk {row} was never written ({key}); "
-                        "it would read as fill values. Write it (an all-fill chunk too: write_empty_chunks=True), "
-                        "restore it from a copy, or prepare the data again"
+                        "it would read as fill values. Restore it from a copy or prepare the data again; if its writer "
+                        "leaves out chunks of nothing but the fill value, pass Dataset(..., missing='fill')"
                     )
                 if not local:  # a stat is cheap, a request is not
                     self._seen.add(key)
+
+
+def _empty(array: Array, rows: int) -> np.ndarray:
+    return np.empty((rows, *array.shape[1:]), array.dtype.newbyteorder("="))
 
 
 def _little_endian(rows: np.ndarray) -> bytes:
