@@ -47,8 +47,11 @@ class Evidence:
             known &= self._probed[draw.indices // self._sampler.chunk_size]
         if not known.any():
             return
-        q = draw.probabilities[known] if gate.open else self._sampler.probabilities(draw.indices[known])
-        self._candidate.append(Sample(norms[known], draw.coefficients[known], self._sampler.n * q))
+        # Draws from a pool of rows, or made while the gate was closed, have other probabilities than the proposal's.
+        c, n = draw.coefficients, self._sampler.n
+        own = gate.open and abs(c[0] * draw.probabilities[0] * n - 1.0) < 1e-9 and not (c == 1.0).all()
+        q = draw.probabilities[known] if own else self._sampler.probabilities(draw.indices[known])
+        self._candidate.append(Sample(norms[known], c[known], n * q))
 
     def take(self) -> tuple[Floats, Floats, Sample | None]:
         """Norms and coefficients of all draws since the last call, and what there is on the candidate."""

@@ -51,8 +51,8 @@ class Ageing:
         self.scale: Floats = np.ones(k)
         """(K,) a."""
         if sampling.fade is not None:
-            self.scale = 0.5 ** (np.where(np.isfinite(age), age, 0.0) / sampling.fade)
-        self.in_use: Floats = self.usable * 1.0
+            self.scale = np.exp2(np.where(np.isfinite(age), age, 0.0) / -sampling.fade).astype(np.float64)
+        self.in_use: Floats = self.usable.astype(np.float64)
         self.lengths: Floats = lengths * self.in_use
         """(K,) examples in use."""
         self.scored: Floats = scored * self.in_use
@@ -77,6 +77,8 @@ class Proposal:
     """(K,) b."""
     fill: float
     """u of an example never scored."""
+    constant: float
+    """What smoothing adds to every example in use."""
     edges: Floats
     """(K,) cumulated Σ s, the dropped chunks adding nothing."""
     plain: bool = False
@@ -142,13 +144,13 @@ def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[
     if ageing.towards_total:
         used += fill * ageing.towards
     used += constant * ageing.lengths
-    return Proposal(ageing, ageing.scale, shift, fill, np.cumsum(used), plain=not faded)
+    return Proposal(ageing, ageing.scale, shift, fill, constant, np.cumsum(used), plain=not faded)
 
 
 def _flat(ageing: Ageing, *, blank: bool) -> Proposal:
     """Every example that can be drawn has weight one."""
     k = len(ageing.lengths)
-    return Proposal(ageing, np.zeros(k), np.ones(k), 0.0, np.cumsum(ageing.lengths), blank=blank)
+    return Proposal(ageing, np.zeros(k), np.ones(k), 0.0, 1.0, np.cumsum(ageing.lengths), blank=blank)
 
 
 def _squares(ageing: Ageing, scale: Floats, shift: Floats, fill: float, sums: Floats, squares: Floats) -> float:

@@ -136,6 +136,14 @@ class ImportanceSampler:
             descent.enter(columns)
         return q
 
+    @property
+    def uniform_share(self) -> float:
+        """Share of the proposal that smoothing spreads evenly over the examples in use: 1 is a uniform proposal."""
+        if self.sampling.uniform:
+            return 1.0
+        proposal = self._proposal()
+        return min(1.0, proposal.constant * proposal.count / proposal.total)
+
     def seen(self, indices: Integers) -> NDArray[np.bool_]:
         """(B,) whether each of ``indices`` (B,) lies in a chunk that was scored."""
         return ~np.isnan(self.versions[indices // self.chunk_size])
@@ -258,6 +266,17 @@ class ImportanceSampler:
             "mean_weight": mean,
             "ideal_gain": squares / max(1, known) / mean**2 if mean else 1.0,
         }
+
+    def ages(self, step: int) -> tuple[Integers, Floats]:
+        """Histogram of the examples' ages at ``step``: the upper ends of the bins, in steps, and shares of N.
+
+        Bins end at 1, 2, 4, 8 …; an age is in the first that ends above it. Examples never scored are in none.
+        """
+        seen = ~np.isnan(self.versions)
+        age = np.maximum(0.0, step - self.versions[seen])
+        bins = np.frexp(np.floor(age))[1]
+        shares = np.bincount(bins, weights=self._weights.lengths[seen] / self.n)
+        return np.asarray(2 ** np.arange(len(shares))), np.asarray(shares, np.float64)
 
     def state(self) -> dict[str, NDArray[np.generic] | float]:
         """Everything needed to go on bit for bit: copies of arrays, and plain numbers."""
