@@ -24,6 +24,7 @@ _HOME = {
     "gradient_variance": "variance",
     "Variance": "variance",
     "LocalCluster": "clusters",
+    "attach_dashboard": "dashboard",
     "Dataset": "storage",
 }
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from dask_isgd.config import Learning as Learning
     from dask_isgd.config import Sampling as Sampling
     from dask_isgd.config import Scoring as Scoring
+    from dask_isgd.dashboard import attach_dashboard as attach_dashboard
     from dask_isgd.norms import gradient_norms as gradient_norms
     from dask_isgd.run import Run as Run
     from dask_isgd.run import attach as attach

@@ -5,8 +5,11 @@ A canary test (``tests/test_dask_internals.py``) fails when a release of distrib
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dask.typing import Key
-from distributed import Worker
+from distributed import Scheduler, Worker
 from distributed.core import Status
 
 
@@ -22,3 +25,55 @@ def task_is_wanted(worker: Worker, key: Key) -> bool:
         return False
     task = worker.state.tasks.get(key)
     return task is not None and task.state in ("executing", "long-running")
+
+
+# The dashboard. Dask has no public way to add a page to it: other projects (dask-cuda's NVLink page,
+# for one) write to the same table. The imports wait until they are needed: they bring in Bokeh.
+
+
+def list_pages(pages: Mapping[str, Any]) -> None:
+    """Add documents, by path, to the table from which every later scheduler builds its dashboard.
+
+    Paths with ``individual`` in them are listed under "More…" and in ``individual-plots.json``.
+    Raises ImportError without Bokeh.
+    """
+    from distributed.dashboard.scheduler import applications
+
+    applications.update(pages)
+
+
+def serves_page(scheduler: Scheduler, path: str) -> bool | None:
+    """Whether a running scheduler's dashboard has a page; None where there is no dashboard."""
+    found = [app for app in scheduler.http_application.applications if hasattr(app, "app_paths")]
+    return any(path in app.app_paths for app in found) if found else None
+
+
+def serve_pages(scheduler: Scheduler, pages: Mapping[str, Any]) -> None:
+    """Add documents to the dashboard of a scheduler that runs; "More…" cannot know of them."""
+    from distributed.dashboard.core import BokehApplication
+    from distributed.dashboard.scheduler import template_variables
+    from tornado.ioloop import IOLoop
+
+    first = next(app for app in scheduler.http_application.applications if hasattr(app, "app_paths"))
+    application = BokehApplication(
+        dict(pages), scheduler, prefix=first.prefix, template_variables=template_variables(scheduler)
+    )
+    scheduler.http_application.add_application(application)
+    application.initialize(IOLoop.current())
+    application.start()
+
+
+def name_page(scheduler: Scheduler, page: str) -> None:
+    """Put a page into the navigation bar of a scheduler's dashboard; the templates read this very list."""
+    from distributed.dashboard.scheduler import template_variables
+
+    pages = template_variables(scheduler)["pages"]
+    if page not in pages:
+        pages.insert(pages.index("info") if "info" in pages else len(pages), page)
+
+
+def page_template() -> Any:
+    """The template of Dask's own pages, with their navigation bar."""
+    from distributed.dashboard.components.scheduler import env
+
+    return env.get_template("simple.html")

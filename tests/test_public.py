@@ -10,7 +10,7 @@ import pytest
 import dask_isgd as isgd
 
 PUBLIC = (
-    "Dataset Draw ImportanceSampler Learning LocalCluster Run Sampling Scoring Variance __version__ attach fit "
+    "Dataset Draw ImportanceSampler Learning LocalCluster Run Sampling Scoring Variance __version__ attach attach_dashboard fit "
     "gradient_norms gradient_variance"
 ).split()
 
@@ -31,6 +31,8 @@ def test_the_public_names():
         ("from dask_isgd.storage import Dataset, WeightArray, History, Checkpoints", "torch distributed"),
         ("from dask_isgd.pipelines import PIPELINES; assert PIPELINES['digits'].recipe", "torch"),
         ("from dask_isgd import plots, display, events", "torch distributed"),
+        ("import dask_isgd.dashboard; dask_isgd.attach_dashboard", "torch zarr"),
+        ("import dask_isgd.dashboard", "torch zarr bokeh"),
         ("import dask_isgd; dask_isgd.gradient_norms", "distributed zarr"),
     ],
 )
