@@ -9,10 +9,23 @@ import pytest
 
 import dask_isgd as isgd
 
-PUBLIC = (
-    "Dataset Draw ImportanceSampler Learning LocalCluster Run Sampling Scoring Variance __version__ attach attach_dashboard fit "
-    "gradient_norms gradient_variance"
-).split()
+PUBLIC = [
+    "Dataset",
+    "Draw",
+    "ImportanceSampler",
+    "Learning",
+    "LocalCluster",
+    "Run",
+    "Sampling",
+    "Scoring",
+    "Variance",
+    "__version__",
+    "attach",
+    "attach_dashboard",
+    "fit",
+    "gradient_norms",
+    "gradient_variance",
+]
 
 
 def test_the_public_names():
