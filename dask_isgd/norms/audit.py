@@ -163,7 +163,7 @@ def _spot_check(
         return Capture(model, ()), {own[s.layer][key]: why for s in sites for key in _fast(s)}
     served: dict[str, list[str]] = {site.layer: [own[site.layer][key] for key in site.alone] for site in sites}
     for site in sites:
-        served |= {name: [name] for name in (site.shared or {}).values()}
+        served |= {name: [name] for name in site.shared.values()}
     wrong = {own[layer][key]: why for layer, why in capture.changed.items() for key in own[layer]}
     for key, names in served.items():
         for k, squares in truth.items():
@@ -179,7 +179,7 @@ def _spot_check(
 
 
 def _fast(site: Site) -> list[str]:
-    return [*site.alone, *(site.shared or ())]
+    return [*site.alone, *site.shared]
 
 
 def _vmap_fits(

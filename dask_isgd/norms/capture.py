@@ -6,14 +6,14 @@ gradient to the rule and lets both go. No gradient of a weight's size is formed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dask_isgd.norms.examples import Loss, call, checked_losses, row_norms, wide
 from dask_isgd.norms.rules import RULES, Kept, Rule
@@ -31,7 +31,7 @@ class Site:
     """The module's name in the model."""
     alone: frozenset[str] = frozenset()
     """Its parameters that nothing else uses: the rule gives their norms at the call."""
-    shared: Mapping[str, str] | None = None
+    shared: Mapping[str, str] = field(default_factory=dict)
     """Its parameters used at several calls, by their names in the model: gradients are summed first."""
 
 
@@ -48,7 +48,11 @@ class Call:
 
 
 class Capture:
-    """The terms of one forward and backward pass; see :meth:`watching` for the order of things."""
+    """The terms of one forward and backward pass.
+
+    Forward passes between :meth:`open` and :meth:`close` are captured while ``recording`` is True. Turn it off
+    before backward: a checkpointed layer runs again there, and that is no second use of its parameters.
+    """
 
     def __init__(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         self.model = model
@@ -62,41 +66,45 @@ class Capture:
         """Layers whose terms can't be had, and why."""
         self.terms: dict[str, Tensor] = {}
         """Norms by layer, or by parameter where it is shared: (B,) each."""
-        self.anchor = torch.zeros((), requires_grad=True)
+        self._anchor: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
         self._summands: dict[str, list[tuple[Call, str, Tensor]]] = {}
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Forward passes inside are captured; ``recording`` is on while it is True, and off in backward.
+    def open(self) -> None:
+        for site in self.sites:
+            module = self.model.get_submodule(site.layer)
+            called = partial(self._called, site, RULES[type(module)], frozenset(site.shared))
+            # First among the hooks: the layer's own output, not what a user's hook makes of it.
+            self._handles.append(module.register_forward_hook(called, prepend=True, with_kwargs=True))
 
-        A checkpointed layer runs again in backward: that is no second use of its parameters.
-        """
-        modules = dict(self.model.named_modules())
-        handles = []
-        try:
-            for site in self.sites:
-                module = modules[site.layer]
-                # First among the hooks: the layer's own output, not what a user's hook makes of it.
-                handles.append(
-                    module.register_forward_hook(
-                        partial(self._called, site, RULES[type(module)]), prepend=True, with_kwargs=True
-                    )
-                )
-            yield
-        finally:
-            self.recording = False
-            for handle in handles:
-                handle.remove()
+    def close(self) -> None:
+        self.recording = False
+        while self._handles:
+            self._handles.pop().remove()
+
+    @property
+    def anchor(self) -> Tensor:
+        """What backward must reach in a model whose parameters are frozen."""
+        if self._anchor is None:
+            self._anchor = torch.zeros((), requires_grad=True)
+        return self._anchor
 
     def _called(
-        self, site: Site, rule: Rule, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        self,
+        site: Site,
+        rule: Rule,
+        shared: frozenset[str],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
     ) -> Tensor | None:
         if not (self.recording and torch.is_grad_enabled()):
             return None
-        x = (args[0] if args else next(iter(kwargs.values()))).detach()
-        shared = frozenset(site.shared or ())
+        x = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+        x = x.detach()
         kept = rule.keep(module, x, site.alone, shared)
-        call = Call(site, rule, module, kept, tuple(tensor._version for tensor in kept), output.shape)
+        call = Call(site, rule, module, kept, tuple([tensor._version for tensor in kept]), output.shape)
         index = len(self.calls)
         self.calls.append((site.layer, output.ndim))
         point, entered = gradient_point(output), False
@@ -112,15 +120,16 @@ class Capture:
             return
         layer, alone = call.site.layer, call.site.alone
         self.fired.append(index)
-        if any(tensor._version != version for tensor, version in zip(kept, call.versions, strict=True)):
+        if call.versions != tuple([tensor._version for tensor in kept]):
             self.changed[layer] = "its input is changed in place after the call"
             return
-        with torch.no_grad():
-            gradient = gradient.detach().reshape(call.shape)
-            if alone:
-                self._add(layer, call.rule.norms(call.module, kept, gradient, alone))
-            for own, name in (call.site.shared or {}).items():
-                self._summands.setdefault(name, []).append((_with(call, kept), own, gradient))
+        gradient = gradient.detach()
+        if gradient.shape != call.shape:
+            gradient = gradient.reshape(call.shape)
+        if alone:
+            self._add(layer, call.rule.norms(call.module, kept, gradient, alone))
+        for own, name in call.site.shared.items():
+            self._summands.setdefault(name, []).append((_with(call, kept), own, gradient))
 
     def _add(self, key: str, term: Tensor) -> None:
         self.terms[key] = torch.hypot(self.terms[key], term) if key in self.terms else term
@@ -128,6 +137,8 @@ class Capture:
     def finish(self) -> None:
         """Sum the gradients of shared parameters over their calls, a slice of examples at a time."""
         summands, self._summands = self._summands, {}
+        if not summands:
+            return
         with torch.no_grad():
             for name, uses in summands.items():
                 size = len(uses[0][2])
@@ -156,14 +167,18 @@ def fast_pass(
 ) -> tuple[Capture, Tensor]:
     """One forward and backward pass that forms no weight gradient: the terms, and the losses (B,)."""
     capture = Capture(model, sites)
-    with frozen(model), capture.watching():
-        capture.recording = True
-        output = call(model, inputs)
-        capture.recording = False
-        losses = checked_losses(loss, output, targets, size)
-        if losses.requires_grad:
-            torch.autograd.grad(losses, capture.anchor, torch.ones_like(losses), allow_unused=True)
-        capture.finish()
+    with frozen(model):
+        try:
+            capture.open()
+            capture.recording = True
+            output = call(model, inputs)
+            capture.recording = False
+            losses = checked_losses(loss, output, targets, size)
+            if losses.requires_grad:
+                torch.autograd.grad(losses, capture.anchor, torch.ones_like(losses), allow_unused=True)
+            capture.finish()
+        finally:
+            capture.close()
     return capture, losses.detach()
 
 

@@ -145,10 +145,21 @@ class NormEngine:
 
 def structure_of(model: nn.Module) -> tuple[Any, ...]:
     """What a plan depends on: the modules, the parameters, and which of them are trainable."""
-    return (
-        *((id(module), module.training) for module in model.modules()),
-        *((name, id(p), p.requires_grad) for name, p in model.named_parameters(remove_duplicate=False)),
-    )
+    # Asked at every training step: no generators of prefixed names, which take ten times as long.
+    found: list[Any] = []
+    ahead: list[tuple[str, nn.Module | None]] = [("", model)]
+    seen: set[int] = set()
+    while ahead:
+        key, module = ahead.pop()
+        if module is None:
+            continue
+        found += (key, id(module), module.training)
+        if id(module) not in seen:
+            seen.add(id(module))
+            for name, parameter in module._parameters.items():
+                found += (name, id(parameter), parameter is not None and parameter.requires_grad)
+            ahead += module._modules.items()
+    return tuple(found)
 
 
 def gradient_norms(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.audit import Plan, audit
@@ -28,7 +29,7 @@ class TrainingNorms:
         self._model = model
         self._plan: Plan | None = None
         self._capture: Capture | None = None
-        self._hooks = ExitStack()
+        self._handles: list[RemovableHandle] = []
         self._auditing = False
 
     def norms(self, *, scale: Tensor) -> Tensor | None:
@@ -45,13 +46,17 @@ class TrainingNorms:
         size = len(scale)
         if not plan.explains(capture, size):
             return None
-        return (capture.squares(size, scale.device).sqrt() / scale.abs()).float()
+        return capture.squares(size, scale.device).sqrt_().div_(scale).abs_().float()
 
     def _open(self) -> None:
         before = self._model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
-        self._hooks.callback(before.remove)
-        after = self._model.register_forward_hook(self._after)
-        self._hooks.callback(after.remove)
+        self._handles = [before, self._model.register_forward_hook(self._after)]
+
+    def _close(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        if self._capture is not None:
+            self._capture.close()
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too
@@ -65,10 +70,10 @@ class TrainingNorms:
                 self._plan = _plan_of(model, structure, args, kwargs)
                 self._auditing = False
             if self._plan is None:
-                self._hooks.close()
+                self._close()
                 return
             self._capture = Capture(model, self._plan.sites)
-            self._hooks.enter_context(self._capture.watching())
+            self._capture.open()
         self._capture.recording = True
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -93,8 +98,10 @@ def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
     """
     captured = TrainingNorms(model)
     captured._open()
-    with captured._hooks:
+    try:
         yield captured
+    finally:
+        captured._close()
 
 
 def _plan_of(
