@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Floats, Integers
-from dask_isgd.sampling.levels import Levels
+from dask_isgd.sampling.levels import Levels, add, least
 
 LARGEST, SMALLEST = 1e36, 1e-36
 """Larger weights count as the one, smaller as zero: squares of their fourth powers, times N, are still float64s."""
@@ -52,7 +52,7 @@ class BlockedWeights:
         self.steps = tuple(np.arange(1.0, fan + 1.0) * unit for fan, unit in zip(self.fans, self.units, strict=True))
         """(G,), (F,), (L,) examples up to the end of each."""
         self._squares = Levels(k, self.g, self.f, np.float64)
-        self._lowest = Levels(k, self.g, self.f, np.float32, empty=math.inf, reduce=np.minimum)
+        self._lowest = Levels(k, self.g, self.f, np.float32, math.inf, least)
         self._norms = [Levels(k, self.g, self.f, np.float64) for _ in range(0 if power == 1 else 2)]
         """Σ w and Σ w², where they are not Σ u and Σ u²."""
         self._touched: list[Integers] = []
@@ -132,11 +132,9 @@ class BlockedWeights:
         self._touched.append(blocks)
 
     def _sum(self, rows: NDArray[np.float32]) -> Floats:
-        if self.power == 1:
-            total = np.add.reduce(rows, axis=1, dtype=np.float64)
-            if not np.isnan(total).any():
-                return np.asarray(total)
-        return np.asarray(np.nansum(self.raised(rows.astype(np.float64)), axis=1))
+        u = self.raised(rows.astype(np.float64))
+        total = add(u)
+        return add(np.nan_to_num(u, copy=False)) if np.isnan(total).any() else total
 
     def _settle(self) -> None:
         if not self._touched:

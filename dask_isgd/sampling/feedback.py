@@ -28,8 +28,7 @@ class Feedback:
         chunks, inside = np.divmod(indices, self.chunk_size)
         # Not |=: two examples of one byte would overwrite each other.
         np.bitwise_or.at(self.bits, (chunks, inside >> 3), (1 << (inside & 7)).astype(np.uint8))
-        touched = np.unique(chunks)
-        self.oldest[touched] = np.fmin(self.oldest[touched], step)
+        self.oldest[chunks] = np.fmin(self.oldest[chunks], step)
 
     def newer(self, chunk: int, version: int, length: int) -> NDArray[np.bool_]:
         """(length,) the marked examples if all of them are newer than ``version``; else none, and forget them."""
