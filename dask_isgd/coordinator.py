@@ -8,19 +8,25 @@ and has the validation data evaluated. Its own loss costs the tasks in flight an
 from __future__ import annotations
 
 import logging
+import math
+import os
+import socket
 import time
 import uuid
 from typing import Any
 
+import numpy as np
 from dask.typing import Key
-from distributed import Client, Worker, get_client, get_worker, secede
+from distributed import Client, KilledWorker, Worker, get_client, get_worker, secede
+from numpy.typing import NDArray
 
 from dask_isgd import config, pubsub
-from dask_isgd.dask_internals import task_is_wanted
-from dask_isgd.errors import DataError, IsgdError
+from dask_isgd.dask_internals import fate
+from dask_isgd.errors import DataError, IsgdError, LearnerFenced, WorkersLostError
 from dask_isgd.evaluating import Evaluations
 from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Portrait, Progress, Published, Scored
 from dask_isgd.flight import Flight, Landed
+from dask_isgd.ordering import Newest
 from dask_isgd.placement import Scorers
 from dask_isgd.portrait import Portraits
 from dask_isgd.sampling import next_chunks
@@ -32,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _STAMPS_EVERY = 1.0
 _ALIVE_EVERY = 1.0
+_SILENCE = 5.0
 _PORTRAIT_EVERY = 5.0
 _POLL = 0.05
 _TRIES = 3
@@ -58,7 +65,9 @@ class Coordinator:
         self.timeout = config.seconds("cluster.timeout")
         self.interval = config.seconds("cluster.topic-interval")
         directory = spec.directory
-        self.incarnation = directory.leases("coordinator").acquire({"key": str(key), "address": worker.address})
+        self.leases = directory.leases("coordinator")
+        owner = {"key": str(key), "address": worker.address, "host": socket.gethostname(), "pid": os.getpid()}
+        self.incarnation = self.leases.acquire(owner)
         self.events = pubsub.subscribe(client, spec.topic)
         self.weights = WeightArray.open(directory.weights)
         self.stamps = self.weights.read_stamps()
@@ -67,6 +76,7 @@ class Coordinator:
         self.flight = Flight(client, spec.scoring.timeout_seconds)
         self.evaluations = Evaluations(spec, client, self.incarnation)
         self.parameters: pubsub.Parameters | None = None
+        self.newest = Newest(_highest(self.stamps))
         self.ended: Ended | None = None
         self.final = False
         self.paused = directory.control().get("want") == "pause"
@@ -79,24 +89,34 @@ class Coordinator:
         self._recent: list[tuple[float, int]] = []
         self._stamped = self._said = self._alive = self._portrayed = 0.0
         self._dirty = False
+        self._heard = time.monotonic()
+        self._published = False
 
     def run(self) -> dict[str, Any]:
         outcome, message = "failed", ""
         try:
-            self._newest(timeout=self.timeout)
-            while not self._done():
-                if not task_is_wanted(self.worker, self.key):
-                    outcome = "left"
-                    break
-                self._turn()
-            else:
-                outcome = self.ended.outcome if self.ended is not None else "finished"
+            outcome = self._until_the_end()
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
             raise
         finally:
             self._close(outcome, message)
         return {"outcome": outcome, "examples": self.examples, "faults": self.faults}
+
+    def _until_the_end(self) -> str:
+        try:
+            while not self._done():
+                if (now := fate(self.worker, self.key)) != "wanted":
+                    return "left" if now == "leaving" else "stopped"
+                self._turn()
+        except LearnerFenced:
+            return "fenced"
+        except (OSError, TimeoutError, RuntimeError):
+            # whatever breaks while the cluster goes away is its way of going away
+            if (now := fate(self.worker, self.key)) == "wanted":
+                raise
+            return "left" if now == "leaving" else "stopped"
+        return self.ended.outcome if self.ended is not None else "finished"
 
     def _done(self) -> bool:
         if self.ended is None:
@@ -108,6 +128,12 @@ class Coordinator:
         while event is not None:
             self._take(event)
             event = self.events.get(0)
+        if self._published:
+            self._published = False
+            self._take_newest()
+        if time.monotonic() - self._heard > _SILENCE:
+            self._heard = time.monotonic()
+            self.events.catch_up()
         for landed in self.flight.landed():
             self._land(landed)
         for what in self.evaluations.land():
@@ -126,10 +152,14 @@ class Coordinator:
     # Events ---------------------------------------------------------------------------------
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, Published | Progress):
+            self._heard = time.monotonic()
         if isinstance(event, Published):
             self.scorers.learner = event.address
-            self.ended = None  # a learner that left or was fenced has a successor
-            self._newest(timeout=self.timeout)
+            if self.ended is not None and event.incarnation > self.ended.incarnation:
+                self.ended = None  # it has a successor; its own last publication may be heard after its end
+            # gone with its holder: to ask for it would be an error in the scheduler's log
+            self._published = self.scorers.knows(event.address)
             self.final = self.final or event.final
         elif isinstance(event, Progress):
             self.scorers.learner, self.step = event.address, event.step
@@ -138,13 +168,12 @@ class Coordinator:
         elif isinstance(event, Ended) and event.role == "learner" and event.attempt == self.spec.attempt:
             self.ended = event if event.outcome not in ("left", "fenced") else None
 
-    def _newest(self, timeout: float) -> None:
+    def _take_newest(self) -> None:
         """Take the newest version; an older incarnation is not heard after a younger one."""
-        found = pubsub.newest(self.client, self.spec.variable, timeout)
-        if found is None or (self.parameters is not None and found.order <= self.parameters.order):
-            return
-        self.parameters = found
-        self.evaluations.offer(found, self.scorers.placement())
+        found = pubsub.newest(self.client, self.spec.variable, self.timeout)
+        if found is not None and self.newest.accepts(found.order):
+            self.parameters = found
+            self.evaluations.offer(found, self.scorers.placement())
 
     # Scoring --------------------------------------------------------------------------------
 
@@ -189,15 +218,14 @@ class Coordinator:
         self.faults += 1
         self._fault("score", f"chunk {landed.chunk}: {type(report).__name__}: {report}"[:400])
         if landed.lost:
-            if self.parameters is not None and self.parameters.order == landed.order:
-                self.parameters = None
-                self._newest(timeout=self.timeout)
+            if self.parameters is not None and self.parameters.future.status != "finished":
+                self.parameters = None  # lost with its holder: the next version is waited for
             return
         tries = self._tries[landed.chunk] = self._tries.get(landed.chunk, 0) + 1
         if isinstance(report, DataError) and self.spec.scoring.skip_bad_chunks:
             self._skipped.add(landed.chunk)
         elif isinstance(report, DataError) or tries >= _TRIES:
-            raise report
+            raise _named(report, landed.chunk)
 
     # Reports --------------------------------------------------------------------------------
 
@@ -240,6 +268,7 @@ class Coordinator:
         self._fresh = []
 
     def _stamp(self) -> None:
+        self.leases.check(self.incarnation)
         self._stamped, self._dirty = time.monotonic(), False
         self.weights.write_stamps(self.stamps)
 
@@ -270,9 +299,10 @@ class Coordinator:
                 self._announce()
             if self.examples:
                 self._portray()
-            if outcome == "finished":
+            self.parameters = None
+            if outcome not in ("left", "fenced"):  # else a successor wants it
                 pubsub.forget(self.client, self.spec.variable)
-        except (OSError, IsgdError):
+        except (OSError, RuntimeError, IsgdError):
             logger.exception("closing the coordinator of run %s", self.spec.run)
         finally:
             self._say(
@@ -282,8 +312,23 @@ class Coordinator:
                     attempt=self.spec.attempt,
                     role="coordinator",
                     outcome=outcome,
-                    step=self.parameters.version if self.parameters is not None else 0,
+                    step=max(0, self.newest.order[1]),
                     message=message[:400],
                 )
             )
             self.events.close()
+
+
+def _highest(stamps: NDArray[np.float64]) -> tuple[int, int]:
+    """The newest version any chunk was scored at: older ones are not heard again."""
+    order = max(((inc, v) for v, inc, _ in stamps.tolist() if math.isfinite(v)), default=(0, -1))
+    return int(order[0]), int(order[1])
+
+
+def _named(error: Exception, chunk: int) -> Exception:
+    if not isinstance(error, KilledWorker):
+        return error
+    return WorkersLostError(
+        f"chunk {chunk}: every worker that tried to score it died ({error}). "
+        "Look at their logs; is there memory enough for Scoring.batch_size examples?"
+    )

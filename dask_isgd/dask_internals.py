@@ -6,15 +6,20 @@ A canary test (``tests/test_dask_internals.py``) fails when a release of distrib
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from dask.typing import Key
 from distributed import Scheduler, Worker
 from distributed.core import Status
 
+Fate = Literal["wanted", "cancelled", "leaving"]
 
-def task_is_wanted(worker: Worker, key: Key) -> bool:
-    """Whether the cluster still wants the task that runs under ``key`` on ``worker``.
+
+def fate(worker: Worker, key: Key) -> Fate:
+    """What the cluster thinks of the task that runs under ``key`` on ``worker``.
+
+    ``"wanted"``: go on. ``"cancelled"``: nobody wants its result any more. ``"leaving"``: the worker
+    closes or retires, or has lost its scheduler; the task starts anew elsewhere.
 
     Nothing interrupts the thread of a Dask task: after a cancel, the death of its client, a
     retirement or the end of the worker's lifetime it runs on. The state of the worker and of the
@@ -22,9 +27,9 @@ def task_is_wanted(worker: Worker, key: Key) -> bool:
     lock: two attribute look-ups and a dict look-up, each atomic.
     """
     if worker.status is not Status.running:
-        return False
+        return "leaving"
     task = worker.state.tasks.get(key)
-    return task is not None and task.state in ("executing", "long-running")
+    return "wanted" if task is not None and task.state in ("executing", "long-running") else "cancelled"
 
 
 # The dashboard. Dask has no public way to add a page to it: other projects (dask-cuda's NVLink page,

@@ -5,6 +5,7 @@ A feed may draw ahead in a thread while the loop updates weights, so every acces
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import queue
 import threading
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from dask_isgd.errors import WaitTimeout
 from dask_isgd.feed import Run
-from dask_isgd.sampling import ChunkSums, Draw, Gate, ImportanceSampler
+from dask_isgd.sampling import ChunkSums, Draw, Evidence, Gate, ImportanceSampler
 from dask_isgd.sampling.draws import positions
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import WeightArray
@@ -30,9 +31,13 @@ class Drawing:
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._lock = threading.Lock()
-        self.sampler = ImportanceSampler(spec.examples, spec.chunk, spec.sampling)
+        sampling = spec.sampling
+        if spec.learning.exact:  # fresh norms alone: a resumed run has no former ones to average with
+            sampling = dataclasses.replace(sampling, inertia=0.0)
+        self.sampler = ImportanceSampler(spec.examples, spec.chunk, sampling)
         self.gate = Gate(spec.sampling)
         self.monitor = VarianceMonitor()
+        self.evidence = Evidence(self.sampler)
         self._checks: list[ChunkSums] = []
 
     @property
@@ -46,7 +51,7 @@ class Drawing:
             np.random.Philox(key=self._spec.learning.seed, counter=np.array([0, 0, 0, step], np.uint64))
         )
         with self._lock:
-            return self._draw(self._spec.learning.batch_size, generator)
+            return self._draw(self._spec.learning.batch_size, generator, self._halves(step))
 
     def run(self, size: int, generator: np.random.Generator) -> Run:
         """The run of ``size`` neighbours around one drawn example: picked with the sum of their probabilities."""
@@ -61,12 +66,18 @@ class Drawing:
         with self._lock:
             return self._probabilities(indices)
 
-    def positions(self, generator: np.random.Generator) -> NDArray[np.float64]:
-        """(B,) positions in [0, 1), spread as ``Sampling.draw`` says."""
-        return positions(self._spec.sampling.draw, self._spec.learning.batch_size, generator)
+    def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
+        """(B,) positions in [0, 1) of a step, spread as ``Sampling.draw`` says."""
+        learning = self._spec.learning
+        return positions(self._spec.sampling.draw, learning.batch_size, generator, self._halves(step))
 
-    def _draw(self, batch: int, generator: np.random.Generator) -> Draw:
-        return self.sampler.draw(batch, generator) if self.open else self.sampler.draw_uniform(batch, generator)
+    def _halves(self, step: int) -> int:
+        # On a report the minibatch is learned in two halves, whose product is unbiased if they are independent.
+        return 2 if (step + 1) % self._spec.learning.report_every == 0 else 1
+
+    def _draw(self, batch: int, generator: np.random.Generator, halves: int = 1) -> Draw:
+        draw = self.sampler.draw if self.open else self.sampler.draw_uniform
+        return draw(batch, generator, halves)
 
     def _probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.open:
@@ -92,34 +103,48 @@ class Drawing:
             self.sampler.refresh(step)
 
     def learned(self, step: int, draw: Draw, result: Step, *, probe: bool) -> None:
-        """What a step showed: its norms are observed (on a probe) and fed back."""
+        """What a step showed: its norms are evidence (weighed on a probe), and fed back."""
         if result.norms is None:
             return
         with self._lock:
+            # Evidence gathered between probes is no part of a checkpoint, which exact runs resume from to the bit.
+            if probe or not self._spec.learning.exact:
+                self.evidence.add(draw, result.norms, self.gate)
             if probe and np.isfinite(result.mean_square):
-                candidate = None
-                if not self._spec.sampling.uniform:
-                    q = draw.probabilities if self.open else self.sampler.probabilities(draw.indices)
-                    candidate = self._spec.examples * q
-                self.monitor.observe(result.norms, draw.coefficients, candidate, result.mean_square)
-                if candidate is not None:
-                    self.gate.observe(self.monitor.candidate_gain, step)
+                self._weigh(step, result.mean_square)
             if self._spec.sampling.feedback and not self._spec.sampling.uniform:
                 self.sampler.feedback(draw.indices, result.norms, step)
+
+    def _weigh(self, step: int, mean_square: float) -> None:
+        norms, coefficients, candidate = self.evidence.take()
+        share = self.sampler.uniform_share if self.open else 1.0
+        self.monitor.observe(norms, coefficients, None, mean_square, uniform_share=share)
+        if candidate is not None:
+            self.monitor.observe_candidate(*candidate)
+            self.gate.observe(self.monitor.candidate_gain, step)
 
     def report(self, step: int) -> dict[str, float]:
         """The row of the history that speaks of draws."""
         with self._lock:
             stats = self.sampler.stats(step)
-        variance = self.monitor.variance
+        variance, errors, costs = self.monitor.variance, self.monitor.errors, self.monitor.costs
         return {
             "variance_ideal": variance.ideal,
             "variance_stale": variance.stale,
             "variance_uniform": variance.uniform,
+            "variance_ideal_error": errors.ideal,
+            "variance_stale_error": errors.stale,
+            "variance_uniform_error": errors.uniform,
             "gain": self.monitor.gain,
+            "gain_error": errors.gain,
+            "smoothing_cost": costs.smoothing,
+            "staleness_cost": costs.staleness,
             "candidate_gain": self.monitor.candidate_gain,
+            "candidate_gain_error": errors.candidate_gain,
             "chunk_gain": self._chunk_gain(),
             "gate": float(self.open),
+            "gate_gain": self.gate.gain,
+            "gate_state": float(self.gate.code),
             **stats,
         }
 

@@ -15,6 +15,7 @@ Each message says what was got, what was wanted and what to do::
     ├── NonFiniteNormsError             too many norms are NaN, infinite or negative
     ├── ClusterMismatchError            a worker lacks the data, the model or a version
     ├── NoLearnerWorkerError            no worker can take the learner
+    ├── WorkersLostError                a task loses its worker again and again
     ├── RunExistsError                  the run directory is taken
     ├── RunNotFoundError                the run directory holds no run
     ├── RunMismatchError                resumed with other data or another model
@@ -79,6 +80,10 @@ class ClusterMismatchError(IsgdError):
 
 class NoLearnerWorkerError(IsgdError):
     """No worker of the cluster can take the learner."""
+
+
+class WorkersLostError(IsgdError):
+    """A task of the run loses worker after worker and gets nowhere."""
 
 
 class RunExistsError(IsgdError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,8 +63,8 @@ class Scored(Event):
     """Chunks of the weight array were rewritten."""
 
     kind: ClassVar[str] = "scored"
-    chunks: list[list[int]]
-    """Pairs of chunk and version."""
+    chunks: Sequence[Sequence[int]]
+    """Pairs of chunk and version; msgpack brings lists as tuples."""
     examples: int
     """Examples scored by this coordinator so far."""
     per_second: float

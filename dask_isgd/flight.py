@@ -10,13 +10,13 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client, Future, KilledWorker
+from distributed import Client, Future
 from distributed.client import FutureCancelledError
 
 from dask_isgd.errors import WaitTimeout
 
 _GATHER = 30.0
-_LOST = (FutureCancelledError, CancelledError, asyncio.CancelledError, KilledWorker, WaitTimeout)
+_LOST = (FutureCancelledError, CancelledError, asyncio.CancelledError, WaitTimeout)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import dask.config
@@ -18,14 +19,15 @@ from dask.typing import Key
 from distributed import Client, Future, Worker, get_client, get_worker
 
 from dask_isgd import config, models, pubsub, threads
-from dask_isgd.dask_internals import task_is_wanted
+from dask_isgd.dask_internals import Fate, fate
 from dask_isgd.drawing import Drawing, WeightReader
 from dask_isgd.errors import LearnerFenced, WaitTimeout
-from dask_isgd.events import Control, Ended, Event, Progress, Published, Scored
+from dask_isgd.events import Alive, Control, Ended, Event, Fault, Progress, Published, Scored
 from dask_isgd.feed import open_feed
 from dask_isgd.publisher import Background, Snapshots
+from dask_isgd.recovery import Recovery
 from dask_isgd.spec import RunSpec
-from dask_isgd.storage import History, WeightArray
+from dask_isgd.storage import WeightArray
 from dask_isgd.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ COLUMNS = (
     *("effective_sample_size", "largest_coefficient", "mean_weight", "scored", "mean_age", "max_age"),
 )
 _SAY_EVERY = 0.5
+_ALIVE_EVERY = 1.0
 
 
 def learn(spec: RunSpec) -> dict[str, Any]:
@@ -60,48 +63,41 @@ class Learner:
         self.spec, self.worker, self.client, self.key = spec, worker, client, key
         self.timeout = config.seconds("cluster.timeout")
         directory = spec.directory
-        self.leases = directory.leases("learner")
-        self.incarnation = self.leases.acquire({"key": str(key), "address": worker.address})
         self.control = pubsub.subscribe(client, spec.topic)
         self.want = str(directory.control().get("want", "run"))
         self.trainer = Trainer(models.build(spec.model, spec.learning.seed), spec.loss_function, spec.learning)
         self.drawing = Drawing(spec)
-        self.checkpoints = directory.checkpoints()
-        self.step, self.seconds = 0, 0.0
-        self.checkpoint: str | None = None
-        self._restore()
-        weights = WeightArray.open(directory.weights)
+        owner = {"key": str(key), "address": worker.address}
+        self.recovery = Recovery(spec, owner, self.trainer, self.drawing, columns=COLUMNS, timeout=self.timeout)
+        self.incarnation, self.step = self.recovery.incarnation, self.recovery.step
+        self.weights = WeightArray.open(directory.weights)
         if not spec.learning.exact:
-            self.drawing.load(weights)
-        self.reader = WeightReader(weights, self.timeout)
+            self.drawing.load(self.weights)
+        self.reader = WeightReader(self.weights, self.timeout)
         prepare, folder = models.Prepare(spec.data, self.trainer.device), worker.local_directory
         self.feed = open_feed(spec.data, self.drawing, prepare, spec.learning, folder=folder, timeout=self.timeout)
         logger.info("feed: %s", self.feed.why)
-        rows = (spec.learning.steps - self.step) // spec.learning.report_every + 1
-        self.history = History.create(
-            directory.history,
-            f"learner-{self.incarnation:04d}",
-            COLUMNS,
-            rows,
-            attrs={"incarnation": self.incarnation, "start_step": self.step},
-        )
-        self.publisher = Background("publication", self.timeout)
-        self.committer = Background("checkpoint", self.timeout)
-        self.snapshots, self.saved = Snapshots(), Snapshots()
+        self.publisher, self.snapshots = Background("publication", self.timeout), Snapshots()
         self.held: deque[Future[Any]] = deque(maxlen=2)
-        self._boundary: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+        self.deserted = False
+        """Whether the coordinator has failed for good."""
+        self._entered = False
+        self._published = time.monotonic()
         self._losses: list[float] = []
         self._norms: list[float] = []
         self._clipped = 0
-        self._began = self._said = self._committed = self._reported = time.monotonic()
-        self._committed_step = self._reported_step = self.step
+        self._said = self._alive = self._reported = time.monotonic()
+
+    @property
+    def _fate(self) -> Fate:
+        return fate(self.worker, self.key)
 
     # The life of an incarnation -------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         outcome, message = "failed", ""
         try:
-            outcome = self._loop()
+            outcome = self._until_the_end()
         except LearnerFenced as error:
             outcome, message = "fenced", str(error)
         except BaseException as error:
@@ -120,30 +116,49 @@ class Learner:
                 )
             )
             self._close()
-        return {"outcome": outcome, "incarnation": self.incarnation, "step": self.step, "seconds": self._seconds()}
+        seconds = self.recovery.seconds()
+        return {"outcome": outcome, "incarnation": self.incarnation, "step": self.step, "seconds": seconds}
+
+    def _until_the_end(self) -> str:
+        try:
+            return self._loop()
+        except LearnerFenced:
+            raise
+        except (OSError, TimeoutError, RuntimeError):
+            # whatever breaks while the cluster goes away is its way of going away
+            if self._fate == "wanted":
+                raise
+            return self._leave()
 
     def _loop(self) -> str:
         learning = self.spec.learning
         while self.step < learning.steps:
             self._hear()
-            if self.want == "stop" or not task_is_wanted(self.worker, self.key):
-                self._commit_now()
-                return "stopped" if self.want == "stop" else "left"
+            if self.want == "stop" or self.deserted or self._fate != "wanted":
+                return self._leave()
             if self.want == "pause":
                 self._pause()
                 continue
-            if self.step % learning.publish_every == 0 or self._boundary is None:
-                self._round()
-                if self._boundary is None:
+            if self.step % learning.publish_every == 0 or not self._entered:
+                self._entered = self._round()
+                if not self._entered:
                     continue
             self._one_step()
-            self._checkpoint_if_due()
-        self._boundary = None
-        self._commit_now(finished=True)
+            if self.step < learning.steps:
+                self.recovery.commit_if_due(self.step)
+        self.recovery.boundary = None
+        if not self.recovery.finished:  # Dask runs a task again when the worker that holds its result dies
+            self.recovery.commit_now(self.step, finished=True)
         self._publish(final=True)
         self.publisher.finish()
-        self.history.flush()
         return "finished"
+
+    def _leave(self) -> str:
+        """Commit, and say why: the user's wish, the death of the owner, or the cluster's."""
+        self.recovery.commit_now(self.step)
+        if self.want == "stop" or self.deserted or self._fate == "cancelled":
+            return "stopped"
+        return "left"
 
     def _one_step(self) -> None:
         learning = self.spec.learning
@@ -168,17 +183,19 @@ class Learner:
             self._report(result.mean_square)
 
     def _pause(self) -> None:
-        self._commit_now()
-        while self.want == "pause" and task_is_wanted(self.worker, self.key):
+        self.recovery.commit_now(self.step)
+        while self.want == "pause" and not self.deserted and self._fate == "wanted":
             event = self.control.get(0.25)
             if event is not None:
                 self._take(event)
+            self._live()
 
     # What is heard --------------------------------------------------------------------------
 
     def _hear(self) -> None:
         for event in self.control.drain():
             self._take(event)
+        self._live()
         if not self.spec.learning.exact:
             while (item := self.reader.take()) is not None:
                 self.drawing.update(*item)
@@ -191,37 +208,46 @@ class Learner:
             for chunk, version in event.chunks:
                 self.reader.want(chunk, version)
         elif isinstance(event, Ended) and (event.role, event.outcome) == ("coordinator", "failed"):
-            if event.attempt == self.spec.attempt:
-                self.want = "stop"
+            self.deserted = self.deserted or event.attempt == self.spec.attempt
 
     # Publication and rounds -----------------------------------------------------------------
 
-    def _round(self) -> None:
-        """What happens every ``publish_every`` steps: a version goes out, ages move on."""
+    def _round(self) -> bool:
+        """What happens every ``publish_every`` steps: a version goes out, ages move on.
+
+        False: the exact run was interrupted while it waited for its scores.
+        """
         exact = self.spec.learning.exact
-        self._boundary = (self.step, {}, {})
         if exact:
-            self._boundary = (self.step, self.saved.take(self.trainer.tensors()), self._state())
+            self.recovery.bound(self.step)
         if exact or not self.publisher.busy:
             self._publish()
         if exact and not self.spec.sampling.uniform:
             self.publisher.finish()
-            self._await_scores()
+            if not self._await_scores():
+                return False
         self.drawing.refresh(self.step)
+        return True
 
     def _publish(self, *, final: bool = False) -> None:
         tensors, version = self.snapshots.take(models.state_of(self.trainer.model)), self.step
 
         def job() -> None:
-            self.leases.check(self.incarnation)
-            parameters = pubsub.publish(
-                self.client,
-                self.spec.variable,
-                tensors,
-                run=self.spec.run,
-                incarnation=self.incarnation,
-                version=version,
-            )
+            self.recovery.check()
+            try:
+                parameters = pubsub.publish(
+                    self.client,
+                    self.spec.variable,
+                    tensors,
+                    run=self.spec.run,
+                    incarnation=self.incarnation,
+                    version=version,
+                    timeout=self.timeout,
+                )
+            except (OSError, TimeoutError) as error:
+                self._unpublished(version, error, last=final)
+                return
+            self._published = time.monotonic()
             self.held.append(parameters.future)
             self._say(
                 Published(
@@ -229,23 +255,31 @@ class Learner:
                     incarnation=self.incarnation,
                     version=version,
                     address=self.worker.address,
-                    checkpoint=self.checkpoint,
+                    checkpoint=self.recovery.newest,
                     final=final,
                 )
             )
 
         self.publisher.offer(job)
 
-    def _await_scores(self) -> None:
-        """Exact mode: every chunk at this very version, taken over in order."""
+    def _unpublished(self, version: int, error: Exception, *, last: bool) -> None:
+        """A version that did not go out is made good by the next one, unless somebody waits for this one."""
+        if last or self.spec.learning.exact or time.monotonic() - self._published > self.timeout:
+            raise error
+        detail = f"version {version}: {type(error).__name__}: {error}"[:400]
+        self._say(Fault(run=self.spec.run, incarnation=self.incarnation, what="publication", detail=detail))
+
+    def _await_scores(self) -> bool:
+        """Exact mode: every chunk at this very version, taken over in order; False if interrupted."""
         fresh: dict[int, Any] = {}
         deadline = time.monotonic() + self.spec.scoring.timeout_seconds
         while len(fresh) < self.spec.n_chunks:
             for event in self.control.drain():
                 self._take(event)
-            if self.want != "run" or not task_is_wanted(self.worker, self.key):
-                self._boundary = None
-                return
+            if self.want != "run" or self.deserted or self._fate != "wanted":
+                return False
+            if self._live():
+                self._look_for_scores(fresh)
             item = self.reader.take(timeout=0.02)
             if item is not None and item[2] == self.step:
                 fresh[item[0]] = item[1]
@@ -257,71 +291,16 @@ class Learner:
                 )
         for chunk in sorted(fresh):
             self.drawing.update(chunk, fresh[chunk], self.step)
-
-    # Checkpoints ----------------------------------------------------------------------------
-
-    def _state(self, *, finished: bool = False) -> dict[str, Any]:
-        return {
-            "run": self.spec.run,
-            "seconds": self._seconds(),
-            "seed": self.spec.learning.seed,
-            "trainer": self.trainer.state(),
-            "drawing": self.drawing.state(),
-            "finished": finished,
-        }
-
-    def _checkpoint_if_due(self) -> None:
-        learning = self.spec.learning
-        due = time.monotonic() - self._committed >= learning.checkpoint_seconds
-        if learning.checkpoint_steps is not None:
-            due = due or self.step - self._committed_step >= learning.checkpoint_steps
-        if not due or self.committer.busy or self.step >= learning.steps:
-            return
-        if learning.exact:
-            assert self._boundary is not None
-            step, tensors, state = self._boundary
-        else:
-            step, tensors, state = self.step, self.saved.take(self.trainer.tensors()), self._state()
-        if step > self._committed_step:
-            self._committed, self._committed_step = time.monotonic(), step
-            self.committer.offer(lambda: self._commit(step, tensors, state))
-
-    def _commit_now(self, *, finished: bool = False) -> None:
-        """Commit and wait; in exact mode the boundary of the round, from which it resumes bit by bit."""
-        self.committer.finish()
-        step, tensors, state = self.step, self.trainer.tensors(), self._state(finished=finished)
-        if self.spec.learning.exact and self._boundary is not None:
-            step, tensors, state = self._boundary
-        if step > self._committed_step or finished:
-            self._committed, self._committed_step = time.monotonic(), step
-            self._commit(step, tensors, state)
-
-    def _commit(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        self.leases.check(self.incarnation)
-        arrays, odd = models.to_arrays(tensors)
-        self.checkpoint = self.checkpoints.commit(step, self.incarnation, arrays, {**state, "dtypes": odd})
-        self.history.flush()
-
-    def _restore(self) -> None:
-        found = self.checkpoints.latest()
-        if found is None:
-            return
-        tensors = models.from_arrays(found.tensors, found.state["dtypes"])
-        self.trainer.restore(tensors, found.state["trainer"])
-        self.drawing.restore(found.state["drawing"])
-        self.step, self.seconds, self.checkpoint = found.step, float(found.state["seconds"]), found.name
+        return True
 
     # Reports --------------------------------------------------------------------------------
-
-    def _seconds(self) -> float:
-        return self.seconds + time.monotonic() - self._began
 
     def _report(self, mean_square: float) -> None:
         now = time.monotonic()
         count = len(self._losses)
         row: dict[str, float] = {
             "step": self.step,
-            "seconds": self._seconds(),
+            "seconds": self.recovery.seconds(),
             "examples": self.step * self.spec.learning.batch_size,
             "loss": math.fsum(self._losses) / count,
             "gradient_norm": math.fsum(self._norms) / count,
@@ -332,8 +311,9 @@ class Learner:
             **self.drawing.report(self.step),
         }
         self._losses, self._norms, self._clipped, self._reported = [], [], 0, now
-        self.history.append({name: float(row[name]) for name in COLUMNS})
-        if now - self._said >= _SAY_EVERY or self.step >= self.spec.learning.steps:
+        say = now - self._said >= _SAY_EVERY or self.step >= self.spec.learning.steps
+        self.recovery.report({name: float(row[name]) for name in COLUMNS}, write=say)
+        if say:
             self._said = now
             self._say(
                 Progress(
@@ -345,14 +325,32 @@ class Learner:
                     values={name: float(f"{row[name]:.6g}") for name in COLUMNS},
                 )
             )
-            if not self.committer.busy:  # a checkpoint flushes too
-                self.committer.offer(self.history.flush)
+
+    def _live(self) -> bool:
+        """About once a second a sign of life, and a look at what an event may have failed to tell; whether it was."""
+        now = time.monotonic()
+        if now - self._alive < _ALIVE_EVERY:
+            return False
+        self._alive = now
+        address = self.worker.address
+        self._say(Alive(run=self.spec.run, incarnation=self.incarnation, role="learner", address=address))
+        wanted = self.spec.directory.control()
+        if wanted.get("attempt") == self.spec.attempt:
+            self.want = str(wanted["want"])
+        return True
+
+    def _look_for_scores(self, fresh: Mapping[int, Any]) -> None:
+        """Read what the stamps say is rewritten: an event may have been lost."""
+        for chunk, (version, *_) in enumerate(self.weights.read_stamps()):
+            if chunk not in fresh and version == self.step:
+                self.reader.want(chunk, self.step)
 
     def _say(self, event: Event) -> None:
         pubsub.announce(self.worker, self.spec.topic, event)
 
     def _close(self) -> None:
-        for part in (self.feed, self.publisher, self.committer, self.reader, self.control):
+        self.held.clear()
+        for part in (self.feed, self.publisher, self.recovery, self.reader, self.control):
             try:
                 part.close()
             except Exception:

@@ -23,6 +23,12 @@ def _declares(worker: Mapping[str, Any], name: str) -> bool:
     return bool((worker.get("resources") or {}).get(name, 0) > 0)
 
 
+def lacks_learner(workers: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the roles are told by resources, and no worker declares the learner's."""
+    roles = {name for name in (LEARNER, SCORER) for worker in workers.values() if _declares(worker, name)}
+    return roles == {SCORER}
+
+
 def for_learner(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """How to submit the learner: by resource where one is declared, else softly by address.
 
@@ -62,6 +68,13 @@ class Scorers:
             return dict(self._scoring.resources)
         return {SCORER: 1} if any(_declares(w, SCORER) for w in self._workers.values()) else {}
 
+    def knows(self, address: str) -> bool:
+        """Whether a worker of this address is there now."""
+        if address not in self._workers:
+            self._looked = 0.0
+        self._look()
+        return address in self._workers
+
     def addresses(self) -> list[str]:
         """Workers that score: those with the resource, else all but the learner's, else its own."""
         self._look()
@@ -75,7 +88,8 @@ class Scorers:
         resources = self._resources()
         if resources:
             return {"resources": resources}
-        return {"workers": addresses} if addresses else {}
+        # softly: a worker that is restarted comes back under another address
+        return {"workers": addresses, "allow_other_workers": True} if addresses else {}
 
     def room(self) -> int:
         """Scoring tasks that may be in flight: ``in_flight`` for each place of each scorer."""

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from dask_isgd.errors import WaitTimeout
 from dask_isgd.events import Event, parse
+from dask_isgd.ordering import Order
 
 _fans: weakref.WeakKeyDictionary[Client, dict[str, _Fan]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+_ECHO, _ECHO_AGAIN = 30.0, 0.1
 
 
 class _Fan:
@@ -50,12 +52,31 @@ class Subscription:
                 fans[topic] = _Fan()
                 client.subscribe_topic(topic, fans[topic])
             fans[topic].queues.append(self._queue)
-        # subscribed first, so that nothing falls between the backlog and the live events
+        self._await_echo()
         self._backlog: list[Event] = []
         for _, message in client.get_events(topic) or ():
             event = self._fresh(message)
             if event is not None:
                 self._backlog.append(event)
+
+    def _await_echo(self) -> None:
+        """Wait until the scheduler has us on its list: it is told so on another way than it is asked for its backlog.
+
+        All that came before the echo is in the backlog, all that comes after it is heard. A first
+        call may overtake the subscription and get no answer, so it is repeated.
+        """
+        token, deadline = uuid.uuid4().hex, time.monotonic() + _ECHO
+        while time.monotonic() < deadline:
+            self._client.log_event(self._topic, {"kind": "echo", "token": token})
+            again = time.monotonic() + _ECHO_AGAIN
+            while (left := again - time.monotonic()) > 0:
+                try:
+                    message = self._queue.get(timeout=left)
+                except queue.Empty:
+                    break
+                if isinstance(message, dict) and message.get("token") == token:
+                    return
+        raise WaitTimeout(f"{self._topic}: the scheduler was not heard within {_ECHO:g} s; is it there?")
 
     def _fresh(self, message: Any) -> Event | None:
         event = parse(message)
@@ -86,6 +107,11 @@ class Subscription:
         while (self._backlog or not self._queue.empty()) and (event := self.get(0)) is not None:
             yield event
 
+    def catch_up(self) -> None:
+        """Look at what the scheduler remembers: an event may have been lost on its way here."""
+        for _, message in self._client.get_events(self._topic) or ():
+            self._queue.put(message)
+
     def close(self) -> None:
         """Hear no more; the last to close unsubscribes the client."""
         with _lock:
@@ -106,8 +132,15 @@ def subscribe(client: Client, topic: str) -> Subscription:
 
 
 def announce(speaker: Client | Worker, topic: str, event: Event) -> None:
-    """Say an event on a topic; returns at once from a worker, after 1–4 ms from a client."""
-    speaker.log_event(topic, event.record())
+    """Say an event on a topic; returns at once from a worker, after 1–4 ms from a client.
+
+    From a worker that has lost its scheduler nothing is said, and nothing raised: events are hints.
+    """
+    try:
+        speaker.log_event(topic, event.record())
+    except (OSError, RuntimeError):
+        if not isinstance(speaker, Worker):
+            raise
 
 
 @dataclass(frozen=True)
@@ -119,12 +152,19 @@ class Parameters:
     version: int
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> Order:
         return self.incarnation, self.version
 
 
 def publish(
-    client: Client, variable: str, tensors: dict[str, Tensor], *, run: str, incarnation: int, version: int
+    client: Client,
+    variable: str,
+    tensors: dict[str, Tensor],
+    *,
+    run: str,
+    incarnation: int,
+    version: int,
+    timeout: float = 30.0,
 ) -> Parameters:
     """Make a version the newest: scatter it on this worker and put its future into the Variable.
 
@@ -133,8 +173,8 @@ def publish(
     bfloat16 does not). Keys are never used again: a second scatter under one key leaves two values.
     """
     key = f"params-{run}-{incarnation}-{version}-{uuid.uuid4().hex[:8]}"
-    future = client.scatter({key: tensors}, hash=False)[key]
-    Variable(variable, client=client).set(future)
+    future = client.scatter({key: tensors}, hash=False, timeout=timeout)[key]
+    Variable(variable, client=client).set(future, timeout=timeout)
     return Parameters(future, incarnation, version)
 
 

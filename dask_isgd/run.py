@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client, Future, fire_and_forget
+from distributed import Client, fire_and_forget
 
 from dask_isgd import config, display, models, preflight, pubsub
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator import coordinate
-from dask_isgd.errors import CheckpointError, ConfigError, IsgdError, RunNotFoundError, WaitTimeout
-from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Progress, Published, Scored, topic_of
+from dask_isgd.errors import CheckpointError, ConfigError, RunNotFoundError, WaitTimeout
+from dask_isgd.events import Control, topic_of
+from dask_isgd.keeper import keep
 from dask_isgd.learner import learn
 from dask_isgd.placement import for_coordinator, for_learner
 from dask_isgd.storage import Dataset, RunDirectory, read_history
+from dask_isgd.watching import GOING, Watch
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOOK = 0.25
 _LAST_REPORTS = 0.1
 
 
@@ -90,24 +91,19 @@ def start(client: Client, plan: preflight.Plan) -> Run:
     if len(workers) == 1:
         logger.warning("run %s: the cluster has one worker; scoring shares it with the learner", spec.run)
     run = Run(client, spec.directory, spec.model)
-    for _ in run._events.drain():  # those of earlier starts
-        pass
+    run._watch.forget()
     pubsub.open_variable(client, spec.variable)
+    keys = {"learner": (f"learn-{spec.run}", spec.attempt), "coordinator": (f"coordinate-{spec.run}", spec.attempt)}
+    keep(client, spec.run, spec.topic, spec.attempt, keys)
     learner = for_learner(workers)
+    others = for_coordinator(workers, learner)
     futures = [
-        client.submit(learn, spec, key=(f"learn-{spec.run}", spec.attempt), pure=False, priority=10, **learner),
-        client.submit(
-            coordinate,
-            spec,
-            key=(f"coordinate-{spec.run}", spec.attempt),
-            pure=False,
-            priority=20,
-            **for_coordinator(workers, learner),
-        ),
+        client.submit(learn, spec, key=keys["learner"], pure=False, priority=10, **learner),
+        client.submit(coordinate, spec, key=keys["coordinator"], pure=False, priority=20, **others),
     ]
     if spec.detach:
         fire_and_forget(futures)
-    run._own(*futures)
+    run._watch.own(*futures)
     return run
 
 
@@ -126,120 +122,60 @@ class Run:
         self.name = str(self.document["run"])
         self.directory = directory
         self._client, self._model = client, model
-        self._learner: Future[Any] | None = None
-        self._coordinator: Future[Any] | None = None
-        self._events = pubsub.subscribe(client, topic_of(self.name))
-        self._lock = threading.Lock()
-        self._latest: dict[str, Any] = {"step": 0, "steps": self._steps}
-        self._ended: Ended | None = None
-        self._ended_coordinator: Ended | None = None
-
-    def _own(self, learner: Future[Any], coordinator: Future[Any]) -> None:
-        self._learner, self._coordinator = learner, coordinator
-
-    @property
-    def _steps(self) -> int:
-        return int(self.document["config"]["learning"]["steps"])
+        self._watch = Watch(client, directory, self.name, int(self.document["config"]["learning"]["steps"]))
 
     # Watching -------------------------------------------------------------------------------
 
     @property
     def latest(self) -> dict[str, Any]:
         """The newest values heard: step, loss, gain, steps_per_second, test_error and so on."""
-        with self._lock:
-            for event in self._events.drain():
-                self._take(event)
-            return dict(self._latest)
-
-    def _take(self, event: Event) -> None:
-        latest = self._latest
-        if isinstance(event, Progress):
-            latest.update(event.values, step=event.step, gate=event.open, incarnation=event.incarnation)
-            self._ended = None
-        elif isinstance(event, Published):
-            latest.update(version=event.version, checkpoint=event.checkpoint, learner=event.address)
-            self._ended = None
-        elif isinstance(event, Scored):
-            latest.update(scored_examples=event.examples, scored_per_second=event.per_second)
-        elif isinstance(event, Evaluated):
-            latest.update(test_error=event.error, test_loss=event.loss, evaluated=event.version)
-        elif isinstance(event, Control):
-            latest["want"] = event.want
-        elif isinstance(event, Fault):
-            latest["faults"] = latest.get("faults", 0) + 1
-            latest["fault"] = f"{event.what}: {event.detail}"
-        elif isinstance(event, Ended) and event.role == "learner" and event.outcome not in ("left", "fenced"):
-            self._ended = event
-        elif isinstance(event, Ended) and event.role == "coordinator":
-            self._ended_coordinator = event
+        return self._watch.latest
 
     @property
     def status(self) -> str:
         """``"starting"``, ``"running"``, ``"paused"``, ``"finished"``, ``"stopped"`` or ``"failed"``."""
-        latest = self.latest
-        if self._learner is not None and self._learner.status == "error":
-            return "failed"
-        if self._coordinator is not None and self._coordinator.status == "error":
-            return "failed"
-        if self._learner is not None and self._learner.status == "finished":
-            return _outcome(self._learner.result(timeout=config.seconds("cluster.timeout")))
-        if self._ended is not None:
-            return self._ended.outcome
-        if self._learner is not None and self._learner.status in ("cancelled", "lost"):
-            return "stopped"
-        if "version" not in latest:
-            found = self.directory.checkpoints().latest() if self._learner is None else None
-            if found is not None:
-                return "finished" if found.state.get("finished") else "stopped"
-            return "starting"
-        return "paused" if latest.get("want") == "pause" else "running"
+        return self._watch.status
+
+    def watch(self, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+        """The newest values again and again, at least four times a second, until the run has ended.
+
+        Raises WaitTimeout after ``timeout`` seconds, and NoLearnerWorkerError as ``wait`` does.
+        """
+        return self._watch.follow(_deadline(timeout))
 
     def wait(
-        self, timeout: float | None = None, progress: Callable[[Mapping[str, Any]], None] | None = None
+        self,
+        timeout: float | None = None,
+        progress: Callable[[Mapping[str, Any]], None] | None = None,
+        *,
+        second_interrupt: float = 3.0,
     ) -> dict[str, Any]:
         """Wait for the end of the run, ``timeout`` seconds at most; its summary.
 
         ``progress`` is called with the latest values about twice a second. Ctrl-C stops the
-        waiting, not the run. Raises the error that ended the run, WaitTimeout otherwise.
+        waiting, not the run; another one within ``second_interrupt`` seconds stops the run. Raises
+        the error that ended the run, WaitTimeout otherwise. Raises NoLearnerWorkerError where no
+        worker has been able to take the learner for ``isgd.cluster.timeout``: the run goes on once
+        there is one, and can be waited for again.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        said = 0.0
-        while self.status in ("starting", "running", "paused"):
-            self._pause(deadline, "the run")
-            if progress is not None and time.monotonic() - said >= 0.5:
-                said = time.monotonic()
-                progress(self.latest)
-        grace = min(deadline, time.monotonic() + config.seconds("cluster.timeout"))
-        while self._learner is not None and self._learner.status == "pending":  # its last event came first
-            self._pause(grace, "the learner's end")
-        self._raise(self._learner)
-        grace = min(deadline, time.monotonic() + config.seconds("cluster.timeout"))
-        while self._coordinating():
-            self._pause(grace, "the coordinator's last evaluation")
-        self._raise(self._coordinator)
-        if self._ended is not None and self._ended.outcome == "failed":
-            raise IsgdError(f"run {self.name} failed at step {self._ended.step}: {self._ended.message}")
-        if progress is not None:
-            progress(self.latest)
+        try:
+            self._watch.wait(_deadline(timeout), progress)
+        except KeyboardInterrupt:
+            self._interrupted(second_interrupt)
+            raise
         return self.summary()
 
-    def _coordinating(self) -> bool:
-        if self._coordinator is not None:
-            return self._coordinator.status == "pending"
-        return self._ended is not None and self._ended_coordinator is None
-
-    def _pause(self, deadline: float, what: str) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise WaitTimeout(f"run {self.name}: waited for {what} and it is {self.status}; it goes on")
-        event = self._events.get(min(_LOOK, left))
-        if event is not None:
-            with self._lock:
-                self._take(event)
-
-    def _raise(self, future: Future[Any] | None) -> None:
-        if future is not None and future.status == "error":
-            pubsub.result(future, config.seconds("cluster.timeout"))
+    def _interrupted(self, seconds: float) -> None:
+        if seconds <= 0 or self.status not in GOING:
+            return
+        print(f"run {self.name} goes on; Ctrl-C again within {seconds:g} s stops it", file=sys.stderr, flush=True)
+        try:
+            for _ in self.watch(seconds):
+                pass
+        except WaitTimeout:
+            return
+        except KeyboardInterrupt:
+            print(f"run {self.name}: {self.stop()}; resume=True goes on with it", file=sys.stderr, flush=True)
 
     @property
     def history(self) -> xr.Dataset:
@@ -281,12 +217,10 @@ class Run:
     def stop(self, timeout: float | None = None) -> str:
         """Checkpoint and end; waits for it and returns the status."""
         self._want("stop")
-        timeout = config.seconds("cluster.timeout") if timeout is None else timeout
-        deadline = time.monotonic() + timeout
-        while self.status in ("starting", "running", "paused"):
-            self._pause(deadline, "the run to stop")
-        while self._coordinating():
-            self._pause(deadline, "the coordinator to stop")
+        deadline = _deadline(config.seconds("cluster.timeout") if timeout is None else timeout)
+        for _ in self._watch.follow(deadline):
+            pass
+        self._watch.wait_for_coordinator(deadline)
         return self.status
 
     def _want(self, want: str) -> None:
@@ -349,6 +283,5 @@ def summarise(directory: RunDirectory, scored: str = "") -> dict[str, Any]:
     }
 
 
-def _outcome(result: Mapping[str, Any]) -> str:
-    outcome = str(result["outcome"])
-    return "stopped" if outcome in ("left", "fenced") else outcome
+def _deadline(timeout: float | None) -> float:
+    return math.inf if timeout is None else time.monotonic() + timeout

@@ -56,4 +56,4 @@ class RunSpec:
     @property
     def variable(self) -> str:
         """The Dask ``Variable`` that holds the newest parameters."""
-        return f"isgd-params-{self.run}"
+        return f"isgd-params-{self.run}-{self.attempt}"

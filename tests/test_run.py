@@ -95,7 +95,7 @@ def test_attach_finds_the_run_and_says_what_the_model_needs(trained, client):
 
 
 def test_a_taken_directory_is_refused(trained, client, digits):
-    with pytest.raises(RunExistsError, match="resume=True.*overwrite=True"):
+    with pytest.raises(RunExistsError, match=r"resume=True.*overwrite=True"):
         isgd.fit(client, MODEL, digits, trained.directory.url, learning=learning())
 
 
@@ -163,10 +163,7 @@ def test_a_resumed_exact_run_is_the_uninterrupted_one(client, digits, tmp_path):
     whole.wait(timeout=WAIT)
     settings = learning(steps=200, exact=True, checkpoint_steps=1)
     part = isgd.fit(client, MODEL, digits, tmp_path / "part", learning=settings, sampling=OPEN)
-    heard = []
-    while not heard:
-        part._pause(float("inf"), "progress")
-        heard = [s for s in [part.latest["step"]] if s >= 20]
+    wait_for(part, lambda latest: latest["step"] >= 20)
     part.stop(timeout=WAIT)
     resumed = isgd.fit(client, MODEL, digits, tmp_path / "part", learning=settings, sampling=OPEN, resume=True)
     resumed.wait(timeout=WAIT)
@@ -214,8 +211,4 @@ def test_pause_holds_unpause_goes_on_stop_leaves_a_checkpoint_to_resume_from(cli
 
 
 def wait_for(run: isgd.Run, condition, timeout: float = WAIT) -> None:
-    import time
-
-    deadline = time.monotonic() + timeout
-    while not condition(run.latest):
-        run._pause(deadline, "a condition")
+    assert any(condition(latest) for latest in run.watch(timeout))

@@ -1,0 +1,62 @@
+"""Faults 1 and 4: a learner that is killed goes on from its newest checkpoint, however often."""
+
+from __future__ import annotations
+
+import pytest
+from harness import OPEN, WAIT, committed, fit, holder, kill, learning, lowest_step, no_gaps, reaches, state, until
+
+PROMISE = 5.0
+"""Seconds from a kill to the first report of the successor; asserted five times over on a busy machine."""
+
+
+def test_a_killed_learner_is_back_and_loses_the_steps_since_its_checkpoint(client, digits, run_dir, capsys):
+    run = fit(client, digits, run_dir)
+    until(run, reaches(100))
+    kept = committed(run)
+    kill(holder(run)["pid"])
+    seconds = until(run, lambda latest: latest["incarnation"] == 2 and latest["step"] > kept)
+    with capsys.disabled():
+        print(f"\nlearner killed: back after {seconds:.1f} s")
+    assert seconds < 5 * PROMISE
+    assert lowest_step(run, 2) >= kept > 0
+    assert run.stop(timeout=WAIT) == "stopped"
+    no_gaps(run)
+
+
+def test_the_killed_exact_run_is_bitwise_the_uninterrupted_one(client, digits, tmp_path):
+    settings = learning(steps=160, exact=True, checkpoint_steps=1)
+    whole = fit(client, digits, tmp_path / "whole", learning=settings)
+    whole.wait(timeout=WAIT)
+    broken = fit(client, digits, tmp_path / "broken", learning=settings)
+    until(broken, reaches(40))
+    kill(holder(broken)["pid"])
+    broken.wait(timeout=WAIT)
+    assert broken.latest["incarnation"] == 2
+    assert state(broken) == state(whole)
+
+
+@pytest.mark.parametrize("role", ["coordinator"])
+def test_a_killed_coordinator_is_back(client, digits, run_dir, role):
+    run = fit(client, digits, run_dir)
+    until(run, lambda latest: latest.get("scored_examples", 0) > 0)
+    kill(holder(run, role)["pid"])
+    before = run.latest["scored_examples"]
+    until(run, lambda latest: run.directory.leases(role).highest() == 2)
+    until(run, lambda latest: 0 < latest["scored_examples"] != before)
+    assert run.stop(timeout=WAIT) == "stopped"
+    assert run.directory.leases("learner").highest() == 1
+    no_gaps(run)
+
+
+def test_ten_deaths_of_the_learner_are_no_reason_to_give_up(client, digits, run_dir, capsys):
+    run = fit(client, digits, run_dir, sampling=OPEN)
+    times = []
+    for death in range(1, 11):
+        until(run, reaches(committed(run) + 20, incarnation=death))
+        kill(holder(run)["pid"])
+        times.append(until(run, lambda latest, death=death: latest["incarnation"] > death))
+    with capsys.disabled():
+        print(f"\nten deaths: back after {min(times):.1f} to {max(times):.1f} s")
+    until(run, reaches(committed(run) + 20, incarnation=11))
+    assert run.stop(timeout=WAIT) == "stopped"
+    no_gaps(run)
