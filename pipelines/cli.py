@@ -82,6 +82,7 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
 @click.argument("what", metavar="NAME|RECIPE.yaml")
 @click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster; else one is started on this machine.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of the cluster that is started here.")
+@click.option("--cluster", metavar="YAML", help="Describes the cluster to start or use; see docs/clusters.md.")
 @click.option("--run", "run_dir", metavar="DIR", help="Run directory.  [default: runs/NAME-DATE-TIME]")
 @click.option("--data", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
 @click.option("--from", "source", metavar="PATH", help="Folder that holds the dataset's original files.")
@@ -95,7 +96,8 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
 @_clean
 def train(what: str, **options: Any) -> None:
     given = {name for name, value in options.items() if value}
-    for one, other in (("scheduler", "workers"), ("resume", "overwrite"), ("uniform", "exact")):
+    clusters = (("scheduler", "workers"), ("cluster", "scheduler"), ("cluster", "workers"))
+    for one, other in (*clusters, ("resume", "overwrite"), ("uniform", "exact")):
         if {one, other} <= given:
             raise click.UsageError(f"--{one} and --{other} exclude each other.")
     if "resume" in given and "run_dir" not in given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +25,9 @@ from dask_isgd.errors import IsgdError, WaitTimeout
 from dask_isgd.pipelines import PIPELINES, Recipe
 from dask_isgd.pipelines.cli import Terminated
 from dask_isgd.pipelines.recipes import named
+
+if TYPE_CHECKING:
+    from dask_isgd.clusters import ClusterConfig
 
 _STOP_SECONDS = 30
 
@@ -36,6 +40,7 @@ class Options:
     recipe: Recipe
     scheduler: str | None = None
     workers: int | None = None
+    cluster: str | None = None
     run_dir: str | None = None
     data: str | None = None
     source: str | None = None
@@ -75,11 +80,13 @@ def train(options: Options) -> None:
     Progress and the summary's table go to stderr where stdout is for JSON.
     """
     from dask_isgd import display
+    from dask_isgd.clusters import load_cluster
     from dask_isgd.pipelines import looking
     from dask_isgd.preflight import check
     from dask_isgd.run import start
     from dask_isgd.storage import Dataset
 
+    described = load_cluster(options.cluster) if options.cluster is not None else None
     if os.getcwd() not in sys.path:  # a recipe's own modules lie beside it more often than not
         sys.path.append(os.getcwd())
     recipe = adjusted(options.recipe, options)
@@ -97,7 +104,7 @@ def train(options: Options) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    with _signals(), _cluster(options) as client:
+    with _signals(), _cluster(options, described) as client:
         click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
         run = start(client, plan)
         try:
@@ -136,9 +143,20 @@ def _dataset(options: Options, recipe: Recipe) -> str:
 
 
 @contextmanager
-def _cluster(options: Options) -> Iterator[Any]:
+def _cluster(options: Options, described: ClusterConfig | None) -> Iterator[Any]:
     """A client of the running cluster, or of one that lives as long as the command."""
     from distributed import Client
+
+    from dask_isgd.clusters import LocalCluster, open_cluster
+
+    if described is not None:
+        with contextlib.ExitStack() as stack:
+            if not options.debug:
+                stack.enter_context(_quiet())
+            with _children_ignore_interrupts():
+                client = stack.enter_context(open_cluster(described))
+            yield client
+        return
 
     if options.scheduler is not None:
         try:
@@ -151,8 +169,6 @@ def _cluster(options: Options) -> Iterator[Any]:
         with client:
             yield client
         return
-
-    from dask_isgd.clusters import LocalCluster
 
     with nullcontext() if options.debug else _quiet():
         with _children_ignore_interrupts():

@@ -56,7 +56,8 @@ class LearnerApart(SpecCluster):
         # those that wait in a queue go first, then the youngest; entries leave the specification one by
         # one, for the event loop's thread may look at it at any moment
         arrived = self._present()
-        for name in sorted(scorers[::-1], key=lambda name: name in arrived)[: max(0, len(scorers) - n)]:
+        youngest_first = list(reversed(scorers))
+        for name in sorted(youngest_first, key=lambda name: name in arrived)[: max(0, len(scorers) - n)]:
             del self.worker_spec[name]
         for _ in range(n - len(scorers)):
             self.worker_spec.update(self.new_worker_spec())  # type: ignore[no-untyped-call]

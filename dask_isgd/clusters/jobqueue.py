@@ -13,6 +13,7 @@ extra ``jobqueue``: ``pip install 'dask_isgd[jobqueue]'``.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,9 @@ QUEUES = {
     "moab": "MoabCluster",
 }
 _GRACE = "dask_isgd.clusters.grace"
+_NOT_FOR_JOBS = {"self", "args", "kwargs", "scheduler", "name", "protocol", "security", "config_name"} | {
+    *("extra", "job_extra", "env_extra", "header_skip", "project"),  # renamed by dask-jobqueue
+}
 _LOOPBACK = "127.0.0.1:8787"
 
 
@@ -144,6 +148,18 @@ def with_learner(kind: type[Any]) -> type[Any]:
     Cluster.__name__ = Cluster.__qualname__ = kind.__name__
     Cluster.__module__ = __name__
     return Cluster
+
+
+def job_options(queue: str) -> set[str]:
+    """Names of the options a job of a queue (a key of ``QUEUES``) can be given."""
+    job = _plain(QUEUES[queue]).job_cls
+    names = {
+        name
+        for base in job.__mro__
+        for name, parameter in inspect.signature(base.__init__).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and base is not object
+    }
+    return names - _NOT_FOR_JOBS
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,199 @@
+"""On a real queue: workers are jobs, the learner's is unlike the others, and its end is not the run's.
+
+All on one machine: it shows how jobs are handled, not how fast they are.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+from conftest import MODEL
+from distributed import Client
+from local_slurm import LocalSlurm, unavailable
+
+import dask_isgd as isgd
+from dask_isgd import clusters
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
+
+WAIT = 90
+ENDLESS = isgd.Learning(
+    steps=10_000_000, batch_size=32, publish_every=20, report_every=10, threads=1, checkpoint_seconds=1
+)
+OPEN = isgd.Sampling(gate="open")
+IMPATIENT = {"distributed.deploy.lost-worker-timeout": "2s", "isgd.cluster.timeout": "60s"}
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[LocalSlurm]:
+    why = unavailable()
+    if why is not None:
+        pytest.skip(f"no Slurm: {why}")
+    with LocalSlurm() as running:
+        yield running
+
+
+@contextmanager
+def queue(logs: Path, **changes: Any) -> Iterator[tuple[Any, Client]]:
+    """A cluster on the Slurm of these tests, and its client once the learner's job has arrived."""
+    learner = {"queue": "learner", "job_extra_directives": ["--gres=gpu:1"], **changes.pop("learner", {})}
+    options: dict[str, Any] = {
+        "queue": "scorer",
+        "cores": 1,
+        "memory": "2GB",
+        "walltime": "00:10:00",
+        "log_directory": str(logs),
+        "local_directory": str(logs),
+        "scheduler_options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
+        "n_workers": 1,
+        "learner": learner,
+    }
+    with (
+        dask.config.set(IMPATIENT),
+        clusters.SLURMCluster(**{**options, **changes}) as cluster,
+        cluster.get_client() as client,
+    ):
+        until(lambda: "learner" in present(client), "the learner's job has arrived", logs)
+        yield cluster, client
+
+
+def present(client: Client) -> dict[str, dict[str, Any]]:
+    return {str(w["name"]): w for w in client.scheduler_info(n_workers=-1)["workers"].values()}
+
+
+def until(condition: Callable[[], Any], what: str, logs: Path | None = None, seconds: float = WAIT) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            said = "\n".join(p.read_text()[-800:] for p in sorted(logs.glob("*.err"))) if logs else ""
+            pytest.fail(f"not within {seconds:g} s: {what}\n{said}")
+        time.sleep(0.1)
+    return found
+
+
+def on_workers(client: Client) -> dict[str, dict[str, str]]:
+    """Of every worker, what its job's environment says."""
+
+    def environment(dask_worker: Any) -> dict[str, str]:
+        return {
+            "name": str(dask_worker.name),
+            **{k: v for k, v in os.environ.items() if k.startswith(("SLURM", "CUDA"))},
+        }
+
+    return {found["name"]: found for found in client.run(environment).values()}
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    (tmp_path / "logs").mkdir()
+    return tmp_path / "logs"
+
+
+def test_workers_are_jobs_and_scaling_leaves_the_learners_alone(slurm: LocalSlurm, logs):
+    with queue(logs) as (cluster, client):
+        cluster.scale(2)
+        until(lambda: len(present(client)) == 3, "two scorers and a learner", logs)
+        (learner,) = cluster.job_id("learner")
+        found = on_workers(client)
+        jobs = {name: e["SLURM_JOB_ID"] for name, e in found.items()}
+        assert sorted(jobs.values()) == sorted(slurm.jobs())
+        assert jobs["learner"] == learner
+        assert found["learner"]["SLURM_JOB_PARTITION"] == "learner"
+        assert found["learner"]["CUDA_VISIBLE_DEVICES"] == "0"
+        for name in found.keys() - {"learner"}:
+            assert found[name]["SLURM_JOB_PARTITION"] == "scorer"
+            assert not found[name].get("CUDA_VISIBLE_DEVICES")
+        assert slurm.show(learner)["TimeLimit"] == "00:10:00"
+        resources = {name: worker["resources"] for name, worker in present(client).items()}
+        assert resources.pop("learner") == {"learner": 1}
+        assert list(resources.values()) == [{"scorer": 1}] * 2
+
+        cluster.scale(0)
+        until(lambda: list(present(client)) == ["learner"], "no scorers", logs)
+        until(lambda: slurm.jobs() == [learner], "their jobs have left the queue", logs)
+    until(lambda: slurm.jobs() == [], "a closed cluster leaves no job", logs)
+
+
+def test_a_run_trains_and_its_learners_job_may_be_cancelled(slurm: LocalSlurm, logs, digits, run_dir):
+    """scancel: the learner commits in its grace, a new job goes on from that very step."""
+    with queue(logs) as (cluster, client):
+        run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
+        until(lambda: run.latest.get("scored_examples", 0) and run.latest["step"] > 50, "scores and steps", logs)
+        (first,) = cluster.job_id("learner")
+        slurm.run("scancel", first)
+        (second,) = until(lambda: [j for j in cluster.job_id("learner") if j != first], "a new learner's job", logs)
+        until(lambda: run.latest.get("incarnation") == 2, "a second incarnation", logs)
+        went_on = run.latest["step"]
+        until(lambda: run.latest["step"] > went_on, "further steps", logs)
+        assert run.stop(timeout=WAIT) == "stopped"
+        assert slurm.show(first)["JobState"] == "CANCELLED"
+        assert slurm.show(second)["JobState"] == "RUNNING"
+    assert steps_lost(run) == 0, "the learner had its grace"
+
+
+def test_a_learner_that_reaches_its_lifetime_goes_on_in_the_next_job(slurm: LocalSlurm, logs, digits, run_dir):
+    lifetime = {"worker_extra_args": ["--lifetime", "40s"]}
+    with queue(logs, learner=lifetime) as (cluster, client):
+        run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
+        (first,) = cluster.job_id("learner")
+        until(lambda: run.latest["step"] > 50, "the first steps", logs)
+        began = run.latest["incarnation"]
+        until(lambda: run.latest["incarnation"] > began, "another incarnation", logs)
+        went_on = run.latest["step"]
+        until(lambda: run.latest["step"] > went_on, "further steps", logs)
+        assert cluster.job_id("learner") != [first]
+        run.stop(timeout=WAIT)
+    assert steps_lost(run) == 0
+
+
+def test_adapt_up_and_down_without_touching_the_learner(slurm: LocalSlurm, logs, digits, run_dir):
+    class Told(clusters.Need):
+        """The need, said by the test."""
+
+        says = 2
+
+        def wanted(self, now, scorers, runs):
+            return self.says
+
+    need = Told()
+    with queue(logs, n_workers=0) as (cluster, client):
+        (learner,) = cluster.job_id("learner")
+        cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2, need=need)
+        run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
+        until(lambda: len(present(client)) == 3, "up to two scorers", logs)
+        until(lambda: run.latest.get("scored_examples", 0), "scores", logs)
+        need.says = 0
+        until(lambda: list(present(client)) == ["learner"], "down to none", logs)
+        need.says = 1
+        until(lambda: len(present(client)) == 2, "up again", logs)
+        assert cluster.job_id("learner") == [learner]
+        assert run.latest["incarnation"] == 1, "the learner was never started again"
+        run.stop(timeout=WAIT)
+
+
+def test_a_scorers_job_that_is_cancelled_is_replaced(slurm: LocalSlurm, logs):
+    with queue(logs) as (cluster, client):
+        (first,) = until(lambda: len(present(client)) == 2 and cluster.job_id("scorer"), "a scorer", logs)
+        slurm.run("scancel", first)
+        until(lambda: cluster.job_id("scorer") not in ([], [first]), "another job", logs)
+        until(lambda: len(present(client)) == 2, "another scorer", logs)
+
+
+def steps_lost(run: isgd.Run) -> int:
+    """The most steps that one incarnation reported and the next had to take again."""
+    root = zarr.open_group(str(run.directory.history), mode="r")
+    learners = [group for name, group in sorted(root.groups()) if name.startswith("learner")]
+    ends = [np.nanmax(group["step"][:], initial=-1) for group in learners]
+    starts = [int(group.attrs["start_step"]) for group in learners]
+    assert len(learners) >= 2
+    assert ends[0] > 0
+    return int(max(max(0, end - start) for end, start in zip(ends, starts[1:], strict=False)))
