@@ -13,7 +13,8 @@ from bokeh.models import Div, Select
 from distributed import Scheduler
 
 from dask_isgd.dashboard import text
-from dask_isgd.dashboard.panels import PANELS, Panel
+from dask_isgd.dashboard.panel import Panel
+from dask_isgd.dashboard.panels import PANELS
 from dask_isgd.dashboard.record import RunRecord
 from dask_isgd.dashboard.watch import Watch, watch
 from dask_isgd.dask_internals import page_template

@@ -15,8 +15,9 @@ from distributed import Client, LocalCluster, Scheduler
 import dask_isgd as isgd
 from dask_isgd import dask_internals, events
 from dask_isgd.dashboard import dask_setup
+from dask_isgd.dashboard.lines import closed_spans
 from dask_isgd.dashboard.pages import PAGES, Page
-from dask_isgd.dashboard.panels import PANELS, closed_spans
+from dask_isgd.dashboard.panels import PANELS
 from dask_isgd.dashboard.record import RunRecord
 from dask_isgd.dashboard.watch import Watch, watch
 from dask_isgd.errors import ClusterMismatchError

@@ -1,0 +1,154 @@
+"""What all chunks and weights look like now: ages and the distribution of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from bokeh.models import BasicTicker, ColorBar, LinearColorMapper, NumeralTickFormatter, Range1d
+
+from dask_isgd.dashboard import style
+from dask_isgd.dashboard.panel import Panel
+from dask_isgd.dashboard.record import RunRecord
+from dask_isgd.dashboard.style import BLUE, GREEN
+
+_MAP_COLUMNS = 32
+
+
+class AgeMap(Panel):
+    title = "Age of the weights of every chunk, in steps"
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("x", "y", "age", "text", "chunks")}
+        self.mapper = LinearColorMapper(palette=list(style.AGES), low=0, high=1, low_color=style.NEVER)
+        made = style.plot(self.title, x="", x_range=(-0.5, _MAP_COLUMNS - 0.5), y_range=Range1d(0.5, -0.5))
+        made.axis.visible = False
+        made.grid.visible = False
+        cells = made.rect(
+            "x",
+            "y",
+            0.94,
+            0.9,
+            source=self.source,
+            fill_color={"field": "age", "transform": self.mapper},
+            line_color=None,
+        )
+        bar = ColorBar(color_mapper=self.mapper, width=10, label_standoff=6, border_line_color=None)
+        bar.background_fill_color = None
+        bar.formatter = NumeralTickFormatter(format="0,0")
+        bar.ticker = BasicTicker(desired_num_ticks=4)
+        bar.major_label_text_font_size = "11px"
+        bar.major_label_text_color = style.MUTED
+        made.add_layout(bar, "right")
+        style.hover(made, cells, ("chunks", "@chunks"), ("age", "@text"), mode="mouse")
+        return made
+
+    def update(self, record: RunRecord) -> None:
+        super().update(record)
+        portrait = record.portrait
+        cells = portrait.cells if portrait else []
+        columns = max(1, min(_MAP_COLUMNS, len(cells)))
+        self.root.x_range.update(start=-0.5, end=columns - 0.5)
+        self.root.y_range.update(start=-(-len(cells) // columns) - 0.5, end=-0.5)
+        self.mapper.high = max([1, *cells])
+        per_cell = _per_cell(record)
+        self.root.title.text = self.title + (f" (the oldest of each {per_cell:,})" if per_cell > 1 else "")
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        portrait = record.portrait
+        cells = portrait.cells if portrait else []
+        per_cell, chunks = _per_cell(record), portrait.chunks if portrait else 0
+        columns = max(1, min(_MAP_COLUMNS, len(cells)))
+        at = np.arange(len(cells))
+        bounds = [(i * per_cell, min((i + 1) * per_cell, chunks) - 1) for i in range(len(cells))]
+        return {
+            "x": at % columns,
+            "y": at // columns,
+            "age": np.array(cells, np.float64),
+            "text": ["never scored" if age < 0 else f"{age:,} steps" for age in cells],
+            "chunks": [f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in bounds],
+        }
+
+    def extend(self, data: dict[str, Any]) -> tuple[Any, Any]:
+        return data["x"], data["y"]
+
+
+def _per_cell(record: RunRecord) -> int:
+    portrait = record.portrait
+    return max(1, -(-portrait.chunks // max(1, len(portrait.cells)))) if portrait else 1
+
+
+class Bars(Panel):
+    """A histogram; ``edges`` and ``counts`` say of what."""
+
+    x = ""
+    color = BLUE
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("left", "right", "count")}
+        made = style.plot(self.title, x=self.x, x_log=self.x_log)
+        made.y_range.start = 0
+        made.yaxis.formatter = NumeralTickFormatter(format="0,0")
+        bars = made.quad(
+            left="left",
+            right="right",
+            top="count",
+            bottom=0,
+            source=self.source,
+            fill_color=self.color,
+            line_color="#ffffff",
+            line_width=0.5,
+        )
+        tips = (("from", "@left{0,0.[000]}"), ("to", "@right{0,0.[000]}"), ("count", "@count{0,0}"))
+        style.hover(made, bars, *tips, mode="mouse")
+        return made
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        edges, counts = self.bins(record)
+        return {"left": edges[:-1], "right": edges[1:], "count": counts}
+
+    def extend(self, data: dict[str, Any]) -> tuple[Any, Any]:
+        return np.append(data["left"], data["right"]), data["count"]
+
+    def bins(self, record: RunRecord) -> tuple[Any, Any]:
+        """Edges (n + 1,) and counts (n,)."""
+        raise NotImplementedError
+
+
+class AgeHistogram(Bars):
+    title = "Chunks by age"
+    x = "steps since they were scored"
+
+    def bins(self, record: RunRecord) -> tuple[Any, Any]:
+        portrait = record.portrait
+        if portrait is None:
+            return np.empty(0), np.empty(0)
+        return np.linspace(0, portrait.age_high, len(portrait.age_counts) + 1), np.array(portrait.age_counts)
+
+    def update(self, record: RunRecord) -> None:
+        super().update(record)
+        never = record.portrait.never if record.portrait else 0
+        self.root.title.text = self.title + (f": {never:,} never scored" if never else "")
+
+
+class Weights(Bars):
+    title = "Weights"
+    x = "weight (gradient norm)"
+    x_log = True
+    color = GREEN
+
+    def bins(self, record: RunRecord) -> tuple[Any, Any]:
+        portrait = record.portrait
+        if portrait is None or not sum(portrait.weight_counts):
+            return np.empty(0), np.empty(0)
+        counts = np.array(portrait.weight_counts)
+        return np.logspace(portrait.weight_low, portrait.weight_high, len(counts) + 1), counts
+
+    def update(self, record: RunRecord) -> None:
+        super().update(record)
+        portrait, text = record.portrait, self.title
+        if portrait is not None and portrait.top_share is not None:
+            text += f": the heaviest 1 % hold {100 * portrait.top_share:.0f} % of the sum"
+        if portrait is not None and portrait.zeros:
+            text += f"; {portrait.zeros:,} are zero"
+        self.root.title.text = text

@@ -1,0 +1,217 @@
+"""What changes with the steps: loss, error, spread, gain, sampling, speed, versions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from bokeh.models import ColumnDataSource, DataRange1d, LinearAxis, NumeralTickFormatter, Range1d, Span
+
+from dask_isgd.curves import smooth
+from dask_isgd.dashboard import style
+from dask_isgd.dashboard.panel import Panel
+from dask_isgd.dashboard.record import RunRecord
+from dask_isgd.dashboard.style import BLUE, GREEN, ORANGE, PURPLE, RED
+
+
+def _smooth(values: Any) -> Any:
+    return smooth(values, max(1, len(values) // 25))
+
+
+class Loss(Panel):
+    title = "Training loss"
+    y_log = True
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("step", "loss", "raw_loss")}
+        made = style.plot(self.title, y_log=self.y_log)
+        (line,) = self._lines(made, ("loss", "", BLUE, "solid"), raw=True)
+        style.hover(made, line, ("step", "@step{0,0}"), ("loss", "@loss{0.0000}"))
+        return made
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        loss = np.where(record.progress["loss"] > 0, record.progress["loss"], math.nan)
+        return {"step": record.progress["step"], "loss": _smooth(loss), "raw_loss": loss}
+
+
+class Error(Panel):
+    title = "Validation error"
+    covers = ("error",)
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("step", "error", "loss")}
+        made = style.plot(self.title)
+        made.y_range.start = 0
+        made.yaxis.formatter = NumeralTickFormatter(format="0.[0]%")
+        (line,) = self._lines(made, ("error", "", RED, "solid"))
+        made.scatter("step", "error", source=self.source, size=5, color=RED)
+        style.hover(made, line, ("step", "@step{0,0}"), ("error", "@error{0.00%}"), ("loss", "@loss{0.0000}"))
+        return made
+
+    def update(self, record: RunRecord) -> None:
+        super().update(record)
+        error = record.latest.get("test_error", math.nan)
+        self.root.title.text = self.title + (f": {100 * error:.2f} %" if math.isfinite(error) else "")
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        return {name: record.evaluations[name] for name in ("step", "error", "loss")}
+
+
+class Spread(Panel):
+    title = "Spread of the gradient, √Tr Σ of one draw"
+    y_log = True
+    KINDS = ("uniform", "stale", "ideal")
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("step", *self.KINDS, *(f"raw_{kind}" for kind in self.KINDS))}
+        made = style.plot(self.title, y_log=self.y_log)
+        lines = self._lines(
+            made,
+            ("uniform", "uniform", ORANGE, "dashed"),
+            ("stale", "as drawn", BLUE, "solid"),
+            ("ideal", "ideal", GREEN, "dotted"),
+            raw=True,
+        )
+        tips = [
+            (name, f"@{column}{{0.000}}")
+            for name, column in zip(("uniform", "as drawn", "ideal"), self.KINDS, strict=True)
+        ]
+        style.hover(made, lines[1], ("step", "@step{0,0}"), *tips)
+        style.legend(made)
+        return made
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        found = {"step": record.progress["step"]}
+        for kind in self.KINDS:
+            trace = record.progress[f"variance_{kind}"]
+            # Estimates of a trace are unbiased, so some are negative: average first, root after.
+            for name, values in ((kind, _smooth(trace)), (f"raw_{kind}", trace)):
+                found[name] = np.sqrt(np.where(values > 0, values, math.nan))
+        return found
+
+
+class Gain(Panel):
+    title = "Gain over uniform draws"
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("step", "gain", "raw_gain", "candidate")}
+        self.closed = ColumnDataSource({"left": [], "right": []})
+        made = style.plot(self.title)
+        made.vstrip(
+            x0="left",
+            x1="right",
+            source=self.closed,
+            fill_color=style.SHADE,
+            line_color=None,
+            legend_label="gate closed",
+        )
+        lines = self._lines(made, ("gain", "as drawn", PURPLE, "solid"), raw=True)
+        lines += self._lines(made, ("candidate", "if drawn by weight", GREEN, "dotted"))
+        made.add_layout(Span(location=1.0, dimension="width", line_color=style.MUTED, line_dash="dashed"))
+        made.yaxis.formatter = NumeralTickFormatter(format="0.[00]")
+        tips = (("step", "@step{0,0}"), ("gain", "@gain{0.00}×"), ("if drawn by weight", "@candidate{0.00}×"))
+        style.hover(made, lines[0], *tips)
+        style.legend(made)
+        return made
+
+    def update(self, record: RunRecord) -> None:
+        super().update(record)
+        left, right = closed_spans(record.progress["step"], record.progress["gate"])
+        self.closed.data = {"left": left, "right": right}
+        gain, gate = record.latest.get("gain", math.nan), record.latest.get("gate", math.nan)
+        state = {1.0: ", gate open", 0.0: ", gate closed"}.get(gate, "")
+        self.root.title.text = self.title + (f": {gain:.2f}×{state}" if math.isfinite(gain) else "")
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        gain = record.progress["gain"]
+        candidate = _smooth(record.progress["candidate_gain"])
+        return {"step": record.progress["step"], "gain": _smooth(gain), "raw_gain": gain, "candidate": candidate}
+
+
+def closed_spans(step: Any, gate: Any) -> tuple[list[float], list[float]]:
+    """First and last step of each stretch with a closed gate; a report speaks for the steps up to the next."""
+    if not len(step):
+        return [], []
+    closed = np.concatenate([[False], np.asarray(gate) == 0, [False]]).astype(int)
+    first, last = np.flatnonzero(np.diff(closed) == 1), np.flatnonzero(np.diff(closed) == -1)
+    left = [0.0 if i == 0 else float(step[i]) for i in first]
+    return left, [float(step[min(i, len(step) - 1)]) for i in last]
+
+
+class Sampling(Panel):
+    title = "Effective sample size and largest coefficient"
+    covers = ("largest",)  # the other axis is fixed
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("step", "size", "largest")}
+        made = style.plot(self.title)
+        made.y_range = Range1d(0, 1.05)
+        made.yaxis.formatter = NumeralTickFormatter(format="0%")
+        made.extra_y_ranges = {"largest": DataRange1d(start=0)}
+        right = LinearAxis(y_range_name="largest")
+        style.dress(right, PURPLE)
+        style.dress(made.yaxis[0], GREEN)
+        right.ticker.desired_num_ticks = 5
+        made.add_layout(right, "right")
+        (size,) = self._lines(made, ("size", "effective sample size", GREEN, "solid"))
+        self._lines(made, ("largest", "largest coefficient", PURPLE, "dashed"), y_range_name="largest")
+        tips = (("step", "@step{0,0}"), ("size", "@size{0.0%}"), ("largest coefficient", "@largest{0.0}"))
+        style.hover(made, size, *tips)
+        style.legend(made)
+        return made
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        rows = record.progress
+        size, largest = rows["effective_sample_size"], rows["largest_coefficient"]
+        return {"step": rows["step"], "size": size, "largest": largest}
+
+
+class Speed(Panel):
+    title = "Examples a second"
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("step", "learned", "scored")}
+        made = style.plot(self.title)
+        made.y_range.start = 0
+        made.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+        lines = self._lines(made, ("scored", "scored", ORANGE, "solid"), ("learned", "learned", BLUE, "solid"))
+        tips = (("step", "@step{0,0}"), ("scored/s", "@scored{0,0}"), ("learned/s", "@learned{0,0}"))
+        style.hover(made, lines[1], *tips)
+        style.legend(made)
+        return made
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        rows = record.progress
+        scored, learned = rows["scored_per_second"], rows["learned_per_second"]
+        return {"step": rows["step"], "learned": learned, "scored": scored}
+
+
+class Versions(Panel):
+    title = "Versions: steps behind the learner"
+
+    def draw(self) -> Any:
+        self.source.data = {name: [] for name in ("step", "published", "scored", "mean")}
+        made = style.plot(self.title)
+        made.y_range.start = 0
+        made.yaxis.formatter = NumeralTickFormatter(format="0,0")
+        lines = self._lines(
+            made,
+            ("mean", "mean age of weights", GREEN, "dotted"),
+            ("scored", "newest in use by scorers", ORANGE, "solid"),
+            ("published", "newest published", BLUE, "solid"),
+        )
+        tips = (
+            ("step", "@step{0,0}"),
+            ("published", "@published{0,0}"),
+            ("in use", "@scored{0,0}"),
+            ("mean age", "@mean{0,0}"),
+        )
+        style.hover(made, lines[2], *tips)
+        style.legend(made)
+        return made
+
+    def data(self, record: RunRecord) -> dict[str, Any]:
+        rows = record.progress
+        behind, scored, mean = rows["published_behind"], rows["scored_behind"], rows["mean_age"]
+        return {"step": rows["step"], "published": behind, "scored": scored, "mean": mean}
