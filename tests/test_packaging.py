@@ -1,0 +1,41 @@
+"""What is installed is what lies in the repository."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {"dask_isgd": "dask_isgd", "dask_isgd.storage": "storage", "dask_isgd.pipelines": "pipelines"}
+
+
+def packages() -> set[str]:
+    found = set()
+    for package, folder in SOURCES.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            inside = init.parent.relative_to(ROOT / folder)
+            if not (package == "dask_isgd" and inside.parts[:1] in (("storage",), ("pipelines",))):
+                found.add(".".join((package, *inside.parts)))
+    return found
+
+
+def test_every_package_is_installed():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        setuptools = tomllib.load(file)["tool"]["setuptools"]
+    assert set(setuptools["packages"]) == packages()
+
+
+@pytest.mark.parametrize("name", ["storage", "pipelines"])
+def test_the_links_into_the_package_are_relative_and_lead_somewhere(name):
+    link = ROOT / "dask_isgd" / name
+    assert link.is_symlink()
+    assert str(link.readlink()) == f"../{name}"
+    assert (link / "__init__.py").is_file()
+
+
+def test_the_command_hangs_under_dask():
+    (entry,) = [e for e in entry_points(group="dask_cli") if e.name == "isgd"]
+    assert entry.load().name == "isgd"
