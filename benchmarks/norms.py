@@ -1,28 +1,48 @@
-"""Exact norms against a training step: throughput of the engine over that of forward and backward.
+"""Exact norms against a training step: the step's time over that of everything that gives the norms.
 
 A training step is forward and backward of the mean loss with kept gradient buffers; zeroing them and the
-optimizer are left out.
-One thread, medians, the two interleaved. Run from the repository: ``python -m benchmarks.norms [--tiny]``.
+optimizer are left out. One thread, CPU seconds, medians of repeats in shuffled order. Run from the repository::
+
+    pip install -e .[bench]
+    python benchmarks/norms.py [--tiny] [--repeats 15] [--only mlp resnet] [--malloc default]
+
+By default the C library is told to keep freed memory (as it does anyway in a process that trains for long): with its
+default settings temporaries of tens of megabytes go back to the kernel and are faulted in again in every step, which
+slows down whoever forms weight gradients and flatters who does not.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import copy
+import ctypes
+import os
 import random
+import resource
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from norms_models import Workload, workloads
+from norms_peers import usable
 from dask_isgd.norms import NormEngine, capture_norms
 
 METHODS = ("exact", "bound", "loss")
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
 
 
 @dataclass(frozen=True)
@@ -32,72 +52,137 @@ class Row:
     name: str
     milliseconds: float
     ratio: float
-
-
-def mlp(inputs: int, width: int, layers: int, classes: int) -> nn.Module:
-    """The paper's network: ``layers`` hidden layers of ``width``, ReLU."""
-    sizes = [inputs, *[width] * layers]
-    hidden = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(width, classes))
+    faults: float
+    """Pages faulted in, median."""
+    megabytes: float
+    """Peak memory above what was held before."""
 
 
 def losses_of(output: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(output, target, reduction="none")
 
 
-def measure(model: nn.Module, inputs: Tensor, targets: Tensor, *, repeats: int) -> list[Row]:
-    """Median seconds of a training step, of one with its norms captured, and of each method."""
-    scale = torch.full((len(inputs),), 1 / len(inputs))
+def measure(model: nn.Module, x: Tensor, y: Tensor, *, repeats: int) -> tuple[list[Row], list[str]]:
+    """The table of one model, and what is missing from it."""
+    scale = torch.full((len(x),), 1 / len(x))
 
     def train(*, captured: bool = False) -> None:
         # Gradients add up in the buffers they have: new ones each step would flatter what is compared.
         with capture_norms(model) if captured else nullcontext() as capture:
-            torch.dot(losses_of(model(inputs), targets), scale).backward()
+            torch.dot(losses_of(model(x), y), scale).backward()
         if capture is not None:
             assert capture.norms(scale=scale) is not None
 
     engines = {method: NormEngine(model, losses_of, method=method) for method in METHODS}
+    peers, left_out = usable(copy.deepcopy(model), x, y, engines["exact"](x, y)[0])
     work: dict[str, Callable[[], object]] = {
         "training step": train,
         "training step with norms": lambda: train(captured=True),
-        **{method: (lambda engine=engine: engine(inputs, targets)) for method, engine in engines.items()},
+        **{method: (lambda engine=engine: engine(x, y)) for method, engine in engines.items()},
+        **peers,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    if isinstance(model, nn.Sequential) and all(isinstance(part, (nn.Linear, nn.ReLU)) for part in model):
+        step, norms = bare_products([part for part in model if isinstance(part, nn.Linear)], len(x))
+        work |= {"bare products of a step": step, "bare products of norms": norms}
     for run in work.values():  # audits, buffers, caches
         run()
+    megabytes = {name: peak_megabytes(run) for name, run in work.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    faults: dict[str, list[int]] = {name: [] for name in work}
     order, shuffler = list(work), random.Random(0)
     for _ in range(repeats):
         shuffler.shuffle(order)  # what ran before leaves its caches: always the same order favours some
         for name in order:
-            run = work[name]
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            start = time.process_time()
+            work[name]()
+            seconds[name].append(time.process_time() - start)
+            faults[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return [Row(name, 1e3 * median, medians["training step"] / median) for name, median in medians.items()]
+    rows = [
+        Row(name, 1e3 * median, medians["training step"] / median, statistics.median(faults[name]), megabytes[name])
+        for name, median in medians.items()
+    ]
+    return rows, left_out
 
 
-def main(argv: list[str] | None = None) -> list[Row]:
+def bare_products(layers: list[nn.Linear], size: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The matrix products that an MLP's step and its norms can't do without, into buffers that exist.
+
+    Their quotient is the limit of the ratio: activations, norms and Python cost nothing here.
+    """
+    weights = [layer.weight.detach() for layer in layers]
+    gradients = [torch.zeros_like(weight) for weight in weights]
+    forward = [torch.randn(size, weight.shape[1]) for weight in weights] + [torch.empty(size, len(weights[-1]))]
+    backward = [torch.randn_like(values) for values in forward]
+
+    def passes(*, train: bool) -> None:
+        for k, weight in enumerate(weights):
+            torch.mm(forward[k], weight.T, out=forward[k + 1])
+            forward[k + 1].mul_(1e-3)
+        for k in reversed(range(len(weights))):
+            if train:
+                gradients[k].addmm_(backward[k + 1].T, forward[k])
+            if k:
+                torch.mm(backward[k + 1], weights[k], out=backward[k])
+                backward[k].mul_(1e-3)
+
+    return lambda: passes(train=True), lambda: passes(train=False)
+
+
+def peak_megabytes(run: Callable[[], object]) -> float:
+    """Resident memory at its peak during one run, above that before it; NaN where Linux does not tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        reset.write_text("5")
+    except OSError:
+        return float("nan")
+
+    def kilobytes(key: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+
+    before = kilobytes("VmRSS")
+    run()
+    return (kilobytes("VmHWM") - before) / 1024
+
+
+def report(workload: Workload, rows: list[Row], left_out: list[str]) -> None:
+    print(f"\n### {workload.title}\n")
+    print("| | ms | ratio | page faults | peak MB |\n|---|---:|---:|---:|---:|")
+    for row in rows:
+        numbers = f"{row.milliseconds:.2f} | {row.ratio:.2f} | {row.faults:.0f} | {row.megabytes:.0f}"
+        print(f"| {row.name} | {numbers} |")
+    if left_out:
+        print("\nLeft out: " + "; ".join(left_out) + ".")
+    sys.stdout.flush()
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tiny", action="store_true", help="seconds, not minutes; the figures mean nothing")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", nargs="*", default=list(workloads(tiny=True)), choices=list(workloads(tiny=True)))
+    parser.add_argument("--malloc", choices=["keep", "default"], default="keep", help="whether freed memory is kept")
     options = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    tables = {}
     try:
-        torch.manual_seed(0)
-        inputs, width, layers, size = (12, 16, 2, 8) if options.tiny else (3072, 2048, 4, 256)
-        model = mlp(inputs, width, layers, 10)
-        x, y = torch.randn(size, inputs), torch.randint(0, 10, (size,))
-        rows = measure(model, x, y, repeats=2 if options.tiny else options.repeats)
+        for name in options.only:
+            torch.manual_seed(0)
+            workload = workloads(tiny=options.tiny)[name]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the peers' hooks warn, once a step
+                table: Any = measure(workload.model(), *workload.batch(), repeats=2 if options.tiny else options.repeats)
+            report(workload, *table)
+            tables[name] = table[0]
     finally:
         torch.set_num_threads(threads)
-    print(f"MLP {inputs}-{width}×{layers}-10, B={size}, one thread")
-    print(f"{'':26}{'ms':>10}{'ratio':>8}")
-    for row in rows:
-        print(f"{row.name:26}{row.milliseconds:10.2f}{row.ratio:8.2f}")
-    return rows
+    return tables
 
 
 if __name__ == "__main__":
+    if "default" not in sys.argv and any(os.environ.get(key) != value for key, value in KEEP_MEMORY.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     main()

@@ -22,7 +22,7 @@ from dask_isgd.norms.examples import (
     tensors,
 )
 from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
-from dask_isgd.norms.state import preserved, random_state, refuse_coupled, set_random_state
+from dask_isgd.norms.state import preserved, random_state, refuse, set_random_state
 
 METHODS = ("exact", "bound", "loss")
 
@@ -73,7 +73,7 @@ class NormEngine:
             return empty, empty.clone()
         step = self.micro_batch or size
         with preserved(self.model, self.train_mode):
-            refuse_coupled(self.model)
+            refuse(self.model)
             inputs, targets = detached(inputs), detached(targets)
             parts = [
                 self._slice(take(inputs, rows), take(targets, rows), min(size - rows.start, step))

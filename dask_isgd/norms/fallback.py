@@ -91,4 +91,5 @@ def parameter_squares(value: Tensor, parameters: list[nn.Parameter], *, retain: 
         return torch.zeros(len(parameters), dtype=dtype, device=value.device)
     gradients = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=retain)
     zero = torch.zeros((), dtype=dtype, device=value.device)
-    return torch.stack([zero if g is None else square_norms(g[None])[0].to(zero) for g in gradients])
+    dense = (g.to_dense() if g is not None and g.is_sparse else g for g in gradients)
+    return torch.stack([zero if g is None else square_norms(g[None])[0].to(zero) for g in dense])

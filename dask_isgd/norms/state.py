@@ -17,9 +17,22 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def refuse_coupled(model: nn.Module) -> None:
-    """ModelError where batch normalisation takes its statistics from the batch."""
+def refuse(model: nn.Module) -> None:
+    """ModelError where examples have no gradient of their own, or a forward pass would change the parameters."""
     for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            if module.max_norm is not None:
+                raise ModelError(
+                    f"got {type(module).__name__} {name!r} with max_norm={module.max_norm}, which rescales its weight "
+                    "in every forward pass: scoring would change the model. Wanted max_norm=None; rescale the weight "
+                    "after the optimizer's step instead"
+                )
+            if module.scale_grad_by_freq:
+                raise ModelError(
+                    f"got {type(module).__name__} {name!r} with scale_grad_by_freq=True, which divides gradients by "
+                    "counts over the whole batch: no example has a gradient of its own. Wanted "
+                    "scale_grad_by_freq=False"
+                )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ModelError(
                 f"got {type(module).__name__} {name!r} normalising by the batch's own statistics, which couples the "

@@ -16,7 +16,7 @@ from dask_isgd.norms.audit import Plan, audit
 from dask_isgd.norms.capture import Capture
 from dask_isgd.norms.engine import structure_of
 from dask_isgd.norms.examples import batch_size, detached, tensors
-from dask_isgd.norms.state import preserved, refuse_coupled
+from dask_isgd.norms.state import preserved, refuse
 
 _PLANS: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Plan | None]] = WeakKeyDictionary()
 """The plan of each model trained under a capture, and the structure it was made for; None: there is none."""
@@ -113,7 +113,7 @@ def _plan_of(
     try:
         if not (args and kwargs) and batch_size(inputs, ()):
             with preserved(model, None):
-                refuse_coupled(model)
+                refuse(model)
                 plan = audit(model, _probe, detached(inputs), ())
     except ModelError:  # the engine, asked next, says what is wrong
         plan = None
