@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dask_isgd import models, threads
 from dask_isgd.errors import NonFiniteNormsError
 from dask_isgd.norms import NormEngine
+from dask_isgd.scan import shared_scan
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import WeightArray
 
@@ -90,14 +91,14 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     threads.scorer(spec.scoring.threads)
     local = _model_for(spec, tensors, incarnation, version)
     start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)
-    rows = spec.data.read(start, stop)
     norms = np.empty(stop - start, np.float32)
-    loss = 0.0
-    for first in range(0, stop - start, spec.scoring.batch_size):
-        part = slice(first, first + spec.scoring.batch_size)
-        inputs, targets = local.prepare(tuple(x[part] for x in rows.inputs), rows.target[part])
+    loss, first = 0.0, 0
+    scan = shared_scan(spec.scoring.memory_bytes)
+    for rows in scan.batches(spec.data, start, stop, spec.scoring.batch_size, tag=spec.run):
+        inputs, targets = local.prepare(rows.inputs, rows.target)
         norms_B, losses_B = local.engine(inputs if len(inputs) > 1 else inputs[0], targets)
-        norms[part] = norms_B.cpu().numpy()
+        norms[first : first + len(targets)] = norms_B.cpu().numpy()
+        first += len(targets)
         loss += float(losses_B.double().sum())
     weights = WeightArray.open(spec.directory.weights)
     bad = _keep_former(norms, weights, chunk, start)
@@ -129,8 +130,8 @@ def evaluate(
     local.model.eval()
     total = Evaluation(0, 0.0, 0.0)
     try:
-        for first in range(start, stop, spec.scoring.batch_size):
-            rows = spec.validation.read(first, min(stop, first + spec.scoring.batch_size))
+        scan = shared_scan(spec.scoring.memory_bytes)
+        for rows in scan.batches(spec.validation, start, stop, spec.scoring.batch_size, tag=spec.run):
             inputs, targets = local.prepare(rows.inputs, rows.target)
             with torch.no_grad():
                 output = local.model(*inputs)

@@ -158,12 +158,13 @@ class Dataset:
         order = np.argsort(indices, kind="stable")
         chunk_of = indices[order] // self.chunk_size
         parts = np.split(order, np.flatnonzero(np.diff(chunk_of)) + 1) if indices.size else []
-        taken = [_empty(array, indices.size) for array in self._layout.arrays]
+        rows = self.empty(indices.size)
+        taken = (*rows.inputs, rows.target)
         for part in parts:
             start, stop = self._bounds(int(indices[part[0]]) // self.chunk_size)
             for array, out in zip(self._layout.arrays, taken, strict=True):
                 out[part] = self._read(array, start, stop)[indices[part] - start]
-        return Rows(tuple(taken[:-1]), taken[-1])
+        return rows
 
     def read(self, start: int, stop: int) -> Rows:
         """Examples ``start`` to ``stop`` (excluded), contiguous arrays; IndexError outside the dataset."""
@@ -180,16 +181,23 @@ class Dataset:
 
     def load(self) -> Rows:
         """All examples; takes ``nbytes`` of memory and a block of some chunks."""
-        taken = []
-        for array in self._layout.arrays:
-            out = _empty(array, self.length)
-            chunk_bytes = max(1, out[: self.chunk_size].nbytes)
-            step = self.chunk_size * max(1, _BLOCK_BYTES // chunk_bytes)
-            for start in range(0, self.length, step):
-                stop = min(start + step, self.length)
-                out[start:stop] = self._read(array, start, stop)
-            taken.append(out)
+        taken = [self.load_array(name) for name in self.arrays]
         return Rows(tuple(taken[:-1]), taken[-1])
+
+    def load_array(self, name: str) -> np.ndarray:
+        """All rows of one array."""
+        array = self.arrays[name]
+        out = np.empty(array.shape, array.dtype.newbyteorder("="))
+        step = self.chunk_size * max(1, _BLOCK_BYTES // max(1, out[: self.chunk_size].nbytes))
+        for start in range(0, self.length, step):
+            stop = min(start + step, self.length)
+            out[start:stop] = self._read(array, start, stop)
+        return out
+
+    def empty(self, count: int) -> Rows:
+        """Room for ``count`` examples, its content undefined."""
+        made = [np.empty((count, *a.shape[1:]), a.dtype.newbyteorder("=")) for a in self._layout.arrays]
+        return Rows(tuple(made[:-1]), made[-1])
 
     def split(self, name: str) -> Dataset:
         """The sibling group ``name``, such as ``"validation"``; EmptyDatasetError names those that exist."""
@@ -307,10 +315,6 @@ class Dataset:
                     )
                 if not local:  # a stat is cheap, a request is not
                     self._seen.add(key)
-
-
-def _empty(array: Array, rows: int) -> np.ndarray:
-    return np.empty((rows, *array.shape[1:]), array.dtype.newbyteorder("="))
 
 
 def _little_endian(rows: np.ndarray) -> bytes:

@@ -31,7 +31,7 @@ class Explicit:
     def probabilities(self, indices):
         return self.q[indices]
 
-    def positions(self, generator):
+    def positions(self, step, generator):
         return positions(self.kind, self.batch, generator)
 
 

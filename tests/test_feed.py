@@ -124,7 +124,7 @@ class TestChunkFiles:
             )  # fmt: skip
             made[...] = array
         data = Dataset(tmp_path)
-        source = ChunkFiles(data, data.raw, uniform(5, batch=20), "")
+        source = ChunkFiles(data, data.raw, uniform(5, batch=20), "", memory=0)
         draw, rows = source.minibatch(0)
         assert_array_equal(rows.inputs[0], values[draw.indices])
         assert rows.inputs[0].dtype == np.dtype(dtype)
@@ -160,18 +160,18 @@ class TestChunkFiles:
     def test_bad_chunks_are_met_at_their_first_row(self, tmp_path, damage, error):
         data = write(tmp_path / "d")
         damage(tmp_path / "d/train/image/c/3/0/0")
-        source = ChunkFiles(data, data.raw, uniform(N), "")
+        source = ChunkFiles(data, data.raw, uniform(N), "", memory=0)
         source.gather(np.array([0, 1, 40]))
         with pytest.raises(error, match="image', chunk 3"):
             source.gather(np.array([2, 3 * CHUNK]))
         source.close()
 
     def test_few_files_are_held_open(self, tmp_path, monkeypatch):
-        from dask_isgd.feed import files
+        import resource
 
-        monkeypatch.setattr(files, "_MOST_FILES", 6)
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (12, 12))
         data = write(tmp_path / "d")
-        source = ChunkFiles(data, data.raw, uniform(N), "")
+        source = ChunkFiles(data, data.raw, uniform(N), "", memory=0)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
             source.gather(np.arange(N))
@@ -190,7 +190,7 @@ class TestChunkFiles:
             Dataset(tmp_path).load()
         data = Dataset(tmp_path, missing="fill")
         assert_array_equal(data.load().inputs[0], values)
-        source = ChunkFiles(data, data.raw, uniform(40), "")
+        source = ChunkFiles(data, data.raw, uniform(40), "", memory=0)
         assert_array_equal(source.gather(np.arange(40)).inputs[0], values)
         source.close()
 
@@ -247,7 +247,7 @@ class Scripted(Explicit):
         start = next(self.loads, 0) * size
         return Run(start, self.q[start : start + size].copy(), float(len(self.q)))
 
-    def positions(self, generator):
+    def positions(self, step, generator):
         return self.grid
 
 

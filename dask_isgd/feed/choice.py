@@ -60,7 +60,7 @@ def open_source(dataset: Dataset, draws: Draws, learning: Learning, *, folder: s
     why = f"{size} of data exceed the {format_bytes(memory)} of memory allowed"
     raw = dataset.raw
     if raw is not None:
-        return ChunkFiles(dataset, raw, draws, f"rows of local uncompressed chunks: {why}")
+        return ChunkFiles(dataset, raw, draws, f"rows of local uncompressed chunks: {why}", memory=memory)
     kind = "compressed" if dataset.local else "remote"
     free = shutil.disk_usage(folder or tempfile.gettempdir()).free
     room = f"{format_bytes(disk)} of disk allowed, {format_bytes(free)} free"

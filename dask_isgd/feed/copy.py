@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import mmap
 import os
 import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_isgd.feed.reading import HELD_SHARE, read_rows
 from dask_isgd.feed.source import Draws, RowSource
 from dask_isgd.storage import Dataset, Rows
 from dask_isgd.storage.files import writing
+from dask_isgd.storage.stores import Array
 
-_MAPPED_AT_ONCE = 16 * mmap.PAGESIZE
-"""What the system maps at once around a page that is touched."""
 _REMOTE_READERS = 8
 
 
@@ -27,8 +27,7 @@ class LocalCopy(RowSource):
     """Decoded rows in one flat file an array, under no name: the system removes it with this process.
 
     A chunk is copied when its first row is wanted, and all others meanwhile by a thread in the
-    background. The files are mapped; what is mapped is let go before it exceeds ``memory`` bytes,
-    which costs a fault a page but no read while the system caches the file.
+    background. Arrays of small rows are held in memory, in a tenth of ``memory`` bytes.
     Raises StorageFullError where ``folder`` has no room for all of it.
     """
 
@@ -36,14 +35,15 @@ class LocalCopy(RowSource):
         super().__init__(draws, why)
         self._dataset = dataset
         with ExitStack() as stack:
-            self._files = [
-                stack.enter_context(closing(_FlatFile(array.shape, array.dtype.newbyteorder("="), folder)))
-                for array in dataset.arrays.values()
-            ]
+            self._files: list[_FlatFile | _Held] = []
+            left = int(HELD_SHARE * memory)
+            for array in dataset.arrays.values():
+                size = array.size * array.dtype.itemsize
+                held = size <= left
+                left -= size if held else 0
+                file = _Held(array) if held else _FlatFile(array, folder)
+                self._files.append(stack.enter_context(closing(file)))
             self._release = stack.pop_all().close
-        self._touched = 0
-        # A row may lie across the border of two ranges that are mapped at once.
-        self._at_once = max(1, memory // sum(file.row_bytes + 2 * _MAPPED_AT_ONCE for file in self._files))
         self._there = np.zeros(dataset.n_chunks, bool)
         self._complete = self._closed = False
         self._lock = threading.Lock()
@@ -57,16 +57,7 @@ class LocalCopy(RowSource):
             chunks = indices // self._dataset.chunk_size
             for wanted in [self._want(int(chunk)) for chunk in np.unique(chunks[~self._there[chunks]])]:
                 wanted.result()
-        taken = [np.empty((len(indices), *file.rows.shape[1:]), file.rows.dtype) for file in self._files]
-        for first in range(0, len(indices), self._at_once):
-            part = indices[first : first + self._at_once]
-            self._touched += len(part)
-            if self._touched > self._at_once:
-                self._touched = len(part)
-                for file in self._files:
-                    file.let_go()
-            for file, out in zip(self._files, taken, strict=True):
-                file.rows.take(part, axis=0, out=out[first : first + len(part)], mode="clip")  # "raise" would copy
+        taken = [file.rows(indices) for file in self._files]
         return Rows(tuple(taken[:-1]), taken[-1])
 
     @property
@@ -120,34 +111,46 @@ class LocalCopy(RowSource):
 class _FlatFile:
     """Rows one after another in a file without a name."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, folder: str | None) -> None:
-        self.row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        size = shape[0] * self.row_bytes
+    def __init__(self, array: Array, folder: str | None) -> None:
+        self._dtype, self._row = np.dtype(array.dtype.newbyteorder("=")), tuple(array.shape[1:])
+        self._row_bytes = math.prod(self._row) * self._dtype.itemsize
+        size = array.shape[0] * self._row_bytes
         with writing(folder or tempfile.gettempdir()):
             self._file: IO[bytes] = tempfile.TemporaryFile(prefix="isgd-", dir=folder, buffering=0)  # noqa: SIM115
             try:
-                os.truncate(self._file.fileno(), max(1, size))
-                if hasattr(
-                    os, "posix_fallocate"
-                ):  # all the room is taken now, not found missing in the middle of a run
+                if hasattr(os, "posix_fallocate"):  # no room is an error now, not in the middle of a run
                     os.posix_fallocate(self._file.fileno(), 0, max(1, size))
             except BaseException:
                 self._file.close()
                 raise
-        self._map = mmap.mmap(self._file.fileno(), max(1, size), access=mmap.ACCESS_READ)
-        self.rows: NDArray[np.generic] = np.frombuffer(self._map, dtype, math.prod(shape)).reshape(shape)
 
-    def write(self, start: int, values: NDArray[np.generic]) -> None:
+    def write(self, start: int, values: NDArray[Any]) -> None:
         rest = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-        offset = start * self.row_bytes
+        offset = start * self._row_bytes
         while rest:
             done = os.pwrite(self._file.fileno(), rest, offset)
             rest, offset = rest[done:], offset + done
 
-    def let_go(self) -> None:
-        """Unmap the pages; the system's cache keeps them."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        file = itertools.repeat(self._file.fileno(), len(indices))
+        rows: NDArray[Any] = read_rows(file, (indices * self._row_bytes).tolist(), len(indices), self._row, self._dtype)
+        return rows
 
     def close(self) -> None:
-        del self.rows
-        self._file.close()  # the map goes with the last array that views it
+        self._file.close()
+
+
+class _Held:
+    """The same in memory, for rows too small to be worth a read each."""
+
+    def __init__(self, array: Array) -> None:
+        self._rows: NDArray[Any] = np.empty(array.shape, array.dtype.newbyteorder("="))
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        self._rows[start : start + len(values)] = values
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        return self._rows.take(indices, axis=0)
+
+    def close(self) -> None:
+        return None

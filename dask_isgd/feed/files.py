@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_isgd.feed.reading import HELD_SHARE, read_rows
 from dask_isgd.feed.source import Draws, RowSource
 from dask_isgd.storage import Dataset, RawArray, Rows
 
-_MOST_FILES = 512
-"""Files held open; the usual limit of a process is 1,024."""
+_FILES_SHARE = 0.5
+"""Of the files this process may have open."""
 
 
 class ChunkFiles(RowSource):
-    """One positioned read a row.
+    """One read a row; arrays of small rows are held whole.
 
-    Maps of the files would be half as fast again, but count as this process's memory, and would have
-    to be dropped whenever the budget is used up; a read leaves the pages to the system's cache.
-    A chunk is decoded whole once, when its first row is wanted: a row on its own has no checksum.
+    A chunk is decoded once, when its first row is wanted: a row on its own has no checksum.
     """
 
-    def __init__(self, dataset: Dataset, arrays: tuple[RawArray, ...], draws: Draws, why: str) -> None:
+    def __init__(self, dataset: Dataset, arrays: tuple[RawArray, ...], draws: Draws, why: str, *, memory: int) -> None:
         super().__init__(draws, why)
         self._dataset = dataset
-        self._readers = [_Reader(array, dataset.missing == "fill", _MOST_FILES // len(arrays)) for array in arrays]
+        left = int(HELD_SHARE * memory)
+        most = int(_FILES_SHARE * resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._readers: list[_Held | _Reader] = []
+        for name, array in zip(dataset.arrays, arrays, strict=True):
+            size = dataset.length * array.row_bytes
+            if size <= left:
+                left -= size
+                self._readers.append(_Held(dataset.load_array(name)))
+            else:
+                self._readers.append(_Reader(array, dataset.missing == "fill", max(1, most // len(arrays))))
         self._verified = np.zeros(dataset.n_chunks, bool)
 
     def gather(self, indices: NDArray[np.int64]) -> Rows:
@@ -42,55 +52,64 @@ class ChunkFiles(RowSource):
             reader.close()
 
 
+class _Held:
+    """An array in memory."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        return self._values.take(indices, axis=0)
+
+    def close(self) -> None:
+        return None
+
+
 class _Reader:
-    """The files of one array."""
+    """The files of one array, the last ``most`` of them open."""
 
     def __init__(self, array: RawArray, absent_allowed: bool, most: int) -> None:
-        self._array, self._absent_allowed, self._most = array, absent_allowed, max(1, most)
+        self._array, self._absent_allowed, self._most = array, absent_allowed, most
         self._open: OrderedDict[int, int] = OrderedDict()
 
-    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         array = self._array
-        size = array.row_bytes
-        flat = np.empty(len(indices) * size, np.uint8)
-        view = flat.data
+        native = array.dtype.newbyteorder("=")
         chunks, inside = np.divmod(indices, array.rows)
-        offset = 0
-        for chunk, start in zip(chunks.tolist(), (inside * size).tolist(), strict=True):
-            descriptor = self._open.get(chunk)
-            if descriptor is None:
-                descriptor = self._opened(chunk)
-            part = view[offset : offset + size]
-            if descriptor < 0:
-                flat[offset : offset + size] = np.frombuffer(self._filler(), np.uint8)
-            elif (got := os.preadv(descriptor, [part], start)) != size:
-                raise OSError(f"{array.path(chunk)}: got {got} of the {size} bytes at {start}; was it just cut short?")
-            offset += size
-        rows = flat.view(array.dtype).reshape(len(indices), *array.row_shape)
-        return rows.astype(array.dtype.newbyteorder("="), copy=False)
+        rows: list[NDArray[Any]] = []
+        # No more files at once than may be open: a batch that touches more is read in parts.
+        for first in range(0, len(indices), self._most):
+            part = slice(first, first + self._most)
+            files = [self._file(chunk) for chunk in chunks[part].tolist()]
+            offsets = (inside[part] * array.row_bytes).tolist()
+            read = read_rows(files, offsets, len(files), array.row_shape, array.dtype).astype(native, copy=False)
+            read[np.array(files) < 0] = array.fill
+            rows.append(read)
+        return rows[0] if len(rows) == 1 else np.concatenate(rows or [np.empty((0, *array.row_shape), native)])
 
-    def _opened(self, chunk: int) -> int:
+    def _file(self, chunk: int) -> int:
+        """An open file; -1 for a chunk that its writer left out."""
+        file = self._open.get(chunk)
+        if file is not None:
+            self._open.move_to_end(chunk)
+            return file
         while len(self._open) >= self._most:
-            _, descriptor = self._open.popitem(last=False)
-            _close(descriptor)
+            _close(self._open.popitem(last=False)[1])
         try:
-            descriptor = os.open(self._array.path(chunk), os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            file = os.open(self._array.path(chunk), os.O_RDONLY)
         except FileNotFoundError:
             if not self._absent_allowed:
                 raise
-            descriptor = -1
-        self._open[chunk] = descriptor
-        return descriptor
-
-    def _filler(self) -> bytes:
-        return np.full(self._array.row_shape, self._array.fill, self._array.dtype).tobytes()
+            file = -1
+        self._open[chunk] = file
+        return file
 
     def close(self) -> None:
-        for descriptor in self._open.values():
-            _close(descriptor)
+        for file in self._open.values():
+            _close(file)
         self._open.clear()
 
 
-def _close(descriptor: int) -> None:
-    if descriptor >= 0:
-        os.close(descriptor)
+def _close(file: int) -> None:
+    if file >= 0:
+        os.close(file)

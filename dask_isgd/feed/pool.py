@@ -80,9 +80,9 @@ class ChunkPool:
             self._order()
 
     def minibatch(self, step: int) -> tuple[Draw, Rows]:
-        """A minibatch of resident rows; ``step`` tells nothing here: the pool goes on where it is."""
+        """A minibatch of resident rows; which they are depends on the steps before, not on ``step``."""
         self._refill()
-        positions = self._draws.positions(self._generator)
+        positions = self._draws.positions(step, self._generator)
         self._drawn += len(positions)
         spread = positions * self._filled
         slots = np.minimum(spread.astype(np.int64), self._filled - 1)

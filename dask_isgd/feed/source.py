@@ -35,8 +35,8 @@ class Draws(Protocol):
     def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """(B,) q in force of ``indices`` (B,)."""
 
-    def positions(self, generator: np.random.Generator) -> NDArray[np.float64]:
-        """(B,) positions in [0, 1) of a minibatch, spread as the run wants its draws spread."""
+    def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
+        """(B,) positions in [0, 1) of a step's minibatch, spread as the run wants its draws spread."""
 
 
 class Source(Protocol):

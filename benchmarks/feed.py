@@ -1,0 +1,289 @@
+"""How fast random rows arrive, and chunks in order, against ``X[idx]`` in RAM and a bare ``z[a:b]`` loop.
+
+    python benchmarks/feed.py            # 600 MB, some minutes on one core
+    python benchmarks/feed.py --tiny     # what the tests run
+
+Every way gives the same minibatches of 128 rows of 3,072 bytes as torch tensors, in one process; a
+figure is the median over minibatches (the pool's a mean: its refills come in between), the ratio is to
+``X[idx]``, numpy alone, of the same run. The other ways of reading Zarr are measured where they are installed.
+The last lines train an MLP from memory and from a budget ten times smaller than the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+from dask_isgd import models
+from dask_isgd.config import Learning
+from dask_isgd.feed import Run, open_feed, open_source
+from dask_isgd.sampling import Draw
+from dask_isgd.sampling.draws import positions, uniform
+from dask_isgd.scan import Scan
+from dask_isgd.storage import Dataset, write_dataset
+from dask_isgd.training import Trainer
+
+BATCH, CHUNK = 128, 512
+
+
+class Uniform:
+    """Uniform draws: what is measured is the feed, not the sampler."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def draw(self, step: int) -> Draw:
+        return uniform(self.n, "independent", BATCH, np.random.default_rng(step))
+
+    def run(self, size: int, generator: np.random.Generator) -> Run:
+        start = int(generator.integers(self.n)) // size * size
+        return Run(start, np.full(min(size, self.n - start), 1 / self.n), float(self.n))
+
+    def probabilities(self, indices: Any) -> Any:
+        return np.full(len(indices), 1 / self.n)
+
+    def positions(self, step: int, generator: np.random.Generator) -> Any:
+        return positions("independent", BATCH, generator)
+
+
+def write(folder: Path, n: int) -> dict[str, Dataset]:
+    """The same rows uncompressed and as zstd. Half random, half constant: they compress to a half."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
+    image[:, :, 16:] = 7
+    arrays = {"image": image, "label": rng.integers(0, 10, n)}
+    found = {}
+    for name, compressed in (("raw", False), ("zstd", True)):
+        write_dataset(
+            folder / name,
+            "train",
+            arrays,
+            inputs="image",
+            target="label",
+            chunk_size=CHUNK,
+            classes=10,
+            compressed=compressed,
+        )
+        found[name] = Dataset(folder / name)
+    return found
+
+
+def rate(give: Callable[[int], Any], batches: int, *, mean: bool = False) -> float:
+    """Rows a CPU second, of all threads: what one core does, whoever else uses the machine."""
+    for step in range(max(1, batches // 5)):
+        give(step)
+    seconds = []
+    for step in range(batches):
+        began = time.process_time()
+        give(step)
+        seconds.append(time.process_time() - began)
+    return BATCH / (statistics.fmean(seconds) if mean else statistics.median(seconds))
+
+
+def random_rows(data: dict[str, Dataset], batches: int) -> Iterator[tuple[str, float]]:
+    n, size = len(data["raw"]), data["raw"].nbytes
+    rows = data["raw"].load()
+    draws = Uniform(n)
+
+    def plain(step: int, image: Any = rows.inputs[0], label: Any = rows.target) -> Any:
+        indices = draws.draw(step).indices
+        return image[indices], label[indices]
+
+    yield "X[idx] in RAM (numpy)", rate(plain, batches)
+    del rows, plain
+    tenth = size // 10
+    ways: list[tuple[str, str, dict[str, Any]]] = [
+        ("in memory", "raw", {"memory": 2 * size}),
+        ("rows of uncompressed chunks", "raw", {"memory": tenth}),
+        ("local copy of zstd", "zstd", {"memory": tenth, "disk": 2 * size}),
+        ("pool, 10 % budget, zstd", "zstd", {"memory": tenth, "disk": 0}),
+    ]
+    for name, kind, settings in ways:
+        source = open_source(data[kind], draws, Learning(steps=1, **{"disk": 0, **settings}))
+        if hasattr(source, "wait"):
+            source.wait()
+        if hasattr(source, "slots"):  # the steady state: what comes while it fills up is another matter
+            while source.loaded < source.slots:
+                source.minibatch(0)
+
+        def give(step: int, source: Any = source) -> Any:
+            _, rows = source.minibatch(step)
+            return [models.as_tensor(array) for array in (*rows.inputs, rows.target)]
+
+        yield name, rate(give, batches, mean=hasattr(source, "slots"))
+        source.close()
+    yield from others(data["zstd"], max(2, batches // 100))
+
+
+def others(dataset: Dataset, batches: int) -> Iterator[tuple[str, float]]:
+    """What people do today, on the compressed rows."""
+    image, label = (dataset.arrays[name] for name in ("image", "label"))
+    draws = Uniform(len(dataset))
+
+    def naive(step: int) -> Any:
+        indices = draws.draw(step).indices
+        return torch.from_numpy(image.oindex[indices]), torch.from_numpy(label.oindex[indices])
+
+    yield "oindex", rate(naive, batches)
+
+    class Examples(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, i: int) -> Any:
+            return image[i], label[i]
+
+    loader = torch.utils.data.DataLoader(Examples(), BATCH, shuffle=True)
+    iterator = iter(loader)
+    yield "DataLoader over z[i], shuffled", rate(lambda _: next(iterator), batches)
+    if importlib.util.find_spec("xbatcher") is None:
+        return
+    import xarray
+    import xbatcher
+
+    opened = xarray.open_zarr(dataset.url, group="train", chunks=None).rename(sample="row")
+    order = np.random.default_rng(0).permutation(len(dataset))[: BATCH * (2 * batches + 4)]
+    generator = iter(xbatcher.BatchGenerator(opened.isel(row=order), {"row": BATCH}))
+
+    def batch(_: int) -> Any:
+        found = next(generator)
+        return torch.from_numpy(found.image.values), torch.from_numpy(found.label.values)
+
+    yield "xbatcher, shuffled", rate(batch, batches)
+
+
+def scans(data: dict[str, Dataset], times: int) -> Iterator[tuple[str, float]]:
+    """Chunks in order, 16 at a time: rows a CPU second, the best of ``times`` passes."""
+    for kind, dataset in data.items():
+        z = {name: zarr.open_array(array.store, path=array.path, mode="r") for name, array in dataset.arrays.items()}
+        span = 16 * CHUNK
+        ends = [(a, min(a + span, len(dataset))) for a in range(0, len(dataset), span)]
+
+        def bare(z: Any = z, ends: Any = ends) -> None:
+            for a, b in ends:
+                [array[a:b] for array in z.values()]
+
+        def scanned(scan: Scan, dataset: Any = dataset, ends: Any = ends) -> None:
+            for a, b in ends:
+                for _ in scan.batches(dataset, a, b, 2048):
+                    pass
+
+        kept = Scan(2 * dataset.nbytes)
+        scanned(kept)
+        best: dict[str, list[float]] = {"bare": [], "scan": [], "kept": []}
+        for _ in range(times):
+            for name, run in (
+                ("bare", bare),
+                ("scan", lambda: scanned(Scan(0))),
+                ("kept", lambda kept=kept: scanned(kept)),
+            ):
+                began = time.process_time()
+                run()
+                best[name].append(time.process_time() - began)
+        for name, label in (("bare", "bare z[a:b]"), ("scan", "scan"), ("kept", "scan, kept from the last pass")):
+            yield f"{kind}: {label}", len(dataset) / min(best[name])
+
+
+def model() -> torch.nn.Module:
+    width = [3072, 1024, 1024, 10]
+    layers: list[torch.nn.Module] = [torch.nn.Flatten()]
+    for i, o in itertools.pairwise(width):
+        layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+class Scaled(models.Prepare):
+    """As if the dataset had a normalisation."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset, torch.device("cpu"))
+        self._constants = [(torch.tensor(128.0), torch.tensor(64.0))]
+
+
+def training(data: dict[str, Dataset], steps: int) -> Iterator[tuple[str, float]]:
+    """Steps a second of an MLP, rounds of all ways one after another, the median round."""
+    dataset = data["raw"]
+    ways = {
+        "in memory": (data["raw"], 2 * dataset.nbytes, 0),
+        "rows of uncompressed chunks, budget 1/10": (data["raw"], dataset.nbytes // 10, 0),
+        "local copy of zstd, budget 1/10": (data["zstd"], dataset.nbytes // 10, 2 * dataset.nbytes),
+        "pool on zstd, budget 1/10": (data["zstd"], dataset.nbytes // 10, 0),
+    }
+    feeds, speeds = {}, {name: [] for name in ways}
+    for name, (of, memory, disk) in ways.items():
+        learning = Learning(steps=10**6, batch_size=BATCH, memory=memory, disk=disk)
+        feeds[name] = open_feed(of, Uniform(len(of)), Scaled(of), learning, timeout=60)
+        trainer = Trainer(model(), models.cross_entropy, Learning(steps=10**6, device="cpu"))
+    at = dict.fromkeys(ways, 0)
+    for _ in range(7):
+        for name, feed in feeds.items():
+            began = 0.0
+            for step in range(at[name], at[name] + steps + 5):
+                if step == at[name] + 5:
+                    began = time.perf_counter()
+                batch = feed(step, 10**6)
+                trainer.step(step, batch.inputs, batch.targets, batch.draw.coefficients, norms=True)
+            speeds[name].append(steps / (time.perf_counter() - began))
+            at[name] += steps + 5
+    for name, feed in feeds.items():
+        feed.close()
+        yield name, statistics.median(speeds[name])
+
+
+def table(title: str, rows: Iterator[tuple[str, float]], unit: str) -> dict[str, float]:
+    """Print as it comes; ratios to the first row."""
+    print(f"\n{title}\n{'':<45}{unit:>12}{'ratio':>9}")
+    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    for name, value in rows:
+        found[name] = value
+        first = found["bare" if "bare" in found else next(iter(found))]
+        if ": " in name:  # ratios to the bare loop of the same kind
+            first = found[f"{name.split(':')[0]}: bare z[a:b]"]
+        ratios[name] = round(value / first, 5)
+        print(f"{name:<45}{value:>12,.0f}{value / first:>9.4f}", flush=True)
+    return ratios
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--rows", type=int, default=200_000, help="of 3,080 bytes")
+    options = parser.parse_args(argv)
+    n, batches, times, steps = (6_000, 10, 1, 3) if options.tiny else (options.rows, 1000, 3, 60)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="isgd-benchmark-"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = write(folder, n)
+            print(f"{data['raw'].nbytes / 1e6:,.0f} MB, minibatches of {BATCH}, chunks of {CHUNK}")
+            found = {
+                "rows": table("random rows", random_rows(data, batches), "rows/CPU s"),
+                "scan": table("chunks in order", scans(data, times), "rows/CPU s"),
+                "training": table("MLP 3072-1024-1024-10", training(data, steps), "steps/s"),
+            }
+    finally:
+        torch.set_num_threads(threads)
+        shutil.rmtree(folder)
+    print(json.dumps(found))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A scorer's way through the data: chunk after chunk, the next read while this one is scored."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from dask_isgd.storage import Dataset, Rows
+
+_READ_BYTES = 16 << 20
+"""Bytes read at a time: few enough that the first batch comes soon, enough that a read is worth its call."""
+
+_Key = tuple[object, ...]
+
+
+class Scan:
+    """Reads spans of rows, and keeps those that fit into ``memory`` bytes for the next pass.
+
+    What is kept stays: every span is wanted once a pass, so whatever was thrown out to make room would
+    be wanted before what took its place. Only what has another tag goes: an earlier run's. For several
+    threads at once.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self._kept: dict[_Key, list[Rows]] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return self._bytes
+
+    def batches(self, dataset: Dataset, start: int, stop: int, batch: int, *, tag: object = None) -> Iterator[Rows]:
+        """Rows ``start`` to ``stop`` in batches of ``batch``, the last shorter; read-only where they are kept.
+
+        A thread reads ahead inside the span, by a read of some chunks. ``tag`` tells apart datasets
+        that look alike, such as one that was written anew between two runs.
+        Raises MissingChunkError and CorruptChunkError at the first batch of a read that meets one.
+        """
+        key = (tag, dataset.url, dataset.group, dataset.input_names, dataset.target_name, start, stop)
+        kept = self._take(key)
+        if kept is not None:
+            yield from _cut(kept, batch)
+            return
+        read: list[Rows] | None = [] if (stop - start) * _row_bytes(dataset) <= self.memory else None
+        with ThreadPoolExecutor(1, thread_name_prefix="isgd-scan") as reader:
+            yield from _cut(_ahead(reader, dataset, start, stop, batch, read), batch)
+        if read is not None:
+            self._keep(key, read)
+
+    def clear(self) -> None:
+        """Give back everything that is kept."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def _take(self, key: _Key) -> list[Rows] | None:
+        with self._lock:
+            return self._kept.get(key)
+
+    def _keep(self, key: _Key, rows: list[Rows]) -> None:
+        size = _nbytes(rows)
+        with self._lock:
+            if key in self._kept:
+                return
+            foreign = [other for other in self._kept if other[0] != key[0]]
+            while foreign and self._bytes + size > self.memory:
+                self._bytes -= _nbytes(self._kept.pop(foreign.pop(0)))
+            if self._bytes + size <= self.memory:
+                self._kept[key] = rows
+                self._bytes += size
+
+
+def _ahead(
+    reader: ThreadPoolExecutor, dataset: Dataset, start: int, stop: int, batch: int, read: list[Rows] | None
+) -> Iterator[Rows]:
+    """Rows as they are read, one read ahead of whoever asks; ``read`` collects them, if there is one."""
+    step = _rows_a_read(dataset, batch)
+    spans = [(first, min(first + step, stop)) for first in range(start, stop, step)]
+    coming: Future[Rows] | None = reader.submit(dataset.read, *spans[0]) if spans else None
+    for following in [*spans[1:], None]:
+        if coming is None:
+            return
+        rows = coming.result()
+        coming = reader.submit(dataset.read, *following) if following is not None else None
+        if read is not None:
+            for array in (*rows.inputs, rows.target):
+                array.flags.writeable = False  # a model that works in place must not reach what is kept
+            read.append(rows)
+        yield rows
+
+
+def _rows_a_read(dataset: Dataset, batch: int) -> int:
+    """About ``_READ_BYTES`` in whole chunks; in whole batches too, where these agree soon, to spare a copy."""
+    row = _row_bytes(dataset)
+    unit = math.lcm(dataset.chunk_size, batch)
+    if unit * row > 2 * _READ_BYTES:
+        unit = dataset.chunk_size
+    return unit * max(1, _READ_BYTES // (row * unit))
+
+
+def _cut(parts: Iterable[Rows], batch: int) -> Iterator[Rows]:
+    """The same rows, ``batch`` at a time; the last batch is shorter."""
+    left: Rows | None = None
+    for part in parts:
+        rows = part if left is None else _joined(left, part)
+        whole = len(rows.target) // batch * batch
+        for first in range(0, whole, batch):
+            yield _slice(rows, first, first + batch)
+        left = _slice(rows, whole, len(rows.target)) if whole < len(rows.target) else None
+    if left is not None:
+        yield left
+
+
+def _slice(rows: Rows, first: int, last: int) -> Rows:
+    return Rows(tuple(x[first:last] for x in rows.inputs), rows.target[first:last])
+
+
+def _joined(a: Rows, b: Rows) -> Rows:
+    inputs = tuple(np.concatenate(pair) for pair in zip(a.inputs, b.inputs, strict=True))
+    return Rows(inputs, np.concatenate([a.target, b.target]))
+
+
+def _row_bytes(dataset: Dataset) -> int:
+    return max(1, dataset.nbytes // max(1, dataset.length))
+
+
+def _nbytes(parts: Iterable[Rows]) -> int:
+    return sum(array.nbytes for rows in parts for array in (*rows.inputs, rows.target))
+
+
+_shared = Scan(0)
+
+
+def shared_scan(memory: int) -> Scan:
+    """The scan of this process, whose threads share what is kept; the budget is the last one asked for."""
+    _shared.memory = memory
+    return _shared
