@@ -164,11 +164,16 @@ def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
     return out
 
 
+def wanted(arguments: argparse.Namespace) -> list[Run]:
+    return [run for run in grid() if arguments.only in (None, run.policy) and run.seed in arguments.seeds]
+
+
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--table", action="store_true", help="no new runs")
     parser.add_argument("--only", help="runs of this policy only")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="runs of these seeds only")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -180,7 +185,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             rows[run] = simulate(run, data, width=32)
     else:
         rows = load(arguments.results)
-        todo = [] if arguments.table else [r for r in grid() if arguments.only in (None, r.policy)]
+        todo = [] if arguments.table else wanted(arguments)
         data = images() if any(run not in rows for run in todo) else None
         for run in todo:
             if run in rows:

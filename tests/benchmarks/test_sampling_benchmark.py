@@ -11,5 +11,5 @@ def test_tiny_run(capsys):
     path = Path(__file__).parents[2] / "benchmarks" / "sampling.py"
     runpy.run_path(str(path))["main"](["--tiny"])
     line = json.loads(capsys.readouterr().out)
-    assert {"batch", "chunk", "sizes", "choice", "scaling", "speedup"} == line.keys()
+    assert {"batch", "chunk", "sizes", "others", "scaling", "speedup", "cpprb"} == line.keys()
     assert all(row["draw"] > 0 for row in line["sizes"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,7 +67,7 @@ def test_probe_chunks_are_a_twentieth_and_spread(n):
     chosen = probe_chunks(n)
     assert len(chosen) == len(set(chosen)) == (max(1, round(0.05 * n)) if n else 0)
     assert all(0 <= chunk < n for chunk in chosen)
-    gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
     assert not gaps or max(gaps) - min(gaps) <= 1
     assert chosen == probe_chunks(n)
 

@@ -1,0 +1,75 @@
+"""The staleness benchmark runs in small, its model's gradients are right, and its figures are what they say."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dask_isgd.norms import NormEngine
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import simulation
+import staleness
+
+pytestmark = pytest.mark.skipif(not simulation.FOLDER.exists(), reason="needs Debian's dataset-fashion-mnist")
+
+
+def test_tiny_run(capsys):
+    rows = staleness.main(["--tiny"])
+    uniform, default, restless = rows
+    assert (uniform["policy"], default["policy"]) == ("uniform", "default")
+    assert all(len(row["loss"]) == 6 and row["loss"][-1] < row["loss"][0] for row in rows)
+    assert uniform["gain"] == [1.0] * 3
+    assert uniform["smoothing_cost"] == uniform["ideal_gain"]
+    for row in (default, restless):
+        costs = np.array(row["smoothing_cost"]) * np.array(row["staleness_cost"])
+        np.testing.assert_allclose(costs, row["stale_over_ideal"], rtol=1e-3)
+        assert all(gain < ideal for gain, ideal in zip(row["gain"], row["ideal_gain"], strict=True))
+    assert "| default | 4 | 0.1 | 0 |" in capsys.readouterr().out
+
+
+def test_norms_and_gradients_are_autograd_s():
+    mlp = simulation.Mlp((12, 8, 8, 3), seed=0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for layer, weight, bias in zip(model[::2], mlp.weights, mlp.biases, strict=True):
+            layer.weight.copy_(weight.T)
+            layer.bias.copy_(bias)
+    x, y = torch.randn(20, 12, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 3
+    scale = torch.linspace(0.1, 2, 20)
+    norms, gradients = mlp.backward(mlp.forward(x), y, scale)
+    wanted = NormEngine(model, nn.CrossEntropyLoss(reduction="none"))(x, y)[0]
+    torch.testing.assert_close(norms, wanted.float(), rtol=1e-4, atol=1e-6)
+    torch.dot(nn.functional.cross_entropy(model(x), y, reduction="none"), scale).backward()
+    for got, layer in zip(gradients[:3], model[::2], strict=True):
+        torch.testing.assert_close(got, layer.weight.grad.T)
+    for got, layer in zip(gradients[3:], model[::2], strict=True):
+        torch.testing.assert_close(got, layer.bias.grad)
+
+
+@pytest.mark.parametrize(
+    ("losses", "count"),
+    [
+        pytest.param([1.0] * 20, 0, id="flat"),
+        pytest.param([2.0] * 4 + [9.0] + [1.0] * 10, 0, id="in the first 500 updates none counts"),
+        pytest.param([1.0] * 6 + [1.6, 1.5, 1.4], 1, id="above one and a half of the least so far"),
+        pytest.param([1.0] * 6 + [math.nan], 1, id="what is not a number is one"),
+    ],
+)
+def test_spikes(losses, count):
+    assert simulation.spikes(losses) == count
+
+
+def test_clipping_is_by_the_running_median():
+    clip = simulation.Clip(2.0)
+    assert [clip([torch.tensor([1.0])]) for _ in range(20)] == [1.0] * 20
+    assert clip([torch.tensor([3.0, 4.0])]) == pytest.approx(2 / 5)
+    assert clip.clipped == 1
+    assert simulation.Clip(None)([torch.tensor([1e9])]) == 1.0
