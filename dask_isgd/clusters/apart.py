@@ -33,7 +33,11 @@ class LearnerApart(SpecCluster):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        self._learners = self.learner_specs()
+        try:
+            self._learners = self.learner_specs()
+        except BaseException:
+            self.status = Status.closed  # nothing was started
+            raise
         self._arrived: set[str] = set()
         workers = {**self._learners, **(kwargs.pop("workers", None) or {})}
         super().__init__(workers=workers, **kwargs)  # type: ignore[no-untyped-call]

@@ -196,10 +196,10 @@ def cluster_from_mapping(content: Any) -> ClusterConfig:
         raise ConfigError(f"cluster: got {kind!r}, wanted one of {', '.join(KINDS)}{_hint(str(kind), KINDS)}")
     mistakes = _mistakes("", given, _KEYS[kind])
     for name in ("job", "learner", "scorer"):
-        if name in given and _mapping(given[name]) is None:
+        if kind in QUEUES and name in given and _mapping(given[name]) is None:
             given[name] = _underscored(given[name])
             mistakes += _mistakes(f"{name}.", given[name], {key: _JOB.get(key, _any) for key in _options(kind)})
-    if "scheduler" in given and _mapping(given["scheduler"]) is None:
+    if kind in QUEUES and "scheduler" in given and _mapping(given["scheduler"]) is None:
         given["scheduler"] = _underscored(given["scheduler"])
         mistakes += _mistakes("scheduler.", given["scheduler"], _SCHEDULER)
     mistakes += _contradictions(kind, given)

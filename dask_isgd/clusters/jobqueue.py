@@ -12,6 +12,7 @@ extra ``jobqueue``: ``pip install 'dask_isgd[jobqueue]'``.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dask.config
+from distributed.deploy.spec import ProcessInterface
 
 from dask_isgd.clusters.apart import LearnerApart, learner_names
 from dask_isgd.errors import ConfigError
@@ -77,6 +79,11 @@ def with_learner(kind: type[Any]) -> type[Any]:
             if learners < 1:
                 raise ConfigError(f"learners: got {learners}, wanted at least 1")
             self._learner_options, self._n_learners = dict(learner or {}), learners
+            known = _options_of(kind.job_cls)
+            for key in self._learner_options.keys() - known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+                raise ConfigError(f"learner: unknown key {key!r}; {hint}")
             if self._learner_options.get("processes", 1) != 1:
                 raise ConfigError("learner.processes: a learner is one process; ask for several with learners=…")
             section = f"jobqueue.{kwargs.get('config_name') or kind.job_cls.default_config_name()}"
@@ -152,12 +159,16 @@ def with_learner(kind: type[Any]) -> type[Any]:
 
 def job_options(queue: str) -> set[str]:
     """Names of the options a job of a queue (a key of ``QUEUES``) can be given."""
-    job = _plain(QUEUES[queue]).job_cls
+    return _options_of(_plain(QUEUES[queue]).job_cls)
+
+
+def _options_of(job: type[Any]) -> set[str]:
     names = {
         name
         for base in job.__mro__
-        for name, parameter in inspect.signature(base.__init__).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD and base is not object
+        if issubclass(base, ProcessInterface)
+        for name, parameter in inspect.signature(base).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
     }
     return names - _NOT_FOR_JOBS
 

@@ -64,6 +64,8 @@ def _connected(config: ClusterConfig) -> Client:
         if config.scheduler_file is not None:
             return Client(scheduler_file=config.scheduler_file, security=security_of(config))
         return Client(config.address, security=security_of(config))
+    except TypeError as error:  # so says Dask of tls:// without keys
+        raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {where!r} ({error})") from error
     except (OSError, ValueError) as error:
         raise WaitTimeout(
             f"no Dask scheduler answers at {where!r} ({error}); is it started, and are its address and keys these?"
