@@ -7,6 +7,7 @@ import pytest
 
 from dask_isgd.config import Sampling
 from dask_isgd.sampling import Gate
+from dask_isgd.sampling.gate import STATES
 from dask_isgd.variance import VarianceMonitor
 
 
@@ -69,6 +70,24 @@ def test_held_by_the_configuration(settings, open_, why):
     feed(other, 0.5 if open_ else 9.0)
     gate.restore(other.state())
     assert gate.open is open_
+
+
+@pytest.mark.parametrize(
+    ("settings", "gains", "code", "probing"),
+    [
+        pytest.param({"uniform": True}, [9.0] * 9, 0, False, id="uniform: nothing is scored at all"),
+        pytest.param({"gate": "open"}, [0.5] * 9, 1, False, id="kept open"),
+        pytest.param({}, [1.0] * 4, 2, False, id="measuring: with all scorers"),
+        pytest.param({}, [1.0] * 5, 3, True, id="closed: a probe is enough"),
+        pytest.param({}, [2.0] * 5, 4, False, id="open"),
+    ],
+)
+def test_what_the_history_is_told_and_how_much_is_scored(settings, gains, code, probing):
+    gate = Gate(Sampling(**settings))
+    for step, gain in enumerate(gains):
+        gate.observe(gain, step)
+    assert (gate.code, gate.probing) == (code, probing)
+    assert gate.why.split()[0].rstrip(",:") == STATES[code].split()[0].rstrip(",:")
 
 
 def test_state_and_restore():

@@ -440,6 +440,39 @@ def test_stats_against_brute_force():
     assert empty["scored"] == 0
 
 
+def test_histogram_of_ages():
+    """40 examples of age 0, 40 of 1, 20 of 5, and 40 never scored."""
+    sampler = ImportanceSampler(140, 40, Sampling())
+    for chunk, version in ((0, 12), (1, 11), (3, 7)):
+        sampler.update(chunk, np.ones(sampler.weights(chunk).size), version)
+    ends, shares = sampler.ages(12)
+    np.testing.assert_array_equal(ends, [1, 2, 4, 8])
+    np.testing.assert_allclose(shares, np.array([40, 40, 0, 20]) / 140)
+    ends, shares = ImportanceSampler(3, 2, Sampling()).ages(5)
+    assert len(ends) == len(shares)
+    assert shares.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        pytest.param({"smoothing": 0.25}, 0.2, id="c over 1 + c"),
+        pytest.param({"smoothing": 0.0, "max_coefficient": 4.0}, 0.25, id="one over the largest coefficient"),
+        pytest.param({"smoothing": 0.0, "effective_sample_size": 1.0}, 1.0, id="all of it"),
+        pytest.param({"uniform": True}, 1.0, id="uniform"),
+    ],
+)
+def test_share_of_the_proposal_that_is_uniform(settings, share):
+    """The probability of an example whose weight is zero, times N."""
+    weights = np.random.default_rng(14).exponential(size=100)
+    weights[7] = 0.0
+    sampler = sampler_of(weights, 30, **settings)
+    assert sampler.uniform_share == pytest.approx(share, rel=1e-9)
+    if not sampler.sampling.uniform:
+        assert 100 * sampler.probabilities([7])[0] == pytest.approx(share, rel=1e-9)
+    assert ImportanceSampler(3, 2, Sampling()).uniform_share == 1.0
+
+
 def test_state_and_restore_continue_bit_for_bit():
     settings = Sampling(smoothing=0.1, fade=9.0, effective_sample_size=0.7)
 
