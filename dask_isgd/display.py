@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import html as _html
 import math
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, TextIO, TypeGuard
+from typing import Any, Protocol, TextIO, TypeGuard
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -201,3 +202,42 @@ def html(run: str, status: str, values: Mapping[str, Any]) -> str:
         f'<div style="background:{colour};border-radius:3px;height:6px;width:{100 * share:.1f}%"></div></div>'
         f'<table style="border:none;margin:0"><tr style="background:none">{cells}</tr></table></div>'
     )
+
+
+class Shown(Protocol):
+    """What can be shown: a ``Run``."""
+
+    name: str
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def latest(self) -> Mapping[str, Any]: ...
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class NotebookProgress:
+    """The card of a run, updated in place while it is waited for; the last state is what gets saved."""
+
+    def __init__(self, run: Shown) -> None:
+        from IPython.display import display
+
+        self._run = run
+        self._handle = display(  # type: ignore[no-untyped-call]
+            self._bundle(run.latest), raw=True, display_id=True
+        )
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        self._handle.update(self._bundle(values), raw=True)
+
+    def _bundle(self, values: Mapping[str, Any]) -> dict[str, str]:
+        status = self._run.status
+        shown = "  ".join(f"{name} {text}" for name, text in measures(values) if text != DASH)
+        plain = f"run {self._run.name}  {status}  step {number(values.get('step'))}  {shown}"
+        return {"text/html": html(self._run.name, status, values), "text/plain": plain}

@@ -9,21 +9,24 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client, fire_and_forget
+from distributed import Client, fire_and_forget, span
 
 from dask_isgd import config, display, models, preflight, pubsub
+from dask_isgd.callbacks import Callback
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator import coordinate
 from dask_isgd.errors import CheckpointError, ConfigError, RunNotFoundError, WaitTimeout
 from dask_isgd.events import Control, topic_of
+from dask_isgd.following import following
+from dask_isgd.hardest import Hardest, hardest
 from dask_isgd.keeper import keep
 from dask_isgd.learner import learn
 from dask_isgd.placement import for_coordinator, for_learner
-from dask_isgd.storage import Dataset, RunDirectory, read_history
+from dask_isgd.storage import Dataset, RunDirectory, WeightArray, read_history
 from dask_isgd.watching import GOING, Watch
 
 if TYPE_CHECKING:
@@ -97,13 +100,15 @@ def start(client: Client, plan: preflight.Plan) -> Run:
     keep(client, spec.run, spec.topic, spec.attempt, keys)
     learner = for_learner(workers)
     others = for_coordinator(workers, learner)
-    futures = [
-        client.submit(learn, spec, key=keys["learner"], pure=False, priority=10, **learner),
-        client.submit(coordinate, spec, key=keys["coordinator"], pure=False, priority=20, **others),
-    ]
+    with span(spec.topic):  # Dask's pages show the run as one thing
+        futures = [
+            client.submit(learn, spec, key=keys["learner"], pure=False, priority=10, **learner),
+            client.submit(coordinate, spec, key=keys["coordinator"], pure=False, priority=20, **others),
+        ]
     if spec.detach:
         fire_and_forget(futures)
     run._watch.own(*futures)
+    run._data = spec.data
     return run
 
 
@@ -122,6 +127,7 @@ class Run:
         self.name = str(self.document["run"])
         self.directory = directory
         self._client, self._model = client, model
+        self._data: Dataset | None = None
         self._watch = Watch(client, directory, self.name, int(self.document["config"]["learning"]["steps"]))
 
     # Watching -------------------------------------------------------------------------------
@@ -148,18 +154,21 @@ class Run:
         timeout: float | None = None,
         progress: Callable[[Mapping[str, Any]], None] | None = None,
         *,
+        callbacks: Sequence[Callback] = (),
         second_interrupt: float = 3.0,
     ) -> dict[str, Any]:
         """Wait for the end of the run, ``timeout`` seconds at most; its summary.
 
-        ``progress`` is called with the latest values about twice a second. Ctrl-C stops the
+        ``progress`` is called with the latest values about twice a second; in a notebook the run
+        shows itself. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the
         waiting, not the run; another one within ``second_interrupt`` seconds stops the run. Raises
         the error that ended the run, WaitTimeout otherwise. Raises NoLearnerWorkerError where no
         worker has been able to take the learner for ``isgd.cluster.timeout``: the run goes on once
         there is one, and can be waited for again.
         """
         try:
-            self._watch.wait(_deadline(timeout), progress)
+            with following(self, progress, callbacks) as follow:
+                self._watch.wait(_deadline(timeout), follow)
         except KeyboardInterrupt:
             self._interrupted(second_interrupt)
             raise
@@ -196,6 +205,17 @@ class Run:
         from dask_isgd.plots import plot
 
         return plot(self.history, self.evaluations, title=f"run {self.name}")
+
+    def hardest(self, k: int = 10, data: Dataset | None = None) -> Hardest:
+        """The k heaviest examples: indices, weights, ages; with pictures and labels where ``data`` is at hand.
+
+        A run that was started here knows its data; one that was attached is told.
+        """
+        weights = WeightArray.open(self.directory.weights)
+        trained = self.directory.checkpoints().latest()
+        step = max(int(self.latest["step"]), trained.step if trained is not None else 0)
+        model = self.model() if trained is not None and self._model is not None else None
+        return hardest(weights, k, step, data if data is not None else self._data, model)
 
     def __repr__(self) -> str:
         latest = self.latest
