@@ -83,12 +83,12 @@ def measures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 class LiveProgress:
     """Progress of a run on a stream, to be given to ``Run.wait(progress=...)``.
 
-    On a terminal a bar that is redrawn in place; elsewhere (a log, a pipe) a plain line every five
-    seconds and at the last step. Use it as a context manager, and call it with ``Run.latest``.
+    On a terminal a bar that is redrawn in place; elsewhere (a log, a pipe) a plain line every
+    ``seconds`` and at the last step. Use it as a context manager, and call it with ``Run.latest``.
     """
 
-    def __init__(self, stream: TextIO, *, steps: int | None = None) -> None:
-        self.steps = steps
+    def __init__(self, stream: TextIO, *, steps: int | None = None, seconds: float = _LINE_SECONDS) -> None:
+        self.steps, self.seconds = steps, seconds
         self.console = Console(file=stream, highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -126,7 +126,7 @@ class LiveProgress:
             self._bar.update(self._task, completed=step, total=steps, status=status, measures=shown)
             return
         now = time.monotonic()
-        if step != self._last and (now - self._said >= _LINE_SECONDS or step == steps):
+        if step != self._last and (now - self._said >= self.seconds or step == steps):
             self._said, self._last = now, step
             self.line(status, step, steps, values)
 
@@ -171,6 +171,21 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def print_summary(summary: Mapping[str, Any], stream: TextIO) -> None:
     """The summary on a stream, with colours only where it is a terminal."""
     Console(file=stream, highlight=False).print(summary_table(summary))
+
+
+def page(run: str, summary: Mapping[str, Any], svg: str) -> str:
+    """A whole HTML page of a run: its figures and a picture (SVG, trusted). Needs no other file."""
+    rows = "".join(
+        f"<tr><td>{_html.escape(name)}</td><td><b>{_html.escape(text)}</b></td></tr>"
+        for name, text in summary_rows(summary)
+    )
+    drawing = svg[svg.index("<svg") :]
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_html.escape(run)}</title><style>'
+        "body{font-family:Helvetica,Arial,sans-serif;color:#222;max-width:1100px;margin:24px auto;padding:0 16px}"
+        "td{padding:2px 20px 2px 0}td:first-child{color:#6b6b6b}svg{width:100%;height:auto}"
+        f"</style></head><body><h1>{_html.escape(run)}</h1><table>{rows}</table>{drawing}</body></html>\n"
+    )
 
 
 _STATUS_COLOURS = {"running": "#0072B2", "finished": "#009E73", "failed": "#D55E00", "stopped": "#E69F00"}

@@ -55,14 +55,34 @@ def isgd() -> None:
     """Importance-sampled SGD for data in Zarr."""
 
 
-@isgd.command(help=f"Write a public dataset as Zarr.\n\n\b\nNAME is one of\n{_pipelines()}")
-@click.argument("name", type=click.Choice(list(PIPELINES)), metavar="NAME")
+class _NameOrRecipe(click.Choice[str]):
+    """The name of a pipeline, or a YAML file that is there."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.endswith((".yaml", ".yml")):
+            return super().convert(value, param, ctx)
+        if not Path(value).is_file():
+            self.fail(f"there is no file {value!r}.", param, ctx)
+        return value
+
+
+@isgd.command(
+    help="Write a public dataset as Zarr, or data of yours as a recipe says.\n\n"
+    f"\b\nNAME is one of\n{_pipelines()}\n\n"
+    "A RECIPE.yaml has `source:` (xarray, numpy, images or parquet), `inputs:`, `target:`, `splits:` and more."
+)
+@click.argument("name", type=_NameOrRecipe(list(PIPELINES)), metavar="NAME|RECIPE.yaml")
 @click.option("--to", "url", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
 @click.option("--from", "source", metavar="PATH", help="Folder that holds the original files.")
 @_clean
 def prepare(name: str, url: str | None, source: str | None) -> None:
     from dask_isgd.pipelines.training import default_data
 
+    if name not in PIPELINES:
+        from dask_isgd.pipelines.ingest_recipe import ingest_recipe
+
+        click.echo(ingest_recipe(name, url))
+        return
     click.echo(PIPELINES[name].prepare(url or default_data(name), source=source))
 
 
@@ -114,20 +134,27 @@ def train(what: str, **options: Any) -> None:
 @isgd.command()
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
+@click.option("--watch", is_flag=True, help="Again and again until the run has ended; Ctrl-C stops looking.")
+@click.option(
+    "--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between two looks."
+)
 @_clean
-def status(run: str, as_json: bool) -> None:
+def status(run: str, as_json: bool, watch: bool, every: float) -> None:
     """Show how far the run in the directory RUN has come.
 
     Reads the directory only: it needs no cluster and disturbs nothing.
     """
     from dask_isgd.pipelines import looking
 
-    looking.status(run, as_json=as_json)
+    if watch:
+        looking.watch(run, as_json=as_json, every=every)
+    else:
+        looking.status(run, as_json=as_json)
 
 
 @isgd.command()
 @click.argument("run", metavar="RUN")
-@click.option("--to", "path", metavar="FILE", help="A .png, .svg or .pdf file.  [default: RUN/summary.png]")
+@click.option("--to", "path", metavar="FILE", help="A .png, .svg, .pdf or .html file.  [default: RUN/summary.png]")
 @_clean
 def plot(run: str, path: str | None) -> None:
     """Draw loss, test error, variance and gain of the run in the directory RUN."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +18,108 @@ from dask_isgd.errors import StorageFullError
 from dask_isgd.run import summarise
 from dask_isgd.storage import RunDirectory, read_history
 
-FORMATS = (".png", ".svg", ".pdf")
+FORMATS = (".png", ".svg", ".pdf", ".html")
+_SILENT = 60.0
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one look at a run directory shows."""
+
+    summary: dict[str, Any]
+    step: int
+    of: int
+    finished: bool
+    checkpoint: str | None
+    silent: float
+    """Seconds since the history was written; NaN where nothing was."""
+    want: str
+    """What its user asked for: "run", "pause" or "stop"."""
+    values: dict[str, Any]
+    """The newest report and evaluation, under the names of ``Run.latest``."""
+
+    @property
+    def state(self) -> str:
+        """In words; a run that was killed cannot say so, but it is silent."""
+        if self.finished:
+            return "finished"
+        where = f"step {self.step:,} of {self.of:,}"
+        asked = {"pause": "paused, ", "stop": "stopped, "}.get(self.want, "")
+        return asked + where
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to come, as far as one can see."""
+        return self.finished or self.want == "stop"
+
+
+def look(run: str) -> Sight:
+    """Look at a run; RunNotFoundError where there is none."""
+    directory = RunDirectory(run)
+    document = directory.document()
+    history = read_history(directory.history)
+    evaluations = read_history(directory.history, prefix="evaluation")
+    found = directory.checkpoints().latest()
+    reports = history.sizes.get("report", 0)
+    summary: dict[str, Any] = {"run": directory.url, "steps": 0}
+    if found is not None or reports:
+        summary = summarise(directory)
+    values: dict[str, Any] = {str(n): float(v[-1]) for n, v in history.data_vars.items()} if reports else {}
+    if evaluations.sizes.get("report", 0):
+        values["test_error"] = float(evaluations["error"][-1])
+    step = max(int(history["step"][-1]) if reports else 0, int(summary["steps"]))
+    return Sight(
+        summary=summary,
+        step=step,
+        of=int(document["config"]["learning"]["steps"]),
+        finished=found is not None and bool(found.state.get("finished")),
+        checkpoint=found.name if found is not None else None,
+        silent=_silent(Path(directory.history)),
+        want=str(directory.control()["want"]),
+        values={**values, "step": step, "steps": int(document["config"]["learning"]["steps"])},
+    )
 
 
 def status(run: str, *, as_json: bool = False) -> None:
     """Print how far a run has come, as a table or as one line of JSON."""
-    directory = RunDirectory(run)
-    document = directory.document()
-    steps = document["config"]["learning"]["steps"]
-    history = read_history(directory.history)
-    found = directory.checkpoints().latest()
-    if found is None and not history.sizes.get("report", 0):
-        summary: dict[str, Any] = {"run": directory.url, "steps": 0}
-    else:
-        summary = summarise(directory)
-    reported = int(history["step"][-1]) if history.sizes.get("report", 0) else 0
-    step = max(reported, int(summary["steps"]))
+    seen = look(run)
     if as_json:
-        from dask_isgd.pipelines.training import as_json as line
-
-        click.echo(line({**summary, "step": step, "of": steps, "finished": _finished(found)}))
+        _print_json(seen)
         return
-    where = "finished" if _finished(found) else f"step {step:,} of {steps:,}"
-    display.print_summary({**summary, "run": run, "status": where, "steps": None}, sys.stdout)
-    if found is not None:
-        click.echo(f"newest checkpoint {found.name}")
-    if not _finished(found):
-        click.echo(_last_sign(Path(directory.history)))
+    display.print_summary({**seen.summary, "run": run, "status": seen.state, "steps": None}, sys.stdout)
+    if seen.checkpoint is not None:
+        click.echo(f"newest checkpoint {seen.checkpoint}")
+    if not seen.finished:
+        click.echo(_last_sign(seen))
+
+
+def watch(run: str, *, as_json: bool = False, every: float = 2.0) -> None:
+    """Print how far a run has come until it has ended: a bar on a terminal, else a line (of JSON) a look."""
+    seen = look(run)
+    if as_json:
+        while True:
+            _print_json(seen)
+            if seen.over:
+                return
+            time.sleep(every)
+            seen = look(run)
+    with display.LiveProgress(sys.stdout, steps=seen.of, seconds=every) as progress:
+        while True:
+            state = "silent" if seen.silent > _SILENT and not seen.over else "finished" if seen.finished else seen.want
+            progress(
+                {**seen.values, "status": {"run": "running", "pause": "paused", "stop": "stopped"}.get(state, state)}
+            )
+            if seen.over:
+                break
+            time.sleep(every)
+            seen = look(run)
+    status(run)
+
+
+def _print_json(seen: Sight) -> None:
+    from dask_isgd.pipelines.training import as_json
+
+    click.echo(as_json({**seen.summary, "step": seen.step, "of": seen.of, "finished": seen.finished}))
 
 
 def plot(run: str, path: str | None = None) -> str:
@@ -53,13 +130,21 @@ def plot(run: str, path: str | None = None) -> str:
 
 
 def save(history: Any, evaluations: Any, run: str, *, path: str | None = None) -> str:
-    """Save the picture of a run, into its directory unless told otherwise; whole or not at all."""
+    """Save the picture of a run, into its directory unless told otherwise; whole or not at all.
+
+    HTML is one file that needs no other: the figures of the run and the picture as SVG.
+    """
     target = Path(path) if path is not None else Path(run) / "summary.png"
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial{target.suffix}")
     figure = plots.plot(history, evaluations, title=Path(run).name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial)
+        if target.suffix.lower() == ".html":
+            drawing = io.StringIO()
+            figure.savefig(drawing, format="svg")
+            partial.write_text(display.page(Path(run).name, look(run).summary, drawing.getvalue()), encoding="utf-8")
+        else:
+            figure.savefig(partial)
         os.replace(partial, target)
     except OSError as error:
         raise StorageFullError(f"{target}: cannot be written ({error.strerror}); pass another file (--to)") from error
@@ -68,13 +153,12 @@ def save(history: Any, evaluations: Any, run: str, *, path: str | None = None) -
     return str(target)
 
 
-def _finished(checkpoint: Any) -> bool:
-    return checkpoint is not None and bool(checkpoint.state.get("finished"))
-
-
-def _last_sign(history: Path) -> str:
-    """How long ago the history was written: a run that is silent for long is no longer running."""
+def _silent(history: Path) -> float:
+    """Seconds since the history was last written."""
     newest = max((file.stat().st_mtime for file in history.glob("*/step/c/*")), default=math.nan)
-    if math.isnan(newest):
-        return "no report yet"
-    return f"last report {display.duration(max(0.0, time.time() - newest))} ago"
+    return max(0.0, time.time() - newest)
+
+
+def _last_sign(seen: Sight) -> str:
+    """How long ago the history was written: a run that is silent for long is no longer running."""
+    return "no report yet" if math.isnan(seen.silent) else f"last report {display.duration(seen.silent)} ago"

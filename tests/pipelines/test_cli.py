@@ -156,6 +156,47 @@ class TestStatusAndPlot:
         assert (values["step"], values["of"], values["finished"]) == (600, 600, False)
         assert values["variance"] == {"ideal": 1.0, "stale": 4.0, "uniform": 9.0}
 
+    def test_watch_a_run_that_goes_on(self, here, monkeypatch):
+        """Each look prints a line; the last one the table."""
+        from dask_isgd.pipelines import looking
+
+        directory = make_run(here / "r", rows=10)
+        looks = []
+
+        def sleep(seconds):
+            looks.append(seconds)
+            history = History.create(directory.history, f"learner-{len(looks) + 1:04d}", ["loss"], 1)
+            history.append({"step": 200.0 + 20 * len(looks), "loss": 0.5})
+            history.flush()
+            if len(looks) == 3:
+                directory.set_control(want="stop")
+
+        monkeypatch.setattr(looking.time, "sleep", sleep)
+        result = invoke("status", "r", "--watch", "--every", "0.1")
+        assert result.exit_code == 0, result.output
+        lines = result.stdout.splitlines()
+        assert looks == [0.1] * 3
+        assert lines[0].startswith("running  step 200/600")
+        assert "stopped, step 260 of 600" in result.stdout
+
+    def test_watch_as_json_is_a_line_a_look(self, here, monkeypatch):
+        from dask_isgd.pipelines import looking
+
+        directory = make_run(here / "r")
+        monkeypatch.setattr(looking.time, "sleep", lambda seconds: directory.set_control(want="stop"))
+        result = invoke("status", "r", "--watch", "--json")
+        assert [json.loads(line)["step"] for line in result.stdout.splitlines()] == [600, 600]
+
+    def test_plot_as_a_page_of_its_own(self, here):
+        make_run(here / "a <b> run")
+        assert invoke("plot", "a <b> run", "--to", "p.html").exit_code == 0
+        page = (here / "p.html").read_text()
+        assert page.startswith("<!DOCTYPE html>")
+        assert "<h1>a &lt;b&gt; run</h1>" in page
+        assert "<svg" in page
+        assert "1.50×" in page
+        assert "src=" not in page
+
     @pytest.mark.parametrize(("to", "start"), [(None, b"\x89PNG"), ("a/b.svg", b"<?xml"), ("c.pdf", b"%PDF")])
     def test_plot(self, here, to, start):
         make_run(here / "r")
