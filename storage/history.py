@@ -195,16 +195,27 @@ def _read_group(store: Store, name: str) -> tuple[Mapping[str, Any], dict[str, n
     """Attributes and finished rows of one group; None while it is being laid out."""
     try:
         group = zarr.open_group(store, path=name, mode="r")
-        step = np.asarray(zarr.open_array(store, path=f"{name}/step", mode="r")[...])
+        step = _front(zarr.open_array(store, path=f"{name}/step", mode="r"))
     except FileNotFoundError:
         return {}, None
-    done = int(np.isfinite(step).sum())  # rows are written from the front
+    done = len(step)
     found: dict[str, np.ndarray] = {}
     for column in children(store, name):
         if column in ("step", "zarr.json") or column.endswith(files.PARTIAL):
             continue
         found[column] = np.asarray(zarr.open_array(store, path=f"{name}/{column}", mode="r")[:done])
-    return group.attrs.asdict(), {**found, "step": step[:done]}
+    return group.attrs.asdict(), {**found, "step": step}
+
+
+def _front(array: Array) -> np.ndarray:
+    """What is written of an array that is filled from the front; one may be laid out for far more rows."""
+    parts: list[np.ndarray] = [np.empty(0)]
+    for start in range(0, array.shape[0], array.chunks[0]):
+        part = np.asarray(array[start : start + array.chunks[0]])
+        parts.append(part[np.isfinite(part)])
+        if len(parts[-1]) < len(part):
+            break
+    return np.concatenate(parts)
 
 
 def _consistent(

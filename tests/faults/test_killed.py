@@ -48,6 +48,7 @@ def test_a_killed_coordinator_is_back(client, digits, run_dir, role):
     no_gaps(run)
 
 
+@pytest.mark.slow  # eleven starts of a process that imports torch
 def test_ten_deaths_of_the_learner_are_no_reason_to_give_up(client, digits, run_dir, capsys):
     run = fit(client, digits, run_dir, sampling=OPEN)
     times = []
