@@ -1,10 +1,11 @@
 """The proposal: which examples a minibatch is drawn from, and with which coefficients. numpy only."""
 
+from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw
 from dask_isgd.sampling.evidence import Evidence, Sample
 from dask_isgd.sampling.gate import Gate
 from dask_isgd.sampling.pace import may_start
-from dask_isgd.sampling.sampler import ChunkSums, ImportanceSampler
+from dask_isgd.sampling.sampler import ImportanceSampler
 from dask_isgd.sampling.schedule import next_chunks, probe_chunks, restless_chunks
 
 __all__ = [

@@ -14,6 +14,8 @@ LARGEST, SMALLEST = 1e36, 1e-36
 """Larger weights count as the one, smaller as zero: squares of their fourth powers, times N, are still float64s."""
 MOST_IN_A_BLOCK = 64
 """Examples: larger blocks take longer to search, sums of smaller ones would outweigh the weights."""
+_MOST_TOUCHED = 256
+"""Changes remembered one by one."""
 
 
 class BlockedWeights:
@@ -130,6 +132,8 @@ class BlockedWeights:
             self.unscored = self.n - int(self.scored.chunks.sum())
         self.sums.put(blocks, self._sum(rows))
         self._touched.append(blocks)
+        if len(self._touched) > _MOST_TOUCHED:  # nobody asks for reports
+            self._touched = [np.unique(np.concatenate(self._touched))]
 
     def _sum(self, rows: NDArray[np.float32]) -> Floats:
         u = self.raised(rows.astype(np.float64))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError, RunMismatchError
 from dask_isgd.sampling.blocks import BlockedWeights
+from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.descent import Descent
 from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
@@ -25,24 +25,6 @@ BAD_SHARE = 0.01
 """Share of a chunk's norms that may be NaN, infinite or negative before it is an error."""
 _SLICE = 4096
 """Examples whose probabilities are computed at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkSums:
-    """Sums over the good examples of a chunk, the fresh norms against the proposal weights s they replace."""
-
-    norms: float
-    """Σ fresh."""
-    squares: float
-    """Σ fresh²."""
-    squares_over_proposal: float
-    """Σ fresh²/s."""
-    proposal: float
-    """Σ s."""
-    count: int
-    """Examples summed over."""
-    bad: int
-    """Examples left out, whose fresh norm was NaN, infinite or negative."""
 
 
 class ImportanceSampler:
@@ -185,16 +167,7 @@ class ImportanceSampler:
             )
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
-        norms, s = fresh[good].astype(np.float64), self._chunk_weights(chunk)[good]
-        squares = norms * norms
-        sums = ChunkSums(
-            norms=float(norms.sum()),
-            squares=float(squares.sum()),
-            squares_over_proposal=float((squares / s).sum()),
-            proposal=float(s.sum()),
-            count=len(norms),
-            bad=bad,
-        )
+        sums = ChunkSums.of(fresh[good].astype(np.float64), self._chunk_weights(chunk)[good], bad)
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
         self._weights.put(chunk, np.where(replaced, self._blended(former, fresh), former))
         self.versions[chunk] = version
