@@ -20,8 +20,8 @@ from dask.utils import parse_bytes, parse_timedelta
 from dask_isgd.errors import ConfigError
 
 with Path(__file__).with_name("isgd.yaml").open() as _file:
-    _defaults = yaml.safe_load(_file)
-dask.config.update_defaults(_defaults)
+    DEFAULTS = yaml.safe_load(_file)
+dask.config.update_defaults(DEFAULTS)
 
 
 def default(key: str) -> Any:

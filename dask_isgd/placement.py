@@ -29,6 +29,16 @@ def lacks_learner(workers: Mapping[str, Mapping[str, Any]]) -> bool:
     return roles == {SCORER}
 
 
+def lacks_resources(workers: Mapping[str, Mapping[str, Any]], scoring: Scoring) -> str | None:
+    """What no worker has of the resources that scoring tasks ask for, as a sentence; None if one has it all."""
+    wanted = dict(scoring.resources or {})
+    offered = [dict(worker.get("resources") or {}) for worker in workers.values()]
+    if not wanted or any(all(each.get(name, 0) >= n for name, n in wanted.items()) for each in offered):
+        return None
+    declared = sorted({f"{name}={n:g}" for each in offered for name, n in each.items()})
+    return f"got {wanted}, wanted what a worker declares, and the workers declare {', '.join(declared) or 'nothing'}"
+
+
 def for_learner(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """How to submit the learner: by resource where one is declared, else softly by address.
 

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from distributed import Client
 
 from dask_isgd import config, models
@@ -20,21 +19,20 @@ from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.errors import (
     ClusterMismatchError,
     ConfigError,
-    ModelError,
     NoLearnerWorkerError,
     RunExistsError,
     RunMismatchError,
 )
-from dask_isgd.norms import NormEngine
-from dask_isgd.placement import LEARNER, workers_of
+from dask_isgd.placement import LEARNER, lacks_resources, workers_of
+from dask_isgd.settings import check_settings
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import Dataset, RunDirectory, WeightArray
+from dask_isgd.trial import check_parameters, try_model
 
 FORMAT_VERSION = 1
 _PACKAGES = ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed")
 _TASK_SECONDS = 1.0
 _LEAST_CHUNKS = 8
-_PROBE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,12 @@ def check(
     former = directory.document() if resume else None
     dataset = data if isinstance(data, Dataset) else Dataset(str(data))
     held_out = validation if isinstance(validation, Dataset | None) else Dataset(str(validation))
+    dataset.check()
+    check_settings(learning, scoring, sampling, dataset)
     module = models.build(model, learning.seed)
     function = loss if loss is not None else models.cross_entropy
-    dataset.check()
-    speed, classes = _try_model(module, function, dataset, scoring, classify=loss is None)
+    check_parameters(module)
+    speed, classes = try_model(module, function, dataset, scoring, classify=loss is None)
     for each in (dataset, held_out):
         if each is not None:
             each.check(classes=classes)
@@ -118,37 +118,6 @@ def check(
     return Plan(spec, document, resume, overwrite)
 
 
-def _try_model(
-    module: torch.nn.Module, loss: models.Loss, dataset: Dataset, scoring: Scoring, *, classify: bool
-) -> tuple[float, int | None]:
-    """Examples scored a second here, and the number of classes where the loss is over classes."""
-    rows = dataset.read(0, min(_PROBE_ROWS, len(dataset)))
-    inputs, targets = models.Prepare(dataset, torch.device("cpu"))(rows.inputs, rows.target)
-    module.eval()
-    with torch.no_grad():
-        try:
-            output = module(*inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
-            raise ModelError(f"model: fails on inputs of shape {shapes}: {error}") from error
-    classes = dataset.classes
-    if classify:
-        if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(targets):
-            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ModelError(
-                f"model: got an output of {got} for a batch of {len(targets)}, wanted logits of shape "
-                f"({len(targets)}, classes) for cross entropy; pass loss=… for another"
-            )
-        classes = int(output.shape[1])
-        dataset.check(classes=classes)
-    engine = NormEngine(module, loss, method=scoring.method, train_mode=scoring.train_mode)
-    x = inputs if len(inputs) > 1 else inputs[0]
-    engine(x, targets)
-    began = time.perf_counter()
-    engine(x, targets)
-    return len(targets) / max(time.perf_counter() - began, 1e-9), classes
-
-
 def _chunk(dataset: Dataset, scoring: Scoring, learning: Learning, speed: float) -> int:
     """Examples a scoring task: a multiple of the dataset's chunk, about a second of work.
 
@@ -156,10 +125,6 @@ def _chunk(dataset: Dataset, scoring: Scoring, learning: Learning, speed: float)
     """
     unit, length = dataset.chunk_size, len(dataset)
     if scoring.chunk is not None:
-        if scoring.chunk % unit:
-            raise ConfigError(
-                f"Scoring.chunk: got {scoring.chunk}, wanted a multiple of the dataset's chunk of {unit} examples"
-            )
         return scoring.chunk
     if learning.exact:
         return unit
@@ -238,6 +203,8 @@ def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
     Runs beside whatever the workers do. Raises ClusterMismatchError naming worker and thing.
     """
     workers = wait_for_workers(client)
+    if lacking := lacks_resources(workers, plan.spec.scoring):
+        raise ConfigError(f"Scoring.resources: {lacking}; no worker could ever score")
     timeout = config.seconds("cluster.timeout")
     here = _versions()
 
