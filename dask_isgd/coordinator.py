@@ -31,6 +31,7 @@ from dask_isgd.placement import Scorers
 from dask_isgd.portrait import Portraits
 from dask_isgd.sampling import next_chunks
 from dask_isgd.scoring import ScoreReport, score
+from dask_isgd.sharing import Neighbours
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import WeightArray
 
@@ -73,6 +74,7 @@ class Coordinator:
         self.stamps = self.weights.read_stamps()
         self.portraits = Portraits(self.weights.read, self.weights.n_chunks, self.weights.chunk_size)
         self.scorers = Scorers(client, spec.scoring)
+        self.neighbours = Neighbours(client, worker, spec.run)
         self.flight = Flight(client, spec.scoring.timeout_seconds)
         self.evaluations = Evaluations(spec, client, self.incarnation)
         self.parameters: pubsub.Parameters | None = None
@@ -180,7 +182,7 @@ class Coordinator:
     def _submit(self) -> None:
         if self.parameters is None or self.paused or self.spec.sampling.uniform or self.ended is not None:
             return
-        room = self.scorers.room() - len(self.flight)
+        room = self.neighbours.share(self.scorers.room()) - len(self.flight)
         if room <= 0:
             return
         incarnation, version = self.parameters.order
@@ -317,6 +319,7 @@ class Coordinator:
                 )
             )
             self.events.close()
+            self.neighbours.close()
 
 
 def _highest(stamps: NDArray[np.float64]) -> tuple[int, int]:

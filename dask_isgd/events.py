@@ -143,8 +143,15 @@ class Portrait(Event):
     top_share: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sharing(Event):
+    """A run's coordinator wants its part of the scorers; on a topic all coordinators hear."""
+
+    kind: ClassVar[str] = "sharing"
+
+
 _KINDS: dict[str, type[Event]] = {
-    cls.kind: cls for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Alive, Fault, Portrait)
+    cls.kind: cls for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Alive, Fault, Portrait, Sharing)
 }
 
 
