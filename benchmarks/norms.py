@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
+import itertools
 import os
 import random
 import resource
@@ -26,15 +26,15 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from norms_models import Workload, workloads
 from norms_peers import usable
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
 from dask_isgd.norms import NormEngine, capture_norms
 
 METHODS = ("exact", "bound", "loss")
@@ -55,7 +55,7 @@ class Row:
     faults: float
     """Pages faulted in, median."""
     megabytes: float
-    """Peak memory above what was held before."""
+    """Peak of the tensors allocated, above what was held before."""
 
 
 def losses_of(output: Tensor, target: Tensor) -> Tensor:
@@ -131,20 +131,14 @@ def bare_products(layers: list[nn.Linear], size: int) -> tuple[Callable[[], None
 
 
 def peak_megabytes(run: Callable[[], object]) -> float:
-    """Resident memory at its peak during one run, above that before it; NaN where Linux does not tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        reset.write_text("5")
-    except OSError:
-        return float("nan")
-
-    def kilobytes(key: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
-
-    before = kilobytes("VmRSS")
-    run()
-    return (kilobytes("VmHWM") - before) / 1024
+    """What torch's allocator hands out during one run, at its peak: resident memory depends on what ran before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    recorder = profiled.profiler
+    assert recorder is not None
+    events = [e for e in recorder.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held, default=0) / 2**20
 
 
 def report(workload: Workload, rows: list[Row], left_out: list[str]) -> None:
@@ -174,7 +168,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
             workload = workloads(tiny=options.tiny)[name]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the peers' hooks warn, once a step
-                table: Any = measure(workload.model(), *workload.batch(), repeats=2 if options.tiny else options.repeats)
+                table: Any = measure(
+                    workload.model(), *workload.batch(), repeats=2 if options.tiny else options.repeats
+                )
             report(workload, *table)
             tables[name] = table[0]
     finally:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,9 @@ from dask_isgd.errors import ModelError
 from dask_isgd.norms.capture import Capture, Site, fast_pass
 from dask_isgd.norms.coupling import close, refuse_changed_losses, refuse_mixed_inputs
 from dask_isgd.norms.examples import Loss, take, tensors
+from dask_isgd.norms.expansion import Shape, copies
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
+from dask_isgd.norms.layouts import Layout, guesses
 from dask_isgd.norms.observe import Seen, candidates, observe
 from dask_isgd.norms.state import random_state, set_random_state, trainable
 
@@ -36,6 +39,8 @@ class Plan:
     """How the norms of one model are taken."""
 
     sites: tuple[Site, ...]
+    copies: Mapping[str, Shape]
+    """Parameters given out as one copy an example, and its shape."""
     calls: tuple[tuple[str, int], ...]
     """(layer, dimensions of its output) of every call a pass must make, in order."""
     fired: frozenset[int]
@@ -56,6 +61,53 @@ class Plan:
             and not capture.changed
             and all(term.shape == (size,) for term in capture.terms.values())
         )
+
+    @property
+    def leaves_forward_alone(self) -> bool:
+        """Whether an ordinary training step holds all the norms, none of its tensors exchanged for another."""
+        return not (self.fallback or self.copies or any(site.layout.shared for site in self.sites))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The audit's batch, and what autograd says about two of its examples."""
+
+    model: nn.Module
+    loss: Loss
+    inputs: Any
+    targets: Any
+    size: int
+    random: list[Tensor]
+    own: dict[str, dict[str, str]]
+    """Layers with a rule: their parameters, own name -> name in the model."""
+    truth: dict[int, dict[str, Tensor]]
+    """Example -> parameter -> squared norm."""
+
+    def wrong(self, sites: tuple[Site, ...], copies: Mapping[str, Shape]) -> tuple[Capture, dict[str, str]]:
+        """A fast pass, and the parameters whose norms are not autograd's, with the reason."""
+        set_random_state(self.model, self.random)
+        served = {name: (site.layer, key) for site in sites for name, key in _served(site, self.own).items()}
+        try:
+            capture, _ = fast_pass(self.model, self.loss, self.inputs, self.targets, sites, copies, self.size)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if not (sites or copies):
+                raise
+            why = f"the fast pass fails ({type(error).__name__}: {str(error).splitlines()[0]})"
+            return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], why)
+        groups: dict[str, list[str]] = {site.layer: [self.own[site.layer][key] for key in site.alone] for site in sites}
+        groups |= {name: [name] for site in sites for name in site.shared.values()}
+        groups |= {name: [name] for name in copies}
+        wrong = {name: capture.changed[layer] for name, (layer, _) in served.items() if layer in capture.changed}
+        for key, names in groups.items():
+            for k, squares in self.truth.items():
+                wanted = sum(float(squares[name]) for name in names)
+                got = float(capture.terms[key][k]) ** 2 if key in capture.terms else 0.0
+                # Norms below 1e-18 leave float32 as they are squared.
+                floor = 1e-36 + 1e-6 * sum(float(square) for square in squares.values())
+                if not close(got, wanted, self.inputs, self.model, floor=floor):
+                    why = f"its rule gives {got**0.5:.6g} where autograd gives {wanted**0.5:.6g}"
+                    wrong |= {name: why for name in names if name not in wrong}
+        return capture, wrong
 
 
 def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
@@ -82,14 +134,18 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
     if deterministic:
         refuse_changed_losses(model, loss, inputs, targets, seen.losses.detach(), spots)
     own = candidates(model)
-    reasons = _unexplained(model, own, seen)
+    trial = _Trial(model, loss, inputs, targets, size, before, own, truth)
+    layouts = _layouts(trial, seen)
+    reasons = _unexplained(model, own, seen, layouts)
+    shapes = _copies(trial, [name for name in reasons if not any(name in names.values() for names in own.values())])
+    reasons = {name: why for name, why in reasons.items() if name not in shapes}
     while True:
         if reasons and not deterministic:
             why = "dropout is on, and one pass must serve all parameters"
             reasons |= {name: why for name in parameters if name not in reasons}
-        sites = _sites(own, reasons, seen.calls)
-        set_random_state(model, before)
-        capture, wrong = _spot_check(model, loss, inputs, targets, sites, truth, own)
+        sites = _sites(own, reasons, seen.calls, layouts)
+        shapes = {name: shape for name, shape in shapes.items() if name not in reasons}
+        capture, wrong = trial.wrong(sites, shapes)
         if not wrong:
             break
         reasons |= wrong
@@ -98,6 +154,7 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
     _report(model, reasons, why)
     return Plan(
         sites=sites,
+        copies=shapes,
         calls=tuple(capture.calls),
         fired=frozenset(capture.fired),
         fallback=fallback,
@@ -107,7 +164,36 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
     )
 
 
-def _unexplained(model: nn.Module, own: dict[str, dict[str, str]], seen: Seen) -> dict[str, str]:
+def _layouts(trial: _Trial, seen: Seen) -> dict[str, Layout]:
+    """Where the batch is in layers that do not lead with it, as far as autograd agrees."""
+    found = {}
+    for layer, shape in seen.shapes.items():
+        for layout in guesses(shape, trial.size):
+            keys = frozenset(trial.own[layer])
+            site = Site(layer, keys if seen.calls[layer] == 1 else frozenset(), {}, layout)
+            if site.alone and not trial.wrong((site,), {})[1]:
+                found[layer] = layout
+                break
+    return found
+
+
+def _copies(trial: _Trial, names: list[str]) -> dict[str, Shape]:
+    """The parameters that can be given out as one copy an example, and its shape."""
+    found: dict[str, Shape] = {}
+    known: dict[tuple[type[nn.Module], str, Shape], list[Shape]] = {}
+    for name in names:
+        parent, _, key = name.rpartition(".")
+        shape = tuple(trial.model.get_parameter(name).shape)
+        kind = (type(trial.model.get_submodule(parent)), key, shape)
+        if kind not in known:  # the many of one kind are tried once, and proved together
+            known[kind] = [copy for copy in copies(shape) if not trial.wrong((), {name: copy})[1]][:1]
+        found |= dict.fromkeys([name], *known[kind]) if known[kind] else {}
+    return found
+
+
+def _unexplained(
+    model: nn.Module, own: dict[str, dict[str, str]], seen: Seen, layouts: Mapping[str, Layout]
+) -> dict[str, str]:
     """The parameters no captured calls explain, and why."""
     captured: Counter[str] = Counter()
     home: dict[str, str] = {}
@@ -124,11 +210,14 @@ def _unexplained(model: nn.Module, own: dict[str, dict[str, str]], seen: Seen) -
         elif uses != captured[name]:
             reasons[name] = f"used {uses} times, {captured[name]} of them through layers with a rule"
     for layer, why in seen.mixed.items():
-        reasons |= {name: why for name in own[layer].values() if name not in reasons}
+        if layer not in layouts:
+            reasons |= {name: why for name in own[layer].values() if name not in reasons}
     return reasons
 
 
-def _sites(own: dict[str, dict[str, str]], reasons: dict[str, str], calls: Counter[str]) -> tuple[Site, ...]:
+def _sites(
+    own: dict[str, dict[str, str]], reasons: dict[str, str], calls: Counter[str], layouts: Mapping[str, Layout]
+) -> tuple[Site, ...]:
     uses: Counter[str] = Counter()
     for layer, names in own.items():
         for name in names.values():
@@ -139,47 +228,13 @@ def _sites(own: dict[str, dict[str, str]], reasons: dict[str, str], calls: Count
         alone = frozenset(key for key, name in fast.items() if uses[name] <= 1)
         shared = {key: name for key, name in fast.items() if key not in alone}
         if fast:
-            sites.append(Site(layer, alone, shared))
+            sites.append(Site(layer, alone, shared, layouts.get(layer, Layout.FIRST)))
     return tuple(sites)
 
 
-def _spot_check(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Any,
-    targets: Any,
-    sites: tuple[Site, ...],
-    truth: dict[int, dict[str, Tensor]],
-    own: dict[str, dict[str, str]],
-) -> tuple[Capture, dict[str, str]]:
-    """The fast pass on the audit's batch, and the parameters whose norms are not autograd's, with the reason."""
-    size = len(tensors(inputs)[0])
-    try:
-        capture, _ = fast_pass(model, loss, inputs, targets, sites, size)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if not sites:
-            raise
-        why = f"the fast pass fails ({type(error).__name__}: {str(error).splitlines()[0]})"
-        return Capture(model, ()), {own[s.layer][key]: why for s in sites for key in _fast(s)}
-    served: dict[str, list[str]] = {site.layer: [own[site.layer][key] for key in site.alone] for site in sites}
-    for site in sites:
-        served |= {name: [name] for name in site.shared.values()}
-    wrong = {own[layer][key]: why for layer, why in capture.changed.items() for key in own[layer]}
-    for key, names in served.items():
-        for k, squares in truth.items():
-            wanted = sum(float(squares[name]) for name in names)
-            got = float(capture.terms[key][k]) ** 2 if key in capture.terms else 0.0
-            # Norms below 1e-18 leave float32 as they are squared.
-            floor = 1e-36 + 1e-6 * sum(float(square) for square in squares.values())
-            if not close(got, wanted, inputs, model, floor=floor):
-                why = f"its rule gives {got**0.5:.6g} where autograd gives {wanted**0.5:.6g}"
-                wrong |= {name: why for name in names if name not in wrong}
-    fast = {own[site.layer][key] for site in sites for key in _fast(site)}
-    return capture, {name: why for name, why in wrong.items() if name in fast}
-
-
-def _fast(site: Site) -> list[str]:
-    return [*site.alone, *site.shared]
+def _served(site: Site, own: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The parameters a site serves, name in the model -> own name."""
+    return {own[site.layer][key]: key for key in (*site.alone, *site.shared)}
 
 
 def _vmap_fits(

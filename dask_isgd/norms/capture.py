@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dask_isgd.norms.examples import Loss, call, checked_losses, row_norms, wide
-from dask_isgd.norms.rules import RULES, Kept, Rule
+from dask_isgd.norms.examples import Loss, autocast_on, call, checked_losses, row_norms, wide
+from dask_isgd.norms.expansion import Shape, expanded
+from dask_isgd.norms.layouts import Layout
+from dask_isgd.norms.rules import Kept, Rule, rule_of
 from dask_isgd.norms.state import frozen
 
 WORKSPACE = 1 << 24
@@ -33,6 +35,8 @@ class Site:
     """Its parameters that nothing else uses: the rule gives their norms at the call."""
     shared: Mapping[str, str] = field(default_factory=dict)
     """Its parameters used at several calls, by their names in the model: gradients are summed first."""
+    layout: Layout = Layout.FIRST
+    """Where the batch is in its input and output."""
 
 
 @dataclass
@@ -54,9 +58,10 @@ class Capture:
     before backward: a checkpointed layer runs again there, and that is no second use of its parameters.
     """
 
-    def __init__(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
+    def __init__(self, model: nn.Module, sites: tuple[Site, ...], size: int) -> None:
         self.model = model
         self.sites = sites
+        self.size = size
         self.recording = False
         self.calls: list[tuple[str, int]] = []
         """(layer, dimensions of its output) of each call, in order."""
@@ -73,7 +78,9 @@ class Capture:
     def open(self) -> None:
         for site in self.sites:
             module = self.model.get_submodule(site.layer)
-            called = partial(self._called, site, RULES[type(module)], frozenset(site.shared))
+            rule = rule_of(module)
+            assert rule is not None
+            called = partial(self._called, site, rule, frozenset(site.shared))
             # First among the hooks: the layer's own output, not what a user's hook makes of it.
             self._handles.append(module.register_forward_hook(called, prepend=True, with_kwargs=True))
 
@@ -102,30 +109,42 @@ class Capture:
         if not (self.recording and torch.is_grad_enabled()):
             return None
         x = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-        x = x.detach()
+        x = site.layout.first(x.detach(), self.size)
         kept = rule.keep(module, x, site.alone, shared)
         call = Call(site, rule, module, kept, tuple([tensor._version for tensor in kept]), output.shape)
         index = len(self.calls)
         self.calls.append((site.layer, output.ndim))
         point, entered = gradient_point(output), False
+        if site.layout.shared:
+            point, entered = site.layout.first(output, self.size).clone(), True
+            call.shape = point.shape
         if not point.requires_grad:
             # The first layer of a frozen model: nothing before it needs a gradient, backward must still reach it.
             point, entered = _Entry.apply(point, self.anchor), True  # type: ignore[no-untyped-call]
         point.register_hook(partial(self._arrived, index, call))  # type: ignore[no-untyped-call]
-        return point.view(output.shape) if entered else None
+        return point.view(call.shape) if entered else None
 
     def _arrived(self, index: int, call: Call, gradient: Tensor | None) -> None:
         kept, call.kept = call.kept, ()
         if gradient is None:
             return
-        layer, alone = call.site.layer, call.site.alone
+        layer = call.site.layer
         self.fired.append(index)
         if call.versions != tuple([tensor._version for tensor in kept]):
             self.changed[layer] = "its input is changed in place after the call"
             return
-        gradient = gradient.detach()
+        if autocast_on(gradient.device.type):  # the user's forward pass is; norms are taken in what it gave
+            with torch.autocast(gradient.device.type, enabled=False):
+                self._take(call, kept, gradient.detach())
+        else:
+            self._take(call, kept, gradient.detach())
+
+    def _take(self, call: Call, kept: Kept, gradient: Tensor) -> None:
+        layer, alone = call.site.layer, call.site.alone
         if gradient.shape != call.shape:
             gradient = gradient.reshape(call.shape)
+        if not call.site.layout.shared:
+            gradient = call.site.layout.first(gradient, self.size)
         if alone:
             self._add(layer, call.rule.norms(call.module, kept, gradient, alone))
         for own, name in call.site.shared.items():
@@ -163,11 +182,22 @@ class Capture:
 
 
 def fast_pass(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, sites: tuple[Site, ...], size: int
+    model: nn.Module,
+    loss: Loss,
+    inputs: Any,
+    targets: Any,
+    sites: tuple[Site, ...],
+    copies: Mapping[str, Shape],
+    size: int,
+    *,
+    only: int | None = None,
 ) -> tuple[Capture, Tensor]:
-    """One forward and backward pass that forms no weight gradient: the terms, and the losses (B,)."""
-    capture = Capture(model, sites)
-    with frozen(model):
+    """One forward and backward pass that forms no weight gradient: the terms, and the losses (B,).
+
+    With ``only``, of that example's loss alone.
+    """
+    capture = Capture(model, sites, size)
+    with frozen(model), expanded(model, copies, size) as leaves:
         try:
             capture.open()
             capture.recording = True
@@ -175,7 +205,12 @@ def fast_pass(
             capture.recording = False
             losses = checked_losses(loss, output, targets, size)
             if losses.requires_grad:
-                torch.autograd.grad(losses, capture.anchor, torch.ones_like(losses), allow_unused=True)
+                points = [capture.anchor, *leaves.values()]
+                summed = losses.sum() if only is None else losses[only]
+                _, *gradients = torch.autograd.grad(summed, points, allow_unused=True)
+                for name, gradient in zip(leaves, gradients, strict=True):
+                    if gradient is not None:
+                        capture.terms[name] = row_norms(gradient)
             capture.finish()
         finally:
             capture.close()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
-from dask_isgd.norms.examples import Loss, call, checked_losses, take, tensors, with_tensors
+from dask_isgd.norms.examples import Loss, autocast_on, call, checked_losses, take, tensors, with_tensors
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Relative; half precision: 0.1. A wrong rule is off by far more, rounding by far less."""
@@ -62,8 +62,20 @@ def coupled(found: str) -> ModelError:
 
 def close(got: float, wanted: float, inputs: Any, model: nn.Module, *, floor: float = 0.0) -> bool:
     """Whether two numbers agree to what the dtype can tell, squares at that; non-finite agrees with non-finite."""
-    dtypes = {t.dtype for t in (*model.parameters(), *tensors(inputs)) if t.is_floating_point()}
-    tolerance = max((TOLERANCE.get(dtype, 0.1) for dtype in dtypes), default=1e-3)
     if not (abs(got) < float("inf") and abs(wanted) < float("inf")):
         return not (abs(got) < float("inf")) and not (abs(wanted) < float("inf"))
-    return abs(got - wanted) <= 2 * tolerance * abs(wanted) + floor
+    return abs(got - wanted) <= 2 * tolerance(inputs, model) * abs(wanted) + floor
+
+
+def same_losses(got: Tensor, wanted: Tensor, inputs: Any, model: nn.Module) -> bool:
+    """Whether two ways of computing the same losses agree to rounding, relative to the largest."""
+    got, wanted = got.nan_to_num(0, 0, 0), wanted.nan_to_num(0, 0, 0)
+    return bool((got - wanted).abs().max() <= 0.02 * tolerance(inputs, model) * wanted.abs().max())
+
+
+def tolerance(inputs: Any, model: nn.Module) -> float:
+    """Relative, for what a model computes: by the coarsest dtype of its parameters, its inputs and autocast."""
+    found = [*model.parameters(), *tensors(inputs)]
+    dtypes = {tensor.dtype for tensor in found if tensor.is_floating_point()}
+    dtypes |= {torch.get_autocast_dtype(kind) for kind in {t.device.type for t in found} if autocast_on(kind)}
+    return max((TOLERANCE.get(dtype, 0.1) for dtype in dtypes), default=1e-3)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dask_isgd.errors import ConfigError, ModelError
 from dask_isgd.norms.audit import Plan, audit
 from dask_isgd.norms.capture import fast_pass
+from dask_isgd.norms.coupling import mixes_rows, same_losses
 from dask_isgd.norms.examples import (
     Loss,
     batch_size,
@@ -60,6 +61,7 @@ class NormEngine:
         self.plan: Plan | None = None
         """What the audit found; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
+        self._compared: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Norms and losses of a batch: (B,) float32 each, on the device of the losses.
@@ -118,21 +120,22 @@ class NormEngine:
 
     def _planned(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor] | None:
         """Squares and losses by the plan, made first where there is none; None if the pass did not follow it."""
-        structure = structure_of(self.model)
+        structure = (*structure_of(self.model), *(tensor.ndim for tensor in tensors((inputs, targets))))
         if self.plan is None or not self.plan.sure or structure != self._structure:
             before = random_state(self.model)
             with torch.no_grad():  # errors speak of the user's batch, not of the audit's
                 checked_losses(self.loss, call(self.model, inputs), targets, size)
             self.plan, self._structure = audit(self.model, self.loss, inputs, targets), structure
+            self._compared.clear()
             set_random_state(self.model, before)
         plan = self.plan
         squares: Tensor | None = None
         losses: Tensor | None = None
-        if plan.sites:
-            capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.sites, size)
-            if not plan.explains(capture, size):
+        if plan.sites or plan.copies:
+            found = self._fast(plan, inputs, targets, size)
+            if found is None:
                 return None
-            squares = capture.squares(size, losses.device)
+            squares, losses = found
         if plan.fallback:
             one_by_one = squares_by_vmap if plan.by_vmap else squares_by_loop
             slow, slow_losses = one_by_one(self.model, self.loss, inputs, targets, plan.fallback)
@@ -141,6 +144,38 @@ class NormEngine:
         assert squares is not None
         assert losses is not None
         return squares, losses
+
+    def _fast(self, plan: Plan, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor] | None:
+        before = random_state(self.model)
+        try:
+            capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.sites, plan.copies, size)
+            after = random_state(self.model)
+            if not plan.explains(capture, size) or not self._keeps_apart(plan, inputs, targets, losses, before):
+                return None
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            if plan.leaves_forward_alone:
+                raise
+            return None
+        set_random_state(self.model, after)
+        return capture.squares(size, losses.device), losses
+
+    def _keeps_apart(self, plan: Plan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
+        """Whether copies that broadcast one way for the audit's shapes do so for these; asked once a set of shapes."""
+        shapes = tuple(tensor.shape for tensor in tensors((inputs, targets)))
+        if plan.leaves_forward_alone or shapes in self._compared:
+            return True
+        size = len(losses)
+        set_random_state(self.model, before)
+        with torch.no_grad():
+            plain = checked_losses(self.loss, call(self.model, inputs), targets, size)
+        set_random_state(self.model, before)
+        last, _ = fast_pass(self.model, self.loss, inputs, targets, plan.sites, plan.copies, size, only=size - 1)
+        if not same_losses(losses, plain, inputs, self.model):
+            return False
+        if any(mixes_rows(term, size - 1) for term in last.terms.values()):
+            return False
+        self._compared.add(shapes)
+        return True
 
 
 def structure_of(model: nn.Module) -> tuple[Any, ...]:

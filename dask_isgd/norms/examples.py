@@ -6,7 +6,8 @@ tensor inside leads with the batch, anything else is passed on as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -23,12 +24,18 @@ def on_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: on_tensors(function, item) for key, item in value.items()}
+        items = {key: on_tensors(function, item) for key, item in value.items()}
+        if type(value) is dict or not isinstance(value, MutableMapping):
+            return items
+        other = copy.copy(value)  # a library's own kind of output, with attributes of the same names
+        for key, item in items.items():
+            other[key] = item
+        return other
     if isinstance(value, (tuple, list)):
-        items = [on_tensors(function, item) for item in value]
+        elements = [on_tensors(function, item) for item in value]
         if hasattr(value, "_fields"):  # a named tuple
-            return type(value)(*items)
-        return items if isinstance(value, list) else tuple(items)
+            return type(value)(*elements)
+        return elements if isinstance(value, list) else tuple(elements)
     return value
 
 
@@ -110,6 +117,11 @@ def row_norms(rows: Tensor) -> Tensor:
         rows if rows.ndim == 2 else rows.flatten(1) if rows.ndim > 1 else rows[:, None], dim=1, dtype=single
     )
     return norms
+
+
+def autocast_on(kind: str) -> bool:
+    """Whether operations on devices of this kind are autocast."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def wide(tensor: Tensor) -> torch.dtype:

@@ -13,7 +13,7 @@ from dask_isgd.errors import ModelError
 from dask_isgd.norms.capture import gradient_point
 from dask_isgd.norms.coupling import coupled, mixes_rows
 from dask_isgd.norms.examples import Loss, call, checked_losses, tensors
-from dask_isgd.norms.rules import RULES
+from dask_isgd.norms.rules import rule_of
 from dask_isgd.norms.state import trainable
 
 
@@ -22,7 +22,7 @@ def candidates(model: nn.Module) -> dict[str, dict[str, str]]:
     names = {id(parameter): name for name, parameter in trainable(model).items()}
     found = {}
     for layer, module in model.named_modules():
-        rule = RULES.get(type(module))
+        rule = rule_of(module)
         if rule is None:
             continue
         own = {
@@ -46,6 +46,8 @@ class Seen:
     """Uses of each parameter in the graph of the losses, by id."""
     mixed: dict[str, str]
     """Layers whose output rows are not the examples, and why."""
+    shapes: dict[str, torch.Size]
+    """Of the output of those that do not lead with the batch."""
 
 
 def observe(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) -> Seen:
@@ -80,9 +82,11 @@ def observe(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) 
     watched += [(layer, point, shape) for layer, point, shape, node in outputs if node in nodes]
     calls = Counter(layer for layer, _, _, node in outputs if node in nodes)
     mixed: dict[str, str] = {}
+    shapes: dict[str, torch.Size] = {}
     for layer, _, shape in watched:
         if layer and (not shape or shape[0] != size):
             mixed[layer] = f"its output has shape {tuple(shape)}, which does not lead with the batch ({size})"
+            shapes[layer] = shape
     k = size - 1
     gradients = torch.autograd.grad(losses[k], [t for _, t, _ in watched], allow_unused=True, retain_graph=True)
     for (layer, _, shape), gradient in zip(watched, gradients, strict=True):
@@ -92,7 +96,7 @@ def observe(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) 
             if not layer:
                 raise coupled("one example's loss has a gradient with respect to another's output")
             mixed[layer] = "one example's loss depends on other rows of its output"
-    return Seen(losses, calls, edges, mixed)
+    return Seen(losses, calls, edges, mixed, shapes)
 
 
 def _edges(losses: Tensor) -> tuple[Counter[int], dict[Any, None]]:

@@ -72,7 +72,7 @@ class TrainingNorms:
             if self._plan is None:
                 self._close()
                 return
-            self._capture = Capture(model, self._plan.sites)
+            self._capture = Capture(model, self._plan.sites, len(tensors((args, kwargs))[0]))
             self._capture.open()
         self._capture.recording = True
 
@@ -119,7 +119,7 @@ def _plan_of(
         plan = None
     if plan is not None and not plan.sure:
         return None
-    if plan is not None and plan.fallback:
+    if plan is not None and not plan.leaves_forward_alone:
         plan = None
     _PLANS[model] = structure, plan
     return plan

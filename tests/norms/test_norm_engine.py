@@ -203,7 +203,7 @@ def test_the_fallback_says_which_and_why_once(caplog: pytest.LogCaptureFixture) 
         for _ in range(2):
             engine(case.inputs(4), torch.zeros(4, dtype=torch.long))
     (record,) = caplog.records
-    assert "scale: no rule for Stubborn" in record.message
+    assert "matrix: no rule for Stubborn" in record.message
     assert "by a loop, as vmap fails" in record.message
 
 

@@ -37,16 +37,48 @@ class Rule(Protocol):
         """∂L_n/∂θ of one parameter, materialised: (B, *shape of the parameter)."""
 
 
-RULES: dict[type[nn.Module], Rule] = {}
-"""The rule of each type of layer."""
+RULES: dict[type[nn.Module] | str, Rule] = {}
+"""The rule of each type of layer; the type of a library that need not be installed by its full name."""
 
 _R = TypeVar("_R", bound=Rule)
 
 
-def register_rule(*kinds: type[nn.Module]) -> Callable[[type[_R]], type[_R]]:
-    """Class decorator: the rule serves modules of exactly these types.
+def rule_of(module: nn.Module) -> Rule | None:
+    """The rule that serves a module, by its exact type."""
+    kind = type(module)
+    return RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
 
-    A rule that serves a type already takes its place.
+
+def register_rule(*kinds: type[nn.Module] | str) -> Callable[[type[_R]], type[_R]]:
+    """Class decorator: the rule serves modules of exactly these types (or full names of types).
+
+    A rule that serves a type already takes its place. For a layer that scales each feature, x (B, ..., d)::
+
+        class Scale(nn.Module):
+            def __init__(self, features: int) -> None:
+                super().__init__()
+                self.factor = nn.Parameter(torch.ones(features))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.factor
+
+
+        @register_rule(Scale)
+        class ScaleRule:
+            parameters = frozenset({"factor"})
+
+            def keep(self, module, x, alone, shared):
+                return (x,)
+
+            def norms(self, module, kept, grad, names):
+                return self.gradient(module, kept, grad, "factor").norm(dim=1)
+
+            def gradient(self, module, kept, grad, name):
+                product = kept[0] * grad  # (B, ..., d): sum over everything between the batch and the features
+                return product.flatten(1, -2).sum(1) if product.ndim > 2 else product
+
+    ``gradient`` serves parameters used at several calls; ``norms`` may be faster. Sum over the positions of
+    an example *before* taking a norm. The audit proves the rule on the user's own model, or drops it.
     """
 
     def register(rule: type[_R]) -> type[_R]:

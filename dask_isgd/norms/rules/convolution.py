@@ -18,8 +18,8 @@ from dask_isgd.norms.examples import row_norms
 from dask_isgd.norms.rules import Kept, register_rule
 from dask_isgd.norms.rules.linear import gram_norms
 
-WORKSPACE = 1 << 19
-"""Elements of weight gradients at a time (2 MB in float32): they stay in the cache until squared."""
+WORKSPACE = 1 << 18
+"""Elements of weight gradients at a time (1 MB in float32): they stay in the cache until squared."""
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 

@@ -48,6 +48,15 @@ class LinearRule:
         return rows.sum(1) if name == "bias" else rows.mT @ kept[0].to(rows.dtype)
 
 
+@register_rule("transformers.pytorch_utils.Conv1D")
+class TransposedLinearRule(LinearRule):
+    """Y = X W + b, the linear layer of Hugging Face's GPT-2."""
+
+    def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
+        gradient = super().gradient(module, kept, grad, name)
+        return gradient if name == "bias" else gradient.mT
+
+
 def product_norms(x_BTd: Tensor, d_BTp: Tensor) -> Tensor:
     """||D_nᵀ X_n|| of each example: (B, T, d), (B, T, p) -> (B,)."""
     size, length, inputs = x_BTd.shape

@@ -1,0 +1,40 @@
+"""Parameters that no layer's rule serves, given out as one copy an example.
+
+Where a parameter only meets activations element by element, or in products that broadcast (scales, positions, class
+tokens, the norms of many a library), a copy (B, 1…, *shape) in its place computes the same, and its gradient
+is that of each example. Which copy fits, if any does, is found out and proved by the audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+def copies(shape: Shape) -> list[Shape]:
+    """What one example's copy of a parameter may look like, likelier shapes first."""
+    found: list[Shape] = [shape[1:]] if len(shape) > 1 and shape[0] == 1 else []
+    return found + [(1,) * ones + shape for ones in range(4 if len(shape) < 2 else 2)]
+
+
+@contextmanager
+def expanded(model: nn.Module, shapes: Mapping[str, Shape], size: int) -> Iterator[dict[str, Tensor]]:
+    """Each parameter named replaced by ``size`` copies inside, leaves that require a gradient; handed out by name."""
+    leaves: dict[str, Tensor] = {}
+    places: list[tuple[nn.Module, str, nn.Parameter, Tensor]] = []
+    for name, shape in shapes.items():
+        parameter = model.get_parameter(name)
+        leaf = leaves[name] = parameter.detach().reshape(1, *shape).expand(size, *shape).requires_grad_()
+        for module in model.modules():
+            places += [(module, key, p, leaf) for key, p in module._parameters.items() if p is parameter]
+    try:
+        for module, key, _, leaf in places:
+            module._parameters[key] = leaf  # type: ignore[assignment]
+        yield leaves
+    finally:
+        for module, key, parameter, _ in places:
+            module._parameters[key] = parameter
