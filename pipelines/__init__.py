@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.pipelines.pipeline import Pipeline
 from dask_isgd.pipelines.recipes import Recipe, load_recipe
 
-__all__ = ["PIPELINES", "Pipeline", "Recipe", "load_recipe"]
+__all__ = ["PIPELINES", "Pipeline", "Recipe", "ingest", "load_recipe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ingest":  # Zarr and xarray only where they are wanted: the command line lists pipelines without
+        from dask_isgd.pipelines.ingesting import ingest
+
+        return ingest
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _digits() -> Recipe:

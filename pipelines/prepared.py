@@ -31,50 +31,68 @@ def prepare(url: str | Path, identity: Mapping[str, Any], write: Callable[[str],
     never overwritten. On a local disk a sibling folder is renamed; elsewhere the metadata are
     uploaded last, the root's at the very end: a half-written dataset never opens.
     """
+    if finished(url, identity):
+        return str(url)
     here = local_path(url)
-    fs, path = fsspec.core.url_to_fs(str(here or url))
-    if fs.exists(path):
-        return _reuse(str(url), fs, path, identity)
     if here is not None:
         _beside(here, identity, write)
     else:
         with tempfile.TemporaryDirectory(prefix="isgd-") as folder:
             made = Path(folder) / "data.zarr"
-            _make(made, identity, write)
-            _upload(made, fs, path)
+            write(str(made))
+            place(made, url, identity)
     return str(url)
 
 
-def _reuse(url: str, fs: Any, path: str, identity: Mapping[str, Any]) -> str:
+def finished(url: str | Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the dataset with this identity is at ``url``; DataError where something else is.
+
+    A remote place without metadata at its root is one where an upload was cut short: it is done again.
+    """
+    here = local_path(url)
+    fs, path = fsspec.core.url_to_fs(str(here or url))
+    root = f"{path.rstrip('/')}/zarr.json"
+    if not fs.exists(path if here is not None else root):
+        return False
     try:
-        found = json.loads(fs.cat_file(f"{path.rstrip('/')}/zarr.json"))["attributes"].get(_MARK)
+        found = json.loads(fs.cat_file(root))["attributes"].get(_MARK)
     except (OSError, ValueError, KeyError, AttributeError):
         found = None
     if found != json.loads(json.dumps(identity)):
         raise DataError(
-            f"{redact(url)}: holds {found or 'something else'}, wanted {dict(identity)}; "
+            f"{redact(url)}: holds {_short(found) if found else 'something else'}, wanted {_short(identity)}; "
             "delete it, or prepare somewhere else (--to)"
         )
-    return url
+    return True
 
 
-def _make(path: Path, identity: Mapping[str, Any], write: Callable[[str], None]) -> None:
-    write(str(path))
-    zarr.open_group(str(path), mode="a").attrs[_MARK] = dict(identity)
+def place(made: Path, url: str | Path, identity: Mapping[str, Any]) -> None:
+    """Mark the dataset in the local folder ``made`` as whole, and put it at ``url``: renamed, or uploaded."""
+    zarr.open_group(str(made), mode="a").attrs[_MARK] = dict(identity)
+    here = local_path(url)
+    if here is None:
+        fs, path = fsspec.core.url_to_fs(str(url))
+        _upload(made, fs, path)
+        return
+    try:
+        os.rename(made, here)
+    except OSError:
+        if not here.exists() or not finished(url, identity):  # unless someone else was faster
+            raise
+
+
+def _short(identity: Mapping[str, Any]) -> str:
+    text = str(dict(identity))
+    return text if len(text) <= 400 else f"{text[:400]}…"
 
 
 def _beside(path: Path, identity: Mapping[str, Any], write: Callable[[str], None]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        _make(temporary, identity, write)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.exists():
-                raise
-            _reuse(str(path), fsspec.filesystem("file"), str(path), identity)  # someone else was faster
+        sweep(path.parent, path.name)
+        write(str(temporary))
+        place(temporary, path, identity)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageFullError(
@@ -85,10 +103,10 @@ def _beside(path: Path, identity: Mapping[str, Any], write: Callable[[str], None
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sweep(path: Path) -> None:
+def sweep(folder: Path, name: str, *, keep: Path | None = None) -> None:
     """Remove what a killed process left behind a day ago or more."""
-    for left in path.parent.glob(f".{path.name}.*.partial"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+    for left in folder.glob(f".{name}.*.partial"):
+        if left != keep and time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -13,7 +13,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.storage import files
 from dask_isgd.storage.layout import FORMAT_VERSION
-from dask_isgd.storage.stores import StorageOptions, consolidate, open_store, redact
+from dask_isgd.storage.stores import Array, StorageOptions, consolidate, open_store, redact
 
 INLINE = 64
 """Normalisation constants of more numbers than this are arrays beside the data, not attributes."""
@@ -43,44 +43,110 @@ def write_dataset(
     """
     names = [inputs] if isinstance(inputs, str) else list(inputs)
     _check(arrays, names, target, chunk_size, split)
+    rows = {name: Column(values.shape[1:], values.dtype) for name, values in arrays.items()}
+    constants = normalisation or {}
+    _constants(constants, rows, names)
+    made = create_split(
+        url,
+        split,
+        rows,
+        len(arrays[target]),
+        chunk_size,
+        dimension=dimension,
+        compressed=compressed,
+        storage_options=storage_options,
+    )
+    with files.writing(redact(url)):
+        for name, values in arrays.items():
+            made[name][...] = values
+    attributes = {"inputs": names, "target": target, "classes": classes}
+    finish_split(url, split, rows, attributes, constants, compressed=compressed, storage_options=storage_options)
+
+
+class Column(NamedTuple):
+    """One array of a split without its first dimension."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def create_split(
+    url: str | Path,
+    split: str,
+    columns: Mapping[str, Column],
+    length: int,
+    chunk_size: int,
+    *,
+    dimension: str = "sample",
+    compressed: bool = False,
+    storage_options: StorageOptions = None,
+) -> dict[str, Array]:
+    """The arrays of a new split, to be filled in whole chunks by anyone; `finish_split` makes them a dataset.
+
+    Raises DataError where the split exists.
+    """
     store = open_store(url, read_only=False, storage_options=storage_options)
-    codecs = [*([ZstdCodec(level=3)] if compressed else []), Crc32cCodec()]
-    constants, beside = _constants(normalisation or {}, arrays, names)
-    attributes = {
-        "format_version": FORMAT_VERSION,
-        "inputs": names,
-        "target": target,
-        "classes": classes,
-        "normalisation": constants or None,
-    }
-
-    def put(group: zarr.Group, name: str, values: np.ndarray, rows: int | None, dimensions: Sequence[str]) -> None:
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            # The widest chunk: whole rows, so that a chunk is one file and one read.
-            chunks=tuple(max(1, extent) for extent in (rows or values.shape[0], *values.shape[1:])),
-            dtype=values.dtype,
-            compressors=codecs,
-            filters=None,
-            dimension_names=tuple(dimensions),
-            # An all-zero chunk must not look like one that was never written.
-            config={"write_empty_chunks": True},
-        )
-        array[...] = values
-
     with files.writing(redact(url)):
         zarr.open_group(store, mode="a")
         try:
-            group = zarr.create_group(store, path=split, attributes={"isgd": attributes})
+            group = zarr.create_group(store, path=split)
         except zarr.errors.ContainsGroupError:
             raise DataError(f"{redact(url)} has a split {split!r} already; remove it or write elsewhere") from None
-        for name, values in arrays.items():
-            put(group, name, values, chunk_size, [dimension, *_axes(name, values.ndim - 1)])
+        return {
+            name: _create(
+                group, name, (length, *row.shape), row.dtype, chunk_size, [dimension, *_axes(name, row)], compressed
+            )
+            for name, row in columns.items()
+        }
+
+
+def finish_split(
+    url: str | Path,
+    split: str,
+    columns: Mapping[str, Column],
+    attributes: Mapping[str, Any],
+    normalisation: Mapping[str, Mapping[str, Any]],
+    *,
+    compressed: bool = False,
+    storage_options: StorageOptions = None,
+) -> None:
+    """Say which array is what, store the constants, and put the metadata in one place.
+
+    ``attributes`` has ``inputs``, ``target`` and ``classes``, and whatever else is worth keeping, as JSON.
+    """
+    store = open_store(url, read_only=False, storage_options=storage_options)
+    constants, beside = _constants(normalisation, columns, list(attributes["inputs"]))
+    with files.writing(redact(url)):
+        group = zarr.open_group(store, path=split, mode="a")
         for name, (values, dimensions) in beside.items():
-            put(group, name, values, None, dimensions)
+            array = _create(group, name, values.shape, values.dtype, None, dimensions, compressed)
+            array[...] = values
+        group.attrs["isgd"] = {"format_version": FORMAT_VERSION, **attributes, "normalisation": constants or None}
         consolidate(store, split)
         consolidate(store)  # where xarray looks when it is asked for a group of the whole
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    rows: int | None,
+    dimensions: Sequence[str],
+    compressed: bool,
+) -> Array:
+    return group.create_array(
+        name,
+        shape=shape,
+        # The widest chunk: whole rows, so that a chunk is one file and one read.
+        chunks=tuple(max(1, extent) for extent in (rows or shape[0], *shape[1:])),
+        dtype=dtype,
+        compressors=[*([ZstdCodec(level=3)] if compressed else []), Crc32cCodec()],
+        filters=None,
+        dimension_names=tuple(dimensions),
+        # An all-zero chunk must not look like one that was never written.
+        config={"write_empty_chunks": True},
+    )
 
 
 def _check(arrays: Mapping[str, np.ndarray], inputs: list[str], target: str, chunk_size: int, split: str) -> None:
@@ -106,12 +172,12 @@ def _check(arrays: Mapping[str, np.ndarray], inputs: list[str], target: str, chu
         raise EmptyDatasetError(f"split {split!r}: got no examples, wanted at least one")
 
 
-def _axes(name: str, count: int) -> list[str]:
-    return [f"{name}_{axis}" for axis in range(1, count + 1)]
+def _axes(name: str, row: Column) -> list[str]:
+    return [f"{name}_{axis}" for axis in range(1, len(row.shape) + 1)]
 
 
 def _constants(
-    normalisation: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, np.ndarray], inputs: list[str]
+    normalisation: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column], inputs: list[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[np.ndarray, list[str]]]]:
     """Small constants as JSON, and large ones as arrays with their dimensions."""
     entries: dict[str, dict[str, Any]] = {}
@@ -121,7 +187,7 @@ def _constants(
             raise DataError(
                 f"normalisation of {name!r}: got {sorted(entry)}, wanted 'mean' and 'std' of one of {inputs}"
             )
-        example = arrays[name].shape[1:]
+        example = columns[name].shape
         entries[name] = {}
         for kind, value in entry.items():
             values = np.asarray(value, np.float32)
@@ -136,10 +202,10 @@ def _constants(
                 )
             if values.size > INLINE:
                 own = f"{name}_{kind}"
-                if own in arrays:
+                if own in columns:
                     raise DataError(f"got an array {own!r}, a name that the normalisation of {name!r} needs; rename it")
                 same = values.shape == example
-                beside[own] = values, _axes(name if same else own, values.ndim)
+                beside[own] = values, _axes(name if same else own, Column(values.shape, values.dtype))
                 entries[name][kind] = own
             else:
                 entries[name][kind] = values.tolist()
