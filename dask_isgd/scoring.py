@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from dask_isgd import models, threads
 from dask_isgd.errors import NonFiniteNormsError
+from dask_isgd.fitting import Fitting
 from dask_isgd.norms import NormEngine
 from dask_isgd.scan import shared_scan
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import WeightArray
 
 _BAD_SHARE = 0.01
+_RUNS = 4
+"""Models a thread keeps where several runs share the scorers: to build one costs more than a task."""
 _local = threading.local()
 
 
@@ -56,7 +59,7 @@ class Evaluation:
 
 
 class _Local:
-    """A model of one thread, the version it holds, and its norm engine."""
+    """A run's model in one thread, the version it holds, its norm engine, and the batch that fits."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.run = spec.run
@@ -65,7 +68,19 @@ class _Local:
         self.loss = spec.loss_function
         self.engine = NormEngine(self.model, self.loss, method=spec.scoring.method, train_mode=spec.scoring.train_mode)
         self.prepare = models.Prepare(spec.data, self.device)
+        self.fitting = Fitting(spec.scoring.batch_size, fixed=spec.learning.exact)
         self.held: tuple[int, int] | None = None
+
+    def norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Norms and losses of a batch, each (B,)."""
+        norms_B, losses_B = self.engine(inputs if len(inputs) > 1 else inputs[0], targets)
+        return norms_B, losses_B
+
+    def outputs(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and wrongness (NaN where targets are no classes) of a batch, each (B,)."""
+        with torch.no_grad():
+            output = self.model(*inputs)
+            return models.check_losses(self.loss(output, targets), len(targets)), _wrong(output, targets)
 
     def hold(self, tensors: dict[str, Tensor], incarnation: int, version: int) -> None:
         if self.held != (incarnation, version):
@@ -74,11 +89,13 @@ class _Local:
 
 
 def _model_for(spec: RunSpec, tensors: dict[str, Tensor], incarnation: int, version: int) -> _Local:
-    held: _Local | None = getattr(_local, "model", None)
-    if held is None or held.run != spec.run:
-        held = _local.model = _Local(spec)
-    held.hold(tensors, incarnation, version)
-    return held
+    held: dict[str, _Local] = _local.__dict__.setdefault("models", {})
+    local = held.pop(spec.run, None) or _Local(spec)
+    while len(held) >= _RUNS:
+        del held[next(iter(held))]  # the one unused for longest
+    held[spec.run] = local
+    local.hold(tensors, incarnation, version)
+    return local
 
 
 def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: int, version: int) -> ScoreReport:
@@ -96,7 +113,7 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     scan = shared_scan(spec.scoring.memory_bytes)
     for rows in scan.batches(spec.data, start, stop, spec.scoring.batch_size, tag=spec.run):
         inputs, targets = local.prepare(rows.inputs, rows.target)
-        norms_B, losses_B = local.engine(inputs if len(inputs) > 1 else inputs[0], targets)
+        norms_B, losses_B = local.fitting(local.norms, inputs, targets)
         norms[first : first + len(targets)] = norms_B.cpu().numpy()
         first += len(targets)
         loss += float(losses_B.double().sum())
@@ -133,18 +150,16 @@ def evaluate(
         scan = shared_scan(spec.scoring.memory_bytes)
         for rows in scan.batches(spec.validation, start, stop, spec.scoring.batch_size, tag=spec.run):
             inputs, targets = local.prepare(rows.inputs, rows.target)
-            with torch.no_grad():
-                output = local.model(*inputs)
-                losses = models.check_losses(local.loss(output, targets), len(targets))
-            total += Evaluation(len(targets), float(losses.double().sum()), _wrong(output, targets))
+            losses_B, wrong_B = local.fitting(local.outputs, inputs, targets)
+            total += Evaluation(len(targets), float(losses_B.double().sum()), float(wrong_B.double().sum()))
     finally:
         local.model.train(training)
     return total
 
 
-def _wrong(output: object, targets: Tensor) -> float:
+def _wrong(output: object, targets: Tensor) -> Tensor:
     classes = isinstance(output, Tensor) and output.ndim == 2 and targets.ndim == 1
     if not classes or targets.is_floating_point():
-        return math.nan
+        return torch.full((len(targets),), math.nan)
     assert isinstance(output, Tensor)
-    return float((output.argmax(dim=1) != targets).sum())
+    return (output.argmax(dim=1) != targets).float()
