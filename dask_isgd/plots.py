@@ -5,6 +5,7 @@ Figures are made without pyplot: no window, no global state, safe in threads and
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,15 @@ BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "
 INK, MUTED, GRID, SHADE = "#222222", "#6b6b6b", "#e6e6e6", "#ececec"
 
 
+class Picture(Figure):
+    """A figure that shows itself in a notebook, with or without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
 def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     """A figure of four panels over the steps of a run.
 
@@ -32,7 +42,7 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     panels without data say so: a run can be plotted from its first second.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.04)
-    figure = Figure(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
+    figure = Picture(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
     grid = figure.add_gridspec(2, 2)
     step = _values(history, "step")
     order = np.argsort(step[np.isfinite(step)], kind="stable")
@@ -129,8 +139,8 @@ def _error(axes: Axes, evaluations: Any) -> None:
     _frame(axes, "Test error")
     x, y = _values(evaluations, "step"), _values(evaluations, "error")
     keep = np.isfinite(x) & np.isfinite(y) if len(x) == len(y) else np.zeros(len(x), dtype=bool)
-    if not keep.any():
-        return _empty(axes, "no evaluation yet")
+    if not keep.any():  # no classes, or nothing evaluated
+        return _validation_loss(axes, x, _values(evaluations, "loss"))
     x, y = x[keep], y[keep]
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
@@ -152,6 +162,17 @@ def _error(axes: Axes, evaluations: Any) -> None:
         color=INK,
         linespacing=1.5,
     )
+    return None
+
+
+def _validation_loss(axes: Axes, x: Array, y: Array) -> None:
+    keep = np.isfinite(x) & np.isfinite(y) if len(x) == len(y) else np.zeros(len(x), dtype=bool)
+    if not keep.any():
+        return _empty(axes, "no evaluation yet")
+    axes.set_title("Validation loss", loc="left", fontsize=10.5, color=INK, pad=8)
+    order = np.argsort(x[keep], kind="stable")
+    axes.plot(x[keep][order], y[keep][order], color=RED, linewidth=1.9, marker="o" if keep.sum() < 40 else None, ms=3.5)
+    _log(axes, y[keep])
     return None
 
 

@@ -174,6 +174,15 @@ class TestPlot:
         texts = [text.get_text() for axes in plots.plot(None).axes for text in axes.texts]
         assert texts == ["no report yet", "no evaluation yet", "no norms yet", "no report yet", "no weights"]
 
+    def test_without_classes_the_loss_takes_the_place_of_the_error(self):
+        evaluated = EVALUATIONS.assign(error=("report", [np.nan] * 3), loss=("report", [3.0, 2.0, 1.0]))
+        axes = plots.plot(history(400), evaluated).axes[1]
+        assert axes.get_title(loc="left") == "Validation loss"
+        assert axes.lines[0].get_ydata().tolist() == [3.0, 2.0, 1.0]
+
+    def test_shows_itself_in_a_notebook(self):
+        assert plots.plot(None)._repr_png_().startswith(b"\x89PNG")
+
     def test_the_picture_shows_the_numbers(self):
         figure = plots.plot(history(400), EVALUATIONS)
         loss, error, variance, gain, *_ = figure.axes

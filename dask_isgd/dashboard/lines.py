@@ -51,11 +51,18 @@ class Error(Panel):
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        error = record.latest.get("test_error", math.nan)
-        self.root.title.text = self.title + (f": {100 * error:.2f} %" if math.isfinite(error) else "")
+        error, loss = record.latest.get("test_error", math.nan), record.latest.get("test_loss", math.nan)
+        if math.isfinite(error) or not math.isfinite(loss):
+            self.root.title.text = self.title + (f": {100 * error:.2f} %" if math.isfinite(error) else "")
+        else:  # no classes: the loss takes the place of the error
+            self.root.title.text = f"Validation loss: {loss:.4g}"
+        self.root.yaxis.formatter.format = "0.[0]%" if not math.isfinite(loss) or math.isfinite(error) else "0.[000]"
 
     def data(self, record: RunRecord) -> dict[str, Any]:
-        return {name: record.evaluations[name] for name in ("step", "error", "loss")}
+        found = {name: record.evaluations[name] for name in ("step", "error", "loss")}
+        if not np.isfinite(found["error"]).any():
+            found["error"] = found["loss"]
+        return found
 
 
 class Spread(Panel):

@@ -201,6 +201,15 @@ class TestDocuments:
             assert len(lengths) == 1
         assert lengths != {0}
 
+    def test_without_classes_the_loss_takes_the_place_of_the_error(self):
+        record = RunRecord("abc")
+        nan = float("nan")
+        record.take(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=nan), at=100.0)
+        panel = PANELS["error"]()
+        panel.update(record)
+        assert panel.source.data["error"].tolist() == [0.3]
+        assert panel.root.title.text == "Validation loss: 0.3"
+
     def test_a_page_follows_the_newest_run_or_the_chosen_one(self):
         heard = Watch()
         page = Page(heard, {})
