@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dask_isgd.storage.stores import local_path, redact
 FORMAT_VERSION = 1
 KIND = "dask_isgd run"
 WANTS = ("run", "pause", "stop")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _PARTS = ("weights.zarr", "history.zarr", "checkpoints", "control.json")
 
 
@@ -112,6 +114,13 @@ class RunDirectory:
             raise RunNotFoundError(f"{self._run_file} is not JSON: {error}. Restore it from a copy") from error
         if not isinstance(document, dict) or document.pop("kind", None) != KIND:
             raise RunNotFoundError(f"{self._run_file} is not one of dask_isgd. Check the path")
+        name = document.get("run")
+        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            # it becomes part of keys, topics and pages
+            raise RunNotFoundError(
+                f"{self._run_file}: got run name {str(name)[:80]!r}, wanted 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'; "
+                "the file was changed by hand"
+            )
         if document.get("format_version") != FORMAT_VERSION:
             raise RunMismatchError(
                 f"{self._run_file}: got format_version {document.get('format_version')!r}, wanted {FORMAT_VERSION}; "

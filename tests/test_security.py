@@ -1,0 +1,195 @@
+"""What an attacker or an accident could slip in: names, paths, pickles, HTML, certificates; and what must stay in."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import json
+import pickle
+import re
+from pathlib import Path
+
+import distributed
+import numpy as np
+import pytest
+from conftest import MODEL
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from distributed.security import Security
+
+import dask_isgd as isgd
+from dask_isgd import preflight
+from dask_isgd.errors import CheckpointError, RunNotFoundError
+from dask_isgd.storage import Checkpoints, Dataset, RunDirectory, write_dataset
+from dask_isgd.storage.checkpoints import MANIFEST, TENSORS, _digest
+
+SOURCES = Path(isgd.__file__).parent
+SECRET = "hunter2-SECRET"
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["../../etc", "a/b", "<script>alert(1)</script>", "a" * 65, "", "ü", "a\n", 7])
+    def test_a_run_name_that_is_none_is_refused(self, tmp_path, name):
+        directory = RunDirectory(tmp_path / "run")
+        directory.create({"run": name})
+        with pytest.raises(RunNotFoundError, match="got run name"):
+            directory.document()
+
+    def test_names_of_ours_pass(self, tmp_path):
+        RunDirectory(tmp_path / "run").create({"run": "Run_1.2-x"})
+        assert RunDirectory(tmp_path / "run").document()["run"] == "Run_1.2-x"
+
+    def test_html_is_shown_as_text(self):
+        from dask_isgd import display
+
+        page = display.html("<script>alert(1)</script>", "<b>", {"step": 1, "fault": "<img src=x>"})
+        assert "<script>" not in page
+        assert "<b><" not in page.replace("<b>&lt;", "")
+        assert "<img" not in page
+
+
+class Exploit:
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))  # type: ignore[attr-defined]
+
+
+class TestCheckpoints:
+    def forged(self, folder: Path, packed: bytes, **changes) -> Checkpoints:
+        checkpoints = Checkpoints(folder / "checkpoints")
+        checkpoints.commit(1, 1, {"a": np.ones(2)}, {})
+        place = checkpoints.path / "step-000000001-i0001"
+        manifest = json.loads((place / MANIFEST).read_text())
+        manifest["files"] = {TENSORS: {"sha256": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)}}
+        manifest.update(changes)
+        manifest["sha256"] = _digest(manifest)
+        (place / MANIFEST).write_text(json.dumps(manifest))
+        (place / TENSORS).write_bytes(packed)
+        return checkpoints
+
+    def test_a_pickle_is_no_checkpoint_and_is_not_run(self, tmp_path):
+        exploit = Exploit()
+        exploit.path = str(tmp_path / "ran")
+        checkpoints = self.forged(tmp_path, pickle.dumps(exploit))
+        with pytest.raises(CheckpointError, match="malformed"):
+            checkpoints.load("step-000000001-i0001")
+        assert checkpoints.latest() is None
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret"])
+    def test_a_manifest_leads_nowhere_else(self, tmp_path, name):
+        (tmp_path / "secret").write_bytes(b"x")
+        checkpoints = self.forged(
+            tmp_path, b"x", files={name: {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}}
+        )
+        with pytest.raises(CheckpointError, match=r"wanted tensors\.safetensors alone"):
+            checkpoints.load("step-000000001-i0001")
+
+    def test_a_header_that_promises_more_than_there_is_costs_nothing(self, tmp_path):
+        header = json.dumps({"a": {"dtype": "F64", "shape": [10**12], "data_offsets": [0, 8 * 10**12]}}).encode()
+        checkpoints = self.forged(tmp_path, len(header).to_bytes(8, "little") + header + b"\0" * 64)
+        with pytest.raises(CheckpointError, match="malformed"):
+            checkpoints.load("step-000000001-i0001")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"\bpickle\.loads?\(", r"\btorch\.load\(", r"\byaml\.(load|full_load|unsafe_load)\(", r"(?<![\w.])(eval|exec)\("],
+)
+def test_nothing_that_runs_code_out_of_data(pattern):
+    files = [path for path in SOURCES.rglob("*.py") if re.search(pattern, path.read_text())]
+    assert files == []
+
+
+def test_no_secret_gets_out(tmp_path):
+    x, y = np.ones((20, 4), "f4"), np.arange(20) % 2
+    place = f"memory://{tmp_path.name}/data.zarr"
+    options = {"token": SECRET}
+    write_dataset(place, "train", {"x": x, "y": y}, inputs=["x"], target="y", chunk_size=10)
+    data = Dataset(place, group="train", storage_options=options)
+    plan = preflight.check(small, data, tmp_path / "run", learning=isgd.Learning(steps=1))
+    preflight.create(plan)
+    shown = [repr(plan), repr(plan.spec), json.dumps(plan.document), repr(data), str(plan.spec.directory)]
+    shown += [path.read_text("latin-1") for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(SECRET in text for text in shown)
+    for bad in (f"http://user:{SECRET}@localhost:1/x.zarr", f"http://localhost:1/x.zarr?sig={SECRET}"):
+        with pytest.raises((OSError, ValueError)) as caught:
+            Dataset(bad)._layout  # noqa: B018
+        assert SECRET not in str(caught.value)
+
+
+def small():
+    import torch
+
+    return torch.nn.Linear(4, 2)
+
+
+class Authority:
+    """Signs certificates for this machine."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.name = folder, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.file = folder / f"{name}.pem"
+        self._write(self.file, self._sign(self.name, self.key, authority=True))
+
+    def _sign(self, subject: x509.Name, key, *, authority: bool) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        local = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(local, critical=False)
+        )
+        return builder.sign(self.key, hashes.SHA256())
+
+    @staticmethod
+    def _write(path: Path, *parts) -> None:
+        form, clear = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        pem = serialization.Encoding.PEM
+        path.write_bytes(
+            b"".join(
+                p.public_bytes(pem) if isinstance(p, x509.Certificate) else p.private_bytes(pem, form, clear)
+                for p in parts
+            )
+        )
+
+    def security(self, trusted: Path | None = None) -> Security:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dask")])
+        pair = self.folder / f"pair-{x509.random_serial_number()}.pem"
+        self._write(pair, key, self._sign(subject, key, authority=False))
+        own = {
+            f"tls_{role}_{part}": str(pair) for role in ("client", "scheduler", "worker") for part in ("cert", "key")
+        }
+        return Security(require_encryption=True, tls_ca_file=str(trusted or self.file), **own)
+
+
+def test_with_tls_the_right_certificate_trains_and_a_wrong_one_is_refused(digits, tmp_path):
+    ours, theirs = Authority(tmp_path / "ca", "ours"), Authority(tmp_path / "ca", "theirs")
+    security = ours.security()
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=2,
+        processes=False,
+        protocol="tls://",
+        host="127.0.0.1",
+        security=security,
+        dashboard_address="127.0.0.1:0",
+    ) as cluster:
+        assert cluster.scheduler_address.startswith("tls://")
+        with pytest.raises(OSError, match=r"(?s)."):
+            distributed.Client(cluster.scheduler_address, security=theirs.security(ours.file), timeout=5)
+        with distributed.Client(cluster.scheduler_address, security=security) as client:
+            learning = isgd.Learning(steps=60, batch_size=32, threads=1)
+            run = isgd.fit(client, MODEL, digits, tmp_path / "run", learning=learning)
+            assert run.wait(timeout=120)["steps"] == 60
