@@ -95,7 +95,13 @@ def find_group(store: Store, path: str, where: str) -> zarr.Group:
 
 
 def group_names(store: Store, path: str) -> list[str]:
-    """Groups right below ``path``."""
+    """Groups right below ``path``: of the metadata where they are in one place, else what the store lists."""
+    try:
+        group = zarr.open_group(store, path=path, mode="r")
+        if group.metadata.consolidated_metadata is not None:  # a web server lists nothing
+            return sorted(name for name, _ in group.groups())
+    except FileNotFoundError:
+        pass
     names = []
     for name in children(store, path):
         if name.endswith((".json", ".partial")) or name.startswith(".z"):
