@@ -116,6 +116,8 @@ class Learning:
     """torch threads; None: as many as the learner's worker has."""
     publish_every: int = default("learning.publish-every")
     """Steps between publications; in exact mode the steps of a round."""
+    publish_dtype: str | None = default("learning.publish-dtype")
+    """``"float32"``, ``"bfloat16"`` or ``"float16"``: what scorers are sent; None: each parameter's own dtype."""
     report_every: int = default("learning.report-every")
     """Steps between rows of the history."""
     evaluate_every: int = default("learning.evaluate-every")
@@ -146,6 +148,8 @@ class Learning:
         check.number("checkpoint_steps", least=1, whole=True, optional=True)
         check.number("clip", above=0, optional=True)
         check.number("seed", least=0, whole=True)
+        if self.publish_dtype is not None:
+            check.choice("publish_dtype", "float32", "bfloat16", "float16")
         check.flag("exact")
         for name in ("optimizer", "scheduler", "transform"):
             check.call(name)

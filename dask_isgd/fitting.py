@@ -24,7 +24,7 @@ class Fitting:
         self._fixed = fixed
 
     def __call__(self, function: _Function, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, ...]:
-        """What ``function(inputs, targets)`` returns for the whole batch of one or more: tensors whose first dimension is the batch's.
+        """What ``function(inputs, targets)`` returns for a whole batch of one or more, along the first dimension.
 
         Raises ConfigError where a single example, or a ``fixed`` batch, does not fit.
         """

@@ -67,9 +67,6 @@ class Learner:
         self.want = str(directory.control().get("want", "run"))
         self.trainer = Trainer(models.build(spec.model, spec.learning.seed), spec.loss_function, spec.learning)
         self.drawing = Drawing(spec)
-        owner = {"key": str(key), "address": worker.address}
-        self.recovery = Recovery(spec, owner, self.trainer, self.drawing, columns=COLUMNS, timeout=self.timeout)
-        self.incarnation, self.step = self.recovery.incarnation, self.recovery.step
         self.weights = WeightArray.open(directory.weights)
         if not spec.learning.exact:
             self.drawing.load(self.weights)
@@ -77,6 +74,10 @@ class Learner:
         prepare, folder = models.Prepare(spec.data, self.trainer.device), worker.local_directory
         self.feed = open_feed(spec.data, self.drawing, prepare, spec.learning, folder=folder, timeout=self.timeout)
         logger.info("feed: %s", self.feed.why)
+        # last: whoever leaves in this one's favour has had time to commit
+        owner = {"key": str(key), "address": worker.address}
+        self.recovery = Recovery(spec, owner, self.trainer, self.drawing, columns=COLUMNS, timeout=self.timeout)
+        self.incarnation, self.step = self.recovery.incarnation, self.recovery.step
         self.publisher, self.snapshots = Background("publication", self.timeout), Snapshots()
         self.held: deque[Future[Any]] = deque(maxlen=2)
         self.deserted = False
@@ -155,7 +156,7 @@ class Learner:
 
     def _leave(self) -> str:
         """Commit, and say why: the user's wish, the death of the owner, or the cluster's."""
-        self.recovery.commit_now(self.step)
+        self.recovery.leave(self.step)
         if self.want == "stop" or self.deserted or self._fate == "cancelled":
             return "stopped"
         return "left"
@@ -230,7 +231,8 @@ class Learner:
         return True
 
     def _publish(self, *, final: bool = False) -> None:
-        tensors, version = self.snapshots.take(models.state_of(self.trainer.model)), self.step
+        state, dtype = models.state_of(self.trainer.model), self.spec.learning.publish_dtype
+        tensors, version = self.snapshots.take(state, dtype), self.step
 
         def job() -> None:
             self.recovery.check()

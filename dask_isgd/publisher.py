@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from dask_isgd import wire
 from dask_isgd.errors import WaitTimeout
 
 
@@ -93,21 +94,21 @@ class Snapshots:
     def __init__(self) -> None:
         self._pool: list[tuple[dict[str, Tensor], list[weakref.ref[Tensor]]]] = []
 
-    def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A plain dict of contiguous copies on the host, in the tensors' own dtypes."""
-        kind = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    def take(self, tensors: Mapping[str, Tensor], dtype: str | None = None) -> dict[str, Tensor]:
+        """A plain dict of contiguous copies on the host, floats as ``dtype`` if given, packed for Dask (``wire``)."""
+        kind = {name: (t.shape, wire.dtype_of(t, dtype)) for name, t in tensors.items()}
         for index, (buffers, held) in enumerate(self._pool):
             same = kind == {name: (b.shape, b.dtype) for name, b in buffers.items()}
             if same and all(ref() is None for ref in held):
                 del self._pool[index]
                 break
         else:
-            buffers = {name: torch.empty_like(t, device="cpu").contiguous() for name, t in tensors.items()}
+            buffers = {name: torch.empty(shape, dtype=of, device="cpu") for name, (shape, of) in kind.items()}
         with torch.no_grad():
             for name, tensor in tensors.items():
                 buffers[name].copy_(tensor)
         # views, so that their end can be seen while the buffers live on
-        views = {name: buffer.view(buffer.shape) for name, buffer in buffers.items()}
+        views = wire.pack(buffers)
         self._pool.append((buffers, [weakref.ref(view) for view in views.values()]))
         del self._pool[:-4]
         return views

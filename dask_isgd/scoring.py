@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dask_isgd import models, threads
+from dask_isgd import models, threads, wire
 from dask_isgd.errors import NonFiniteNormsError
 from dask_isgd.fitting import Fitting
 from dask_isgd.norms import NormEngine
@@ -84,7 +84,7 @@ class _Local:
 
     def hold(self, tensors: dict[str, Tensor], incarnation: int, version: int) -> None:
         if self.held != (incarnation, version):
-            models.load(self.model, tensors)
+            models.load(self.model, wire.unpack(tensors))
             self.held = (incarnation, version)
 
 
