@@ -75,7 +75,7 @@ def check(
     former = directory.document() if resume else None
     dataset = data if isinstance(data, Dataset) else Dataset(str(data))
     held_out = validation if isinstance(validation, Dataset | None) else Dataset(str(validation))
-    dataset.check()
+    dataset.check(classify=loss is None)
     check_settings(learning, scoring, sampling, dataset)
     module = models.build(model, learning.seed)
     function = loss if loss is not None else models.cross_entropy
@@ -83,7 +83,7 @@ def check(
     speed, classes = try_model(module, function, dataset, scoring, classify=loss is None)
     for each in (dataset, held_out):
         if each is not None:
-            each.check(classes=classes)
+            each.check(classes=classes, classify=loss is None)
     document: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "run": uuid.uuid4().hex[:10],
