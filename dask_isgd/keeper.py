@@ -54,7 +54,7 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
             if name == topic and isinstance(message, dict) and message.get("kind") in ("progress", "scored"):
                 self.advanced.update(self.roles)
 
-        def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
             role = self.roles.get(key)
             if role is None or self.scheduler is None:
                 return
@@ -68,6 +68,8 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
                 self.failed(role, f"its worker died {task.suspicious} times, without progress in between")
             elif finish == "erred" and start == "no-worker":
                 self.failed(role, "no worker could take it within distributed.scheduler.no-workers-timeout")
+            elif finish == "erred":  # it says so itself, unless it failed before it could
+                self.failed(role, str(more.get("exception_text") or "see the log of its worker")[:400])
             elif finish == "forgotten":
                 del self.roles[key]
                 if not self.roles:

@@ -15,6 +15,9 @@ from dask_isgd.spec import RunSpec
 from dask_isgd.storage import History
 from dask_isgd.training import Trainer
 
+_GRACE = 35.0
+"""Seconds a worker that retires or closes leaves to its tasks, and a little more."""
+
 
 class Boundary(NamedTuple):
     """Everything a learner goes on from, as it was before the first step of a round."""
@@ -45,6 +48,7 @@ class Recovery:
         self.spec, self._trainer, self._drawing = spec, trainer, drawing
         directory = spec.directory
         self._leases = directory.leases("learner")
+        self._leases.await_leaving(min(timeout, _GRACE))
         self.incarnation = self._leases.acquire({**owner, "host": socket.gethostname(), "pid": os.getpid()})
         self._checkpoints = directory.checkpoints()
         self.step = 0
@@ -89,6 +93,11 @@ class Recovery:
     def bound(self, step: int) -> None:
         """A round begins at ``step``."""
         self.boundary = Boundary(step, self._snapshots.take(self._trainer.tensors()), self._state())
+
+    def leave(self, step: int) -> None:
+        """Commit the last step of a learner that is to go; its successor waits for it."""
+        with self._leases.leaving(self.incarnation):
+            self.commit_now(step)
 
     def commit_if_due(self, step: int) -> None:
         """Commit in the background once the sooner of ``checkpoint_steps`` and ``checkpoint_seconds`` is over."""

@@ -97,7 +97,7 @@ class Watch:
             latest["faults"] = latest.get("faults", 0) + 1
             latest["fault"] = f"{event.what}: {event.detail}"
         elif isinstance(event, Ended) and event.outcome not in ("left", "fenced"):
-            self._ended[event.role] = event
+            self._ended.setdefault(event.role, event)
 
     # The state of the run -------------------------------------------------------------------
 

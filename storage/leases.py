@@ -6,14 +6,18 @@ one that is not the highest must stop before it publishes or commits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dask_isgd.errors import LearnerFenced
 from dask_isgd.storage import files
+
+_LOOK = 0.05
 
 
 class Leases:
@@ -53,6 +57,24 @@ class Leases:
                 f"{self.role} incarnation {incarnation} is fenced: incarnation {highest} holds the run at "
                 f"{self.path.parent}. This one stops, publishes and commits nothing more"
             )
+
+    @contextlib.contextmanager
+    def leaving(self, incarnation: int) -> Iterator[None]:
+        """Meanwhile a successor waits: the holder leaves in order and still has something to commit."""
+        files.create(self._file(incarnation).with_suffix(".leaving"), b"")
+        try:
+            yield
+        finally:
+            files.create(self._file(incarnation).with_suffix(".left"), b"")
+
+    def await_leaving(self, timeout: float) -> None:
+        """Wait until the holder has left, if it says that it is leaving, ``timeout`` seconds at most."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            holder = self._file(self.highest())
+            if not holder.with_suffix(".leaving").exists() or holder.with_suffix(".left").exists():
+                return
+            time.sleep(_LOOK)
 
     def owner(self, incarnation: int) -> dict[str, Any]:
         """Who took an incarnation; KeyError if nobody did, empty if its taker died while writing."""

@@ -1,0 +1,153 @@
+"""Faults 5, 6, 7, 12 and 13: what fails for good says so as itself, what can be made good is."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import dask.config
+import numpy as np
+import pytest
+import torch
+from harness import MODEL, OPEN, WAIT, committed, fit, holder, kill, learning, no_gaps, reaches, until
+
+import dask_isgd as isgd
+from dask_isgd.errors import (
+    ClusterMismatchError,
+    ConfigError,
+    NoLearnerWorkerError,
+    NonFiniteLossError,
+    StorageFullError,
+)
+from dask_isgd.spec import topic_of
+from dask_isgd.storage import WeightArray
+
+
+def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(client, digits, run_dir):
+    wild = learning(steps=10_000, learning_rate=1e18, clip=None, checkpoint_steps=1)
+    run = fit(client, digits, run_dir, learning=wild, sampling=isgd.Sampling(uniform=True))
+    with pytest.raises(NonFiniteLossError, match=r"step \d+: .*indices \["):
+        run.wait(timeout=WAIT)
+    assert run.status == "failed"
+    found = run.directory.checkpoints().latest()
+    assert found is None or all(np.isfinite(a).all() for n, a in found.tensors.items() if n.startswith("model."))
+    other = isgd.attach(client, run_dir)  # nothing but the events tell this one
+    with pytest.raises(NonFiniteLossError, match=r"step \d+"):
+        other.wait(timeout=WAIT)
+
+
+def limit(size: int) -> None:
+    """The largest file this process may write, in bytes: a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_full_disk_is_named_and_the_older_checkpoint_stays(client, digits, run_dir):
+    run = fit(client, digits, run_dir)
+    until(run, reaches(100))
+    worker = [holder(run)["address"]]
+    client.run(limit, 4096, workers=worker)
+    try:
+        with pytest.raises(StorageFullError, match=str(run_dir)):
+            run.wait(timeout=WAIT)
+    finally:
+        client.run(limit, -1, workers=worker)
+    kept = committed(run)
+    assert kept >= 50
+    again = fit(client, digits, run_dir, resume=True, learning=learning(steps=kept + 50))
+    again.wait(timeout=WAIT)
+    no_gaps(again)
+
+
+def hear_nothing(yes: bool) -> None:
+    """Every event is lost on its way to the tasks of this process."""
+    from dask_isgd import pubsub
+
+    fan = pubsub._Fan
+    if yes:
+        fan.heard = fan.__call__
+        fan.__call__ = lambda self, event: fan.heard(self, event) if event[1].get("kind") == "echo" else None
+    else:
+        fan.__call__ = fan.heard
+
+
+def test_events_that_are_lost_lose_nothing(client, digits, run_dir):
+    client.run(hear_nothing, True)
+    try:
+        run = fit(client, digits, run_dir, learning=learning(steps=20, exact=True))
+        run.wait(timeout=WAIT)
+    finally:
+        client.run(hear_nothing, False)
+    weights = WeightArray.open(run.directory.weights)
+    assert (weights.read_stamps()[:, 0] == 0).all()
+    assert np.isfinite(weights.read_all()).all()
+
+
+def test_a_killed_scorer_costs_its_scores_in_flight(client, digits, run_dir):
+    run = fit(client, digits, run_dir)
+    until(run, lambda latest: latest.get("scored_examples", 0) > 0)
+    scorer = next(a for a in client.scheduler_info()["workers"] if a != holder(run)["address"])
+    kill(client.run(_pid, workers=[scorer])[scorer])
+    until(run, reaches(run.latest["step"] + 100))
+    weights = WeightArray.open(run.directory.weights)
+    until(run, lambda latest: np.isfinite(weights.read_all()).all())
+    assert run.stop(timeout=WAIT) == "stopped"
+    assert run.directory.leases().highest() == 1
+    no_gaps(run)
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+def test_a_version_lost_with_its_holder_is_made_good_by_the_next(client, digits, run_dir):
+    run = fit(client, digits, run_dir)
+    until(run, reaches(60))
+    kill(holder(run)["pid"])
+    weights = WeightArray.open(run.directory.weights)
+    until(run, lambda latest: (weights.read_stamps()[:, 1] == 2).all())
+    heard = [e for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "scored"]
+    assert heard
+    assert run.stop(timeout=WAIT) == "stopped"
+
+
+def test_without_a_worker_for_the_learner_the_wait_ends_and_the_run_goes_on_when_one_is_added(
+    client, digits, run_dir, capsys
+):
+    run = fit(client, digits, run_dir)
+    until(run, reaches(100))
+    with dask.config.set({"isgd.cluster.timeout": "1s", "distributed.deploy.lost-worker-timeout": "20s"}):
+        watcher = isgd.attach(client, run_dir)
+        until(watcher, reaches(100))
+        client.retire_workers([holder(run)["address"]])
+        with pytest.raises(NoLearnerWorkerError, match=r"--resources 'learner=1'.*goes on"):
+            watcher.wait(timeout=WAIT)
+        seconds = until(run, reaches(1, incarnation=2))
+    with capsys.disabled():
+        print(f"\nlearner's worker retired: trains {seconds:.1f} s after the user was told, on a worker that was added")
+    assert run.stop(timeout=WAIT) == "stopped"
+    no_gaps(run)
+
+
+def test_a_model_that_workers_cannot_import_is_named_with_the_worker(client, digits, run_dir, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("from dask_isgd.pipelines.models import digits\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ClusterMismatchError, match=r"tcp://.*: model only_here:digits: .*only_here"):
+        isgd.fit(client, "only_here:digits", digits, run_dir, learning=learning())
+    assert not run_dir.exists()
+    sys.modules.pop("only_here", None)
+
+
+def test_resources_that_no_worker_declares(client, digits, run_dir):
+    with pytest.raises(ConfigError, match=r"got \{'gpu': 2\}.*the workers declare learner=1, scorer=1"):
+        fit(client, digits, run_dir, scoring=isgd.Scoring(resources={"gpu": 2}))
+    assert not run_dir.exists()
+
+
+def test_a_model_of_another_shape_of_loss_never_starts(client, digits, run_dir):
+    with pytest.raises(isgd.errors.ModelError, match=r"one .*loss per example"):
+        isgd.fit(
+            client, MODEL, digits, run_dir, loss=torch.nn.functional.cross_entropy, learning=learning(), sampling=OPEN
+        )
+    assert not run_dir.exists()
