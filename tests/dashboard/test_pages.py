@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import dask
 import pytest
@@ -286,3 +287,33 @@ class TestCanary:
                 assert watch(scheduler) is watch(scheduler) is scheduler.plugins[Watch.name]
 
         asyncio.run(main())
+
+
+class TestJupyterLab:
+    def test_the_layout_file_opens_pages_that_there_are(self):
+        """``notebooks/isgd.jupyterlab-workspace``: each pane names a page, and each is placed once."""
+        file = Path(__file__).parents[2] / "notebooks" / "isgd.jupyterlab-workspace"
+        data = json.loads(file.read_text())["data"]
+        panes = {
+            key: value["data"]["route"] for key, value in data.items() if key.startswith("dask-dashboard-launcher:")
+        }
+        assert panes
+        for key, route in panes.items():
+            assert f"/{route}" in PAGES
+            assert json.dumps(data["layout-restorer:data"]).count(f'"{key}"') == 1
+
+
+class TestSpans:
+    def test_a_run_is_one_span_with_names_that_read_well(self, client, digits, run_dir):
+        learning = isgd.Learning(steps=60, batch_size=32, publish_every=20, report_every=10, threads=1)
+        model = "dask_isgd.pipelines.models:digits"
+        run = isgd.fit(client, model, digits, run_dir, learning=learning, validation=digits.split("test"))
+        run.wait(timeout=120)
+
+        def names(tag, dask_scheduler):
+            found = list(dask_scheduler.extensions["spans"].find_by_tags(tag))
+            return len(found), sorted(group.prefix.name for span in found for group in span.groups)
+
+        number, prefixes = client.run_on_scheduler(names, f"isgd-{run.name}")
+        assert number == 1
+        assert {"learn", "coordinate", "score", "evaluate"} <= set(prefixes)
