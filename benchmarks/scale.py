@@ -1,0 +1,214 @@
+"""Hundreds of scorers on one machine: does the coordinator keep them busy, and what does that cost?
+
+    python benchmarks/scale.py                    # 64 and 256 threads, about three minutes
+    python benchmarks/scale.py --threads 64 --seconds 20
+    python benchmarks/scale.py --tiny             # what the tests run
+
+Scorers are threads of one process whose scoring tasks wait for a second (``stubs.py``) and write
+nothing. Learner, coordinator and scorers have a process each, the scheduler shares the client's. In
+turn, with the same processes and the same learner:
+
+* ``ours``: a run with its coordinator;
+* ``bare``: the same run, its coordinator told to score nothing, and a bare loop of Dask (submit, wait,
+  submit) in the coordinator's process that keeps as many stubs in flight.
+
+``busy``: share of the threads' time in stubs. ``coordinator ms/task``: CPU time of the coordinator's
+process, all its threads, for each task. ``learner``: its steps a second in ``ours`` over those in ``bare``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client, Nanny, Scheduler, SpecCluster, get_client, secede
+from torch import nn
+
+import dask_isgd as isgd
+from dask_isgd.pipelines.models import mlp
+from dask_isgd.storage import Dataset, WeightArray, write_dataset
+
+HERE = str(Path(__file__).parent)
+ROWS = 16
+"""Examples a scoring chunk: the weights are not what is measured."""
+
+
+def model() -> nn.Module:
+    return mlp((784, 512, 512, 512, 10))
+
+
+def data(folder: Path, chunks: int) -> Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((chunks * ROWS, 784), np.float32)
+    y = rng.integers(0, 10, len(x))
+    url = str(folder / "data.zarr")
+    write_dataset(url, "train", {"x": x, "y": y}, inputs="x", target="y", chunk_size=ROWS, classes=10)
+    return Dataset(url, group="train")
+
+
+def cluster(threads: int) -> SpecCluster:
+    """Learner's and coordinator's workers; the scorers' joins once the coordinator has its place."""
+
+    def worker(nthreads: int, resources: dict[str, float]) -> dict[str, Any]:
+        env = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
+        options = {"nthreads": nthreads, "resources": resources, "env": env, "memory_limit": 0}
+        return {"cls": Nanny, "options": {**options, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40}}
+
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False}
+    return SpecCluster(  # type: ignore[no-untyped-call]
+        workers={"learner": worker(2, {"learner": 1}), "coordinator": worker(2, {"helper": 1})},
+        scheduler={"cls": Scheduler, "options": options},
+        worker=worker(threads, {"scorer": threads}),
+        silence_logs=40,
+    )
+
+
+def use_stubs(scoring: bool) -> None:
+    """In the coordinator's process: its scoring tasks are stubs, or there are none."""
+    import stubs
+
+    from dask_isgd import coordinator, placement
+
+    coordinator.score = stubs.score
+    if not hasattr(placement.Scorers, "_room"):
+        placement.Scorers._room = placement.Scorers.room
+    placement.Scorers.room = placement.Scorers._room if scoring else lambda self: 0
+
+
+def bare_loop(in_flight: int, seconds: float) -> int:
+    """Keep ``in_flight`` stubs in flight for a while; how many landed."""
+    import stubs
+
+    client, over, landed = get_client(), queue.SimpleQueue(), 0
+    secede()
+    futures: dict[int, Any] = {}
+
+    def launch(number: int) -> None:
+        futures[number] = client.submit(stubs.bare, number, pure=False, resources={"scorer": 1})
+        futures[number].add_done_callback(lambda _: over.put(number))
+
+    for number in range(in_flight):
+        launch(number)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        number = over.get()
+        futures.pop(number).result()
+        landed += 1
+        launch(in_flight + landed)
+    client.cancel(list(futures.values()))
+    return landed
+
+
+def cpu() -> float:
+    return time.process_time()
+
+
+def busy(since: float, until: float) -> float:
+    import stubs
+
+    return stubs.busy(since, until)
+
+
+def measure(client: Client, where: dict[str, str], run: isgd.Run, threads: int, seconds: float) -> dict[str, float]:
+    """Shares and rates over one window."""
+
+    def on(name: str, function: Any, *args: Any) -> Any:
+        return client.run(function, *args, workers=[where[name]])[where[name]]
+
+    began, first, cpu_first = time.time(), run.latest["step"], on("coordinator", cpu)
+    step_began = time.monotonic()
+    time.sleep(seconds)
+    ended, last, cpu_last = time.time(), run.latest["step"], on("coordinator", cpu)
+    step_seconds = time.monotonic() - step_began
+    time.sleep(1.5)  # stubs that began in the window have ended
+    worked = on("scorers", busy, began, ended)
+    tasks = worked  # a second each
+    return {
+        "busy": worked / (threads * (ended - began)),
+        "tasks_per_second": tasks / (ended - began),
+        "coordinator_ms_per_task": 1e3 * (cpu_last - cpu_first) / max(1.0, tasks),
+        "steps_per_second": (last - first) / step_seconds,
+    }
+
+
+def compare(threads: int, seconds: float, repeats: int) -> dict[str, Any]:
+    """``ours`` and ``bare`` in turn."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        cluster(threads) as made,
+        Client(made) as client,
+    ):
+        dataset = data(Path(folder), 6 * threads)
+        learning = isgd.Learning(steps=10**9, batch_size=128, publish_every=32, threads=1, checkpoint_seconds=3600)
+        scoring = isgd.Scoring(chunk=ROWS)
+        client.run(use_stubs, False)
+        run = isgd.fit(client, model, dataset, Path(folder) / "run", learning=learning, scoring=scoring,
+                       sampling=isgd.Sampling(gate="open"))  # fmt: skip
+        weights = WeightArray.open(run.directory.weights)
+        for chunk in range(weights.n_chunks):
+            weights.write(chunk, np.ones(ROWS, np.float32))
+        while run.latest["step"] < 32:
+            time.sleep(0.1)
+        made.scale(3)
+        client.wait_for_workers(3, timeout=60)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        where = {str(w["name"]): address for address, w in workers.items()}
+        where["scorers"] = next(a for name, a in where.items() if name not in ("learner", "coordinator"))
+        rows: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
+        for _ in range(repeats):
+            client.run(use_stubs, True, workers=[where["coordinator"]])
+            time.sleep(3.5)
+            rows["ours"].append(measure(client, where, run, threads, seconds))
+            client.run(use_stubs, False, workers=[where["coordinator"]])
+            time.sleep(2.5)
+            loop = client.submit(
+                bare_loop, 2 * threads, seconds + 6, pure=False, workers=[where["coordinator"]], priority=30
+            )
+            time.sleep(2.5)
+            rows["bare"].append(measure(client, where, run, threads, seconds))
+            loop.result(timeout=60)
+        run.stop(timeout=60)
+    medians = {
+        name: {key: float(np.median([row[key] for row in found])) for key in found[0]} for name, found in rows.items()
+    }
+    return {
+        "threads": threads,
+        **medians,
+        "learner": medians["ours"]["steps_per_second"] / medians["bare"]["steps_per_second"],
+    }
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, action="append", help="Scorers.  [default: 64 and 256]")
+    parser.add_argument("--seconds", type=float, default=15.0, help="Of each window.")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="Four threads, two seconds: what the tests run.")
+    options = parser.parse_args(argv)
+    if options.tiny:
+        options.threads, options.seconds, options.repeats = [4], 2.0, 1
+    results = []
+    for threads in options.threads or [64, 256]:
+        found = compare(threads, options.seconds, options.repeats)
+        results.append(found)
+        print(json.dumps(found))
+        for name in ("ours", "bare"):
+            row = found[name]
+            print(
+                f"{threads:4d} threads  {name}  busy {row['busy']:.3f}  tasks/s {row['tasks_per_second']:6.1f}  "
+                f"coordinator {row['coordinator_ms_per_task']:.2f} ms/task  "
+                f"learner {row['steps_per_second']:.1f} steps/s"
+            )
+        print(f"{threads:4d} threads  learner, ours over bare: {found['learner']:.3f}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
