@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.errors import DataError, EmptyDatasetError
+from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.storage.writing import Column
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -82,22 +83,32 @@ class XarrayTable:
         return even_blocks(self.length, rows)
 
 
-def arrays_table(arrays: Mapping[str, Any]) -> XarrayTable:
-    """Arrays (N, ...) in memory or mapped from files, as a table."""
-    import xarray
+class ArrayTable:
+    """Arrays (N, ...) by name, in memory or mapped from files; whatever has a shape, a dtype and slices."""
 
-    variables = {}
-    for name, values in arrays.items():
-        array = values if hasattr(values, "dtype") else np.asarray(values)
-        if array.ndim < 1:
-            raise DataError(f"array {name!r}: got a single number, wanted an array (N, ...)")
-        variables[name] = (("sample", *(f"{name}_{axis}" for axis in range(1, array.ndim))), array)
-    lengths = {name: len(values) for name, (_, values) in variables.items()}
-    if len(set(lengths.values())) > 1:
-        from dask_isgd.errors import LengthMismatchError
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self._arrays = {str(n): v if hasattr(v, "dtype") else np.asarray(v) for n, v in arrays.items()}
+        single = [name for name, values in self._arrays.items() if len(values.shape) < 1]
+        if single or not self._arrays:
+            raise DataError(f"source: got single numbers {single}, or no arrays; wanted arrays (N, ...)")
+        lengths = {name: len(values) for name, values in self._arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise LengthMismatchError(f"got arrays of lengths {lengths}, wanted the same for all")
+        self.length = next(iter(lengths.values()))
+        self.columns = {n: Column(tuple(v.shape[1:]), np.dtype(v.dtype)) for n, v in self._arrays.items()}
 
-        raise LengthMismatchError(f"got arrays of lengths {lengths}, wanted the same for all")
-    return XarrayTable(xarray.Dataset(variables), "sample")
+    def read(self, start: int, stop: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        found = {}
+        for name in names:
+            values = self._arrays[name]
+            found[name] = np.array(values[start:stop])
+            mapped = getattr(values, "_mmap", None)
+            if mapped is not None and getattr(values, "mode", "c") != "c" and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)  # else a file read through counts as this process's memory
+        return found
+
+    def blocks(self, rows: int) -> list[tuple[int, int]]:
+        return even_blocks(self.length, rows)
 
 
 class ImageTable:
@@ -228,11 +239,9 @@ def open_table(source: Any, *, dimension: str | None = None) -> Table:
     file or URL, with ``engine``, ``group``), ``numpy`` (an .npz file, or a mapping of .npy files), ``images`` (a
     folder, with ``size``, ``mode``) or ``parquet`` (files, with ``features``), as a YAML recipe has it.
     """
-    import xarray
-
-    if isinstance(source, xarray.Dataset):
+    if hasattr(source, "data_vars"):  # an xarray.Dataset; importing xarray to ask would take 100 MB
         return XarrayTable(source, dimension or "sample")
-    if isinstance(source, (XarrayTable, ImageTable, ParquetTable)) or hasattr(source, "blocks"):
+    if hasattr(source, "blocks"):
         table: Table = source
         return table
     if not isinstance(source, Mapping):
@@ -248,7 +257,7 @@ def open_table(source: Any, *, dimension: str | None = None) -> Table:
     }
     kind = next((kind for kind in kinds if isinstance(source.get(kind), (str, Path, Mapping))), None)
     if kind is None:
-        return arrays_table(source)
+        return ArrayTable(source)
     options = {str(key): value for key, value in source.items() if key != kind}
     try:
         return kinds[kind](source[kind], dimension or "sample", **options)
@@ -276,9 +285,9 @@ def _from_numpy(place: Any, _: str) -> Table:
     paths = place if isinstance(place, Mapping) else None
     try:
         if paths is not None:
-            return arrays_table({name: np.load(path, mmap_mode="r") for name, path in paths.items()})
+            return ArrayTable({name: np.load(path, mmap_mode="r") for name, path in paths.items()})
         with np.load(place) as archive:
-            return arrays_table({name: archive[name] for name in archive.files})
+            return ArrayTable({name: archive[name] for name in archive.files})
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise

@@ -262,8 +262,8 @@ def _plan(
         names=roles.names,
         classify=roles.classify,
         missing=missing,
-        # Reading may take a copy of the block, casting another.
-        blocks=tuple(table.blocks(max(1, rows // 3))),
+        # Reading may take a copy of the block, casting and its check two more.
+        blocks=tuple(table.blocks(max(1, rows // 4))),
         buckets=tuple(buckets),
     )
 

@@ -7,23 +7,25 @@ Netzer et al. 2011; the split and the normalisation are those of arXiv 1511.0648
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, LengthMismatchError
+from dask_isgd.pipelines.matlab import open_variable
 from dask_isgd.pipelines.prepared import prepare as prepare_once
 from dask_isgd.pipelines.sources import Source
-from dask_isgd.storage import write_dataset
+from dask_isgd.storage.writing import Column, create_split, finish_split
 
 CHUNK = 512
 SEED = 42
 VALIDATION_SHARE = 0.05
 _SHAPE = (3, 32, 32)
-_BLOCK = 8192
+_ROW_BYTES = 3 * 32 * 32
+_BLOCK = 16 * CHUNK
 
 SOURCE = Source(
     name="svhn",
@@ -43,8 +45,8 @@ def prepare(url: str, *, source: str | None = None) -> str:
     """Write groups ``train`` and ``validation``, in random order, and ``test``.
 
     ``image`` (N, 3, 32, 32) u1 with mean and deviation per pixel, ``label`` (N) i8, 0 to 9. The
-    files come from ``source``, $ISGD_SVHN, or https. Needs memory for the largest file (1.6 GB) and,
-    while it runs, disk space for a second copy of the images.
+    files come from ``source``, $ISGD_SVHN, or https. Some hundred MB of memory do; while it runs, it needs
+    disk space for a second copy of the images (1.9 GB).
     """
     return prepare_once(url, {"pipeline": "svhn", "version": 1, "seed": SEED}, lambda path: _write(path, source))
 
@@ -59,59 +61,63 @@ def _write(path: str, source: str | None) -> None:
     if held >= len(labels):
         raise DataError(f"svhn: got {len(labels)} examples in train and extra, wanted at least 2")
     with tempfile.TemporaryDirectory(prefix=".svhn-", dir=Path(path).parent) as folder:
-        # One file at a time is in memory: its rows go to their shuffled places in a file of their own.
-        images = np.memmap(Path(folder) / "images", np.uint8, "w+", shape=(len(labels), *_SHAPE))
+        # A block at a time is in memory: its rows go to their shuffled places in a file.
         place = np.empty(len(labels), np.int64)
         place[order] = np.arange(len(labels))
-        start = 0
-        for file, count in zip((train, extra), counts, strict=True):
-            for rows in _blocks(_images(file, count)):
-                images[place[start : start + len(rows)]] = rows
-                start += len(rows)
-        mean, std = pixel_statistics(images[held:])
-        normalisation = {"image": {"mean": mean, "std": std}}
-        shuffled = labels[order]
-        _split(path, "train", images[held:], shuffled[held:], normalisation)
-        _split(path, "validation", images[:held], shuffled[:held], normalisation)
-        del images
-    test_labels = _labels(files["test_32x32.mat"])
-    test_images = np.ascontiguousarray(_images(files["test_32x32.mat"], len(test_labels)))
-    _split(path, "test", test_images, test_labels, normalisation)
+        with (Path(folder) / "images").open("wb+") as images:
+            start = 0
+            for file, count in zip((train, extra), counts, strict=True):
+                for rows in _images(file, count):
+                    for at, row in zip(place[start : start + len(rows)].tolist(), rows, strict=True):
+                        images.seek(at * _ROW_BYTES)
+                        images.write(row.tobytes())
+                    start += len(rows)
+            mean, std = pixel_statistics(_from_file(images, held, len(labels)))
+            normalisation = {"image": {"mean": mean, "std": std}}
+            shuffled = labels[order]
+            _split(path, "train", _from_file(images, held, len(labels)), shuffled[held:], normalisation)
+            _split(path, "validation", _from_file(images, 0, held), shuffled[:held], normalisation)
+    test = _labels(files["test_32x32.mat"])
+    _split(path, "test", _images(files["test_32x32.mat"], len(test)), test, normalisation)
 
 
-def pixel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each pixel over the examples (N, ...), read in blocks.
+def pixel_statistics(blocks: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each pixel over examples that come in blocks (n, ...).
 
     A pixel that never changes gets a deviation of 1: it becomes 0, not infinite.
     """
-    total = np.zeros(images.shape[1:])
-    square = np.zeros(images.shape[1:])
+    total = square = np.zeros(())
+    count = 0
     # Sums of bytes and of their squares are whole numbers, exact in float64 below 2^53.
-    for rows in _blocks(images):
+    for rows in blocks:
         wide = rows.astype(np.float64)
-        total += wide.sum(axis=0)
-        square += np.square(wide, out=wide).sum(axis=0)
-    mean = total / len(images)
-    std = np.sqrt(np.maximum(square / len(images) - mean**2, 0))
+        total = total + wide.sum(axis=0)
+        square = square + np.square(wide, out=wide).sum(axis=0)
+        count += len(rows)
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 0))
     return mean, np.where(std > 0, std, 1.0)
 
 
-def _blocks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), _BLOCK):
-        yield images[start : start + _BLOCK]
+def _from_file(images: BinaryIO, first: int, last: int) -> Iterator[NDArray[np.uint8]]:
+    """Rows ``first`` to ``last`` (excluded) in blocks of whole chunks."""
+    for start in range(first, last, _BLOCK):
+        stop = min(start + _BLOCK, last)
+        images.seek(start * _ROW_BYTES)
+        yield np.frombuffer(images.read((stop - start) * _ROW_BYTES), np.uint8).reshape(stop - start, *_SHAPE)
 
 
-def _split(path: str, split: str, images: NDArray[np.uint8], labels: NDArray[np.int64], normalisation: Any) -> None:
-    write_dataset(
-        path,
-        split,
-        {"image": images, "label": labels},
-        inputs="image",
-        target="label",
-        chunk_size=CHUNK,
-        classes=10,
-        normalisation=normalisation,
-    )
+def _split(
+    path: str, split: str, blocks: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64], normalisation: Any
+) -> None:
+    columns = {"image": Column(_SHAPE, np.dtype("u1")), "label": Column((), np.dtype("i8"))}
+    arrays = create_split(path, split, columns, len(labels), CHUNK)
+    arrays["label"][...] = labels
+    start = 0
+    for rows in blocks:
+        arrays["image"][start : start + len(rows)] = rows
+        start += len(rows)
+    finish_split(path, split, columns, {"inputs": ["image"], "target": "label", "classes": 10}, normalisation)
 
 
 def _load(path: Path, variable: str) -> NDArray[Any]:
@@ -128,14 +134,18 @@ def _load(path: Path, variable: str) -> NDArray[Any]:
     return array
 
 
-def _images(path: Path, count: int) -> NDArray[np.uint8]:
-    """(N, 3, 32, 32), a view: in MATLAB's order of (32, 32, 3, N) an example lies in one piece."""
-    images = _load(path, "X")
-    if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
-        raise DataError(f"{path}: got X {images.dtype}{images.shape}, wanted uint8(32, 32, 3, N)")
-    if images.shape[3] != count:
-        raise LengthMismatchError(f"{path}: got X of {images.shape[3]} examples, y of {count}; get the file anew")
-    return images.transpose(3, 2, 0, 1)
+def _images(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
+    """Blocks (n, 3, 32, 32) of the file's examples, which it has as (32, 32, 3, N)."""
+    with path.open("rb") as file:
+        images = open_variable(file, path, "X")
+        if images is None:
+            raise DataError(f"{path}: got no variable 'X', wanted the cropped digits (format 2) with X and y")
+        if len(images.shape) != 4 or images.shape[:3] != (32, 32, 3):
+            raise DataError(f"{path}: got X uint8{images.shape}, wanted uint8(32, 32, 3, N)")
+        if images.shape[3] != count:
+            raise LengthMismatchError(f"{path}: got X of {images.shape[3]} examples, y of {count}; get the file anew")
+        for rows in images.examples(_BLOCK):
+            yield rows.transpose(0, 1, 3, 2)
 
 
 def _labels(path: Path) -> NDArray[np.int64]:
