@@ -63,7 +63,7 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
                 self.placed(key, role, task)
             elif finish == "no-worker":
                 self.lacking.add(key)
-                self.fault(role, "no worker can take it; it waits for one")
+                self.fault(f"{role} waits", "no worker can take it")
             elif finish == "erred" and task is not None and task.suspicious > self.scheduler.allowed_failures:
                 self.failed(role, f"its worker died {task.suspicious} times, without progress in between")
             elif finish == "erred" and start == "no-worker":
@@ -77,7 +77,7 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
 
         def placed(self, key: Any, role: str, task: Any) -> None:
             if key in self.where or key in self.lacking:
-                self.fault(role, f"starts again on {task.processing_on.address}")
+                self.fault(f"{role} starts again", f"on {task.processing_on.address}")
             if key in self.advanced:
                 task.suspicious = 0
             self.advanced.discard(key)
@@ -87,8 +87,8 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
         def failed(self, role: str, message: str) -> None:
             self.say(kind="ended", attempt=attempt, role=role, outcome="failed", step=0, message=message)
 
-        def fault(self, role: str, detail: str) -> None:
-            self.say(kind="fault", what=role, detail=detail)
+        def fault(self, what: str, detail: str) -> None:
+            self.say(kind="fault", what=what, detail=detail)
 
         def say(self, **record: Any) -> None:
             self.number += 1

@@ -41,6 +41,8 @@ class Watch:
         self._heard = self._began = time.monotonic()
         self._outcome: str | None = None
         self._coordinated = False
+        self._waits = False
+        """Whether the learner is on the scheduler's list and no worker can take it."""
         self._asked, self._there = -math.inf, False
         self._timeout = config.seconds("cluster.timeout")
 
@@ -96,6 +98,8 @@ class Watch:
         elif isinstance(event, Fault):
             latest["faults"] = latest.get("faults", 0) + 1
             latest["fault"] = f"{event.what}: {event.detail}"
+            if event.what.startswith(LEARNER):  # said by the scheduler
+                self._waits = event.what == f"{LEARNER} waits"
         elif isinstance(event, Ended) and event.outcome not in ("left", "fenced"):
             self._ended.setdefault(event.role, event)
 
@@ -121,7 +125,9 @@ class Watch:
         return "finished" if found is not None and found.state.get("finished") else "stopped"
 
     def _gone(self) -> bool:
-        """Whether nothing is heard of a learner and the scheduler runs none; it may be between two workers."""
+        """Whether nothing is heard of a learner and the scheduler has none; it may be between two workers."""
+        if self._waits:
+            return False
         now = time.monotonic()
         fresh = self._heard > self._began
         if now - self._heard < (self._timeout if fresh else min(_SILENCE, self._timeout)):
