@@ -5,7 +5,10 @@ All on one machine: it shows how jobs are handled, not how fast they are.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -197,3 +200,16 @@ def steps_lost(run: isgd.Run) -> int:
     assert len(learners) >= 2
     assert ends[0] > 0
     return int(max(max(0, end - start) for end, start in zip(ends, starts[1:], strict=False)))
+
+
+def test_the_command_trains_on_slurm_by_the_example(slurm: LocalSlurm, tmp_path):
+    """``dask isgd train digits --cluster slurm.yaml``: the file in ``examples``, as it is."""
+    example = Path(__file__).parents[2] / "examples" / "clusters" / "slurm.yaml"
+    command = [sys.executable, "-m", "dask_isgd", "train", "digits", "--steps", "300", "--json"]
+    files = ["--cluster", str(example), "--run", str(tmp_path / "run"), "--data", str(tmp_path / "digits.zarr")]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=200, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["steps"] == 300
+    assert summary["scored"] > 0
+    until(lambda: slurm.jobs() == [], "the command leaves no job")
