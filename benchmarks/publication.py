@@ -158,7 +158,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
         print(
             f"{options.megabytes:g} MB to {scorers} processes: stall {found['stall_ms']:.1f} ms "
             f"(worst {found['stall_worst_ms']:.1f}, cpu {found['cpu_ms']:.1f}), "
-            f"ours {found['ours_s']:.3f} s, bare {found['bare_s']:.3f} s, ratio {found['ours_s'] / found['bare_s']:.2f}",
+            f"ours {found['ours_s']:.3f} s, bare {found['bare_s']:.3f} s, "
+            f"ratio {found['ours_s'] / found['bare_s']:.2f}",
             flush=True,
         )
     return results

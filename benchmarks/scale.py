@@ -116,6 +116,18 @@ def busy(since: float, until: float) -> float:
     return stubs.busy(since, until)
 
 
+def settle(client: Client, where: dict[str, str], low: float = 0.0, high: float = float("inf")) -> None:
+    """Wait until the stubs of the last second come to between ``low`` and ``high`` seconds."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        now = time.time()
+        (found,) = client.run(busy, now - 2, now - 1, workers=[where["scorers"]]).values()
+        if low <= found <= high:
+            return
+    raise TimeoutError(f"stubs of a second: {found:g}, wanted between {low:g} and {high:g} within a minute")
+
+
 def measure(client: Client, where: dict[str, str], run: isgd.Run, threads: int, seconds: float) -> dict[str, float]:
     """Shares and rates over one window."""
 
@@ -164,14 +176,14 @@ def compare(threads: int, seconds: float, repeats: int) -> dict[str, Any]:
         rows: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
         for _ in range(repeats):
             client.run(use_stubs, True, workers=[where["coordinator"]])
-            time.sleep(3.5)
+            settle(client, where, low=0.5 * threads)
             rows["ours"].append(measure(client, where, run, threads, seconds))
             client.run(use_stubs, False, workers=[where["coordinator"]])
-            time.sleep(2.5)
+            settle(client, where, high=0.0)
             loop = client.submit(
-                bare_loop, 2 * threads, seconds + 6, pure=False, workers=[where["coordinator"]], priority=30
+                bare_loop, 2 * threads, seconds + 8, pure=False, workers=[where["coordinator"]], priority=30
             )
-            time.sleep(2.5)
+            settle(client, where, low=0.5 * threads)
             rows["bare"].append(measure(client, where, run, threads, seconds))
             loop.result(timeout=60)
         run.stop(timeout=60)
