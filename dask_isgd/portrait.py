@@ -19,6 +19,8 @@ AGE_BINS = 24
 WEIGHT_BINS = 40
 SAMPLE = 65_536
 """Weights looked at for one histogram; a larger run shows a sample that moves on each time."""
+READS = 64
+"""Chunks read for one portrait at most: the coordinator feeds the scorers in the same thread."""
 _TOP = 0.01
 
 
@@ -76,12 +78,12 @@ def _heaviest(n: int) -> int:
 
 
 def sampled_chunks(n_chunks: int, chunk_size: int, turn: int, limit: int = SAMPLE) -> NDArray[np.int64]:
-    """Chunks that hold about ``limit`` weights, spread evenly; each ``turn`` moves on by one.
+    """Chunks that hold about ``limit`` weights, READS at most, spread evenly; each ``turn`` moves on by one.
 
     >>> sampled_chunks(8, 1, 1, limit=4).tolist()
     [1, 3, 5, 7]
     """
-    count = min(n_chunks, max(1, limit // chunk_size))
+    count = min(n_chunks, READS, max(1, limit // chunk_size))
     spread = np.arange(count) * n_chunks // count
     return np.unique((spread + turn) % n_chunks).astype(np.int64)
 
