@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ConfigError, ModelError
+from dask_isgd.norms.attention import Attentions
 from dask_isgd.norms.audit import Plan, audit
 from dask_isgd.norms.capture import fast_pass
 from dask_isgd.norms.coupling import mixes_rows, same_losses
@@ -61,6 +62,7 @@ class NormEngine:
         self.plan: Plan | None = None
         """What the audit found; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
+        self._attentions = Attentions(model)
         self._compared: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
@@ -109,16 +111,17 @@ class NormEngine:
         return squares, losses.detach()
 
     def _exact(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
-        found = self._planned(inputs, targets, size)
-        if found is None:  # the first batch, another model, or control flow the audit did not see
-            self.plan = None
-            found = self._planned(inputs, targets, size)
+        with self._attentions.opened() as opened:
+            found = self._planned(inputs, targets, size, opened=opened)
+            if found is None:  # another model, or control flow the audit did not see
+                self.plan = None
+                found = self._planned(inputs, targets, size, opened=opened)
         if found is None:
             names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
             found = squares_by_loop(self.model, self.loss, inputs, targets, names)
         return found
 
-    def _planned(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor] | None:
+    def _planned(self, inputs: Any, targets: Any, size: int, *, opened: bool) -> tuple[Tensor, Tensor] | None:
         """Squares and losses by the plan, made first where there is none; None if the pass did not follow it."""
         structure = (*structure_of(self.model), *(tensor.ndim for tensor in tensors((inputs, targets))))
         if self.plan is None or not self.plan.sure or structure != self._structure:
@@ -132,7 +135,7 @@ class NormEngine:
         squares: Tensor | None = None
         losses: Tensor | None = None
         if plan.sites or plan.copies:
-            found = self._fast(plan, inputs, targets, size)
+            found = self._fast(plan, inputs, targets, size, as_it_is=plan.leaves_forward_alone and not opened)
             if found is None:
                 return None
             squares, losses = found
@@ -145,28 +148,35 @@ class NormEngine:
         assert losses is not None
         return squares, losses
 
-    def _fast(self, plan: Plan, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor] | None:
+    def _fast(
+        self, plan: Plan, inputs: Any, targets: Any, size: int, *, as_it_is: bool
+    ) -> tuple[Tensor, Tensor] | None:
         before = random_state(self.model)
         try:
             capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.sites, plan.copies, size)
             after = random_state(self.model)
-            if not plan.explains(capture, size) or not self._keeps_apart(plan, inputs, targets, losses, before):
+            if not plan.explains(capture, size):
+                return None
+            if not as_it_is and not self._keeps_apart(plan, inputs, targets, losses, before):
                 return None
         except (RuntimeError, TypeError, ValueError, IndexError):
-            if plan.leaves_forward_alone:
+            if as_it_is:
                 raise
             return None
         set_random_state(self.model, after)
         return capture.squares(size, losses.device), losses
 
     def _keeps_apart(self, plan: Plan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
-        """Whether copies that broadcast one way for the audit's shapes do so for these; asked once a set of shapes."""
+        """Whether a forward pass with copies and opened attention gives the model's own losses, each its own.
+
+        Copies that broadcast one way for the audit's shapes might go another way for these: asked once a set of shapes.
+        """
         shapes = tuple(tensor.shape for tensor in tensors((inputs, targets)))
-        if plan.leaves_forward_alone or shapes in self._compared:
+        if shapes in self._compared:
             return True
         size = len(losses)
         set_random_state(self.model, before)
-        with torch.no_grad():
+        with torch.no_grad(), self._attentions.closed():
             plain = checked_losses(self.loss, call(self.model, inputs), targets, size)
         set_random_state(self.model, before)
         last, _ = fast_pass(self.model, self.loss, inputs, targets, plan.sites, plan.copies, size, only=size - 1)

@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
     "group normalisation": Case(lambda: nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 5))),
     "embedding": Case(lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5)), (3,), tokens=True),
     "tied embedding": Case(TiedEmbedding, (4,), fast=False, tokens=True),
-    "attention": Case(Attention, (4, 8), fast=False),
+    "attention": Case(Attention, (4, 8), captured=False),
     "weight normalisation": Case(
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 5)),
         fast=False,

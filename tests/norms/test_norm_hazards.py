@@ -104,13 +104,36 @@ class Product(nn.Module):
 class Attends(nn.Module):
     """The batch second, and another tensor's keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, crossed: bool = False, **options: Any) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(6, 2)
+        self.attention, self.crossed = nn.MultiheadAttention(6, 2, **options), crossed
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(0, 1)
-        return self.attention(x, torch.tanh(x), torch.tanh(x))[0].transpose(0, 1)
+        other = torch.tanh(x) if self.crossed else x
+        return self.attention(x, other, other)[0].transpose(0, 1)
+
+
+class Masked(nn.Module):
+    """Attention under every kind of mask."""
+
+    def __init__(self, *, causal: bool, need_weights: bool, boolean: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.causal, self.need_weights, self.boolean = causal, need_weights, boolean
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, length, _ = x.shape
+        square = torch.ones(length, length, dtype=torch.bool).triu(1)
+        padding = torch.arange(length) >= 1 + x.detach()[:, :1, 0].gt(0) + length // 2
+        if not self.boolean:
+            square = torch.zeros(2 * size, length, length, dtype=x.dtype).masked_fill(square, float("-inf"))
+            padding = torch.zeros(padding.shape, dtype=x.dtype).masked_fill(padding, float("-inf"))
+        options: dict[str, Any] = {"attn_mask": square, "is_causal": True} if self.causal else {}
+        if not self.causal:
+            options = {"key_padding_mask": padding, "attn_mask": square}
+        output, weights = self.attention(x, x, x, need_weights=self.need_weights, **options)
+        return output if weights is None else output + weights.sum(2, keepdim=True).square()
 
 
 class Folded(nn.Module):
@@ -142,11 +165,10 @@ class TiedHead(nn.Module):
 MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "RNN": (lambda: Reads(Recurrent(nn.RNN, batch_first=True), 7), False),
     "LSTM": (lambda: Reads(Recurrent(nn.LSTM, batch_first=True), 7), False),
-    "LSTM, two layers, both ways, batch second": (
-        lambda: Reads(Recurrent(nn.LSTM, batch_first=False, num_layers=2, bidirectional=True), 14),
+    "GRU, two layers, both ways, batch second": (
+        lambda: Reads(Recurrent(nn.GRU, batch_first=False, num_layers=2, bidirectional=True), 14),
         False,
     ),
-    "GRU, batch second": (lambda: Reads(Recurrent(nn.GRU, batch_first=False), 7), False),
     "positions, a parameter": (lambda: Reads(Positions("parameter")), False),
     "positions, (1, T, d)": (lambda: Reads(Positions("parameter with a leading one")), True),
     "positions, an embedding": (lambda: Reads(Positions("embedding")), True),
@@ -155,11 +177,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "an own norm": (lambda: Reads(OwnNorm()), True),
     "a raw matrix": (lambda: Reads(Product()), True),
     "one slope for all": (lambda: Reads(nn.PReLU()), False),
-    "attention": (lambda: Reads(Attends()), False),
-    "an encoder layer": (lambda: Reads(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)), False),
+    "attention": (lambda: Reads(Attends()), True),
+    "attention without biases": (lambda: Reads(Attends(bias=False)), True),
+    "attention with a bias of its own": (lambda: Reads(Attends(add_bias_kv=True)), False),
+    "attention to another tensor": (lambda: Reads(Attends(crossed=True)), False),
+    "attention, causal": (lambda: Reads(Masked(causal=True, need_weights=False, boolean=True)), True),
+    "attention, masked": (lambda: Reads(Masked(causal=False, need_weights=True, boolean=True)), True),
+    "attention, masks of numbers": (lambda: Reads(Masked(causal=False, need_weights=False, boolean=False)), True),
+    "an encoder layer": (lambda: Reads(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)), True),
     "an encoder layer, norm first": (
         lambda: Reads(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, norm_first=True)),
-        False,
+        True,
     ),
     "folded positions": (lambda: Reads(Folded(nn.Linear(6, 6))), True),
     "folded positions, a norm": (lambda: Reads(Folded(nn.LayerNorm(6))), True),

@@ -62,8 +62,8 @@ class ConvolutionRule:
         weights: Tensor = torch.ops.aten.convolution_backward(
             grad.reshape(1, -1, *grad.shape[2:]),
             x.reshape(1, -1, *x.shape[2:]),
-            # Only its shape and kind are looked at, as its own values play no part in its gradient.
-            grad.new_empty(1).expand(size * weight.shape[0], *weight.shape[1:]),
+            # Only its shape and kind are looked at: its values play no part in its gradient, and are never touched.
+            grad.new_empty(size * weight.shape[0], *weight.shape[1:]),
             None,
             module.stride,
             padding,
