@@ -10,6 +10,9 @@
     capture     hooks that take each layer's term as its gradient arrives
     fallback    one example's gradient at a time: vmap, or a loop
     rules/      one small file per family of layers, in one registry
+    layouts     where the batch is in a layer that does not lead with it
+    expansion   parameters of no layer with a rule, given out as one copy an example
+    attention   nn.MultiheadAttention, opened so that rules can see its layers
     state       leaves the user's model as it was
     examples    inputs, targets and losses, example by example
 """
