@@ -132,7 +132,8 @@ class Learning:
     disk: int | str = default("learning.disk")
     """Bytes of the learner's local disk that an uncompressed copy of compressed or remote data may take; 0: none."""
     transform: Callable[..., Any] | None = None
-    """Applied to the inputs of each minibatch on the learner's device, in the learner only."""
+    """Applied to the inputs of each minibatch on the learner's device, in the learner only: scorers see examples as
+    they are stored, which chooses what is drawn and leaves the gradient unbiased."""
     exact: bool = False
     """Score everything, then ``publish_every`` steps, and again: bit-reproducible, waits for scorers."""
     seed: int = default("learning.seed")
