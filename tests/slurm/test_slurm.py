@@ -26,9 +26,9 @@ from local_slurm import LocalSlurm, unavailable
 import dask_isgd as isgd
 from dask_isgd import clusters
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
-WAIT = 90
+WAIT = 150
 ENDLESS = isgd.Learning(
     steps=10_000_000, batch_size=32, publish_every=20, report_every=10, threads=1, checkpoint_seconds=1
 )
