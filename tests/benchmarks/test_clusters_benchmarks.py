@@ -23,6 +23,7 @@ def test_publication(monkeypatch, capsys):
     assert "1 MB to 2 processes" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # four processes, and stubs that wait for a second each
 def test_scale(monkeypatch, capsys):
     (row,) = run("scale.py", monkeypatch)
     assert row["threads"] == 4
