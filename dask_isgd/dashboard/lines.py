@@ -204,9 +204,9 @@ class Versions(Panel):
         made.yaxis.formatter = NumeralTickFormatter(format="0,0")
         lines = self._lines(
             made,
-            ("mean", "mean age of weights", GREEN, "dotted"),
-            ("scored", "newest in use by scorers", ORANGE, "solid"),
-            ("published", "newest published", BLUE, "solid"),
+            ("mean", "mean age", GREEN, "dotted"),
+            ("scored", "in use by scorers", ORANGE, "solid"),
+            ("published", "published", BLUE, "solid"),
         )
         tips = (
             ("step", "@step{0,0}"),

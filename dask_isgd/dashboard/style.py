@@ -69,8 +69,8 @@ def dress(axis: Any, color: str = MUTED) -> None:
 
 
 def legend(made: Any) -> None:
-    """A small legend above the figure, where it hides nothing; a click hides a line."""
-    made.add_layout(made.legend[0], "above")
+    """A small legend below the figure, where it hides nothing; a click hides a line."""
+    made.add_layout(made.legend[0], "below")
     made.legend.orientation = "horizontal"
     made.legend.location = "left"
     made.legend.label_text_font_size = "11px"
