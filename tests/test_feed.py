@@ -21,7 +21,8 @@ from feed_oracle import Explicit, uniform
 from numpy.testing import assert_allclose, assert_array_equal
 
 from dask_isgd import models
-from dask_isgd.config import Learning
+from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.drawing import Drawing
 from dask_isgd.errors import CorruptChunkError, MissingChunkError, StorageFullError, WaitTimeout
 from dask_isgd.feed import Feed, Run, open_feed, open_source
 from dask_isgd.feed.copy import LocalCopy
@@ -29,6 +30,7 @@ from dask_isgd.feed.files import ChunkFiles
 from dask_isgd.feed.memory import InMemory
 from dask_isgd.feed.pool import ChunkPool, slots_within
 from dask_isgd.feed.store import FromStore
+from dask_isgd.preflight import check
 from dask_isgd.storage import Dataset, write_dataset
 
 N, CHUNK = 203, 16
@@ -438,3 +440,41 @@ def test_the_memory_budget_holds(large, compressed, memory, disk, kind):
     print(f"{kind}: {peak / 2**20:.1f} MiB above the start, {memory / 2**20:.0f} allowed")
     assert got == kind
     assert peak < memory + (12 << 20)
+
+
+def logits():
+    return torch.nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize("gate", ["open", "auto"])
+def test_a_pool_fed_by_the_runs_own_drawing_estimates_the_mean(tmp_path, gate):
+    """With the real sampler, while weights change: many minibatches average to the mean over all rows."""
+    n = 200
+    x = np.random.default_rng(5).normal(size=(n, 3)).astype("f4")
+    arrays = {"x": x, "y": np.arange(n) % 2}
+    write_dataset(tmp_path / "d", "train", arrays, inputs="x", target="y", chunk_size=8, compressed=True)
+    data = Dataset(tmp_path / "d")
+    settings = Learning(steps=10, batch_size=32, memory=2500, disk=0)
+    plan = check(
+        logits, data, tmp_path / "run", learning=settings, scoring=Scoring(chunk=40), sampling=Sampling(gate=gate)
+    )
+    drawing = Drawing(plan.spec)
+    assert drawing.open == (gate == "open")
+    generator = np.random.default_rng(6)
+    feed = open_feed(data, drawing, models.Prepare(data, torch.device("cpu")), settings, timeout=30)
+    assert "pool" in feed.why
+    means, largest = [], []
+    for step in range(3000):
+        if step % 50 == 0:
+            drawing.update(step // 50 % 5, generator.exponential(size=40).astype("f4") ** 2, step)
+        batch = feed(step, 3000)
+        draw = batch.draw
+        assert_allclose(draw.coefficients * draw.probabilities * n, 1)
+        means.append((draw.coefficients[:, None] * batch.inputs[0].numpy()).mean(0))
+        largest.append(draw.coefficients.max())
+    feed.close()
+    assert (max(largest) > 1.5) == (gate == "open")
+    # Neighbouring steps share chunks: means of a hundred steps are nearly independent.
+    blocks = np.reshape(means, (30, 100, 3)).mean(1)
+    error = np.abs(blocks.mean(0) - x.mean(0)) / (blocks.std(0, ddof=1) / np.sqrt(30))
+    assert error.max() < 4

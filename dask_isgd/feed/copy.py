@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import IO, Any
 
@@ -21,6 +21,8 @@ from dask_isgd.storage.files import writing
 from dask_isgd.storage.stores import Array
 
 _REMOTE_READERS = 8
+_PATIENCE = 10.0
+"""Seconds that closing waits for a read under way."""
 
 
 class LocalCopy(RowSource):
@@ -72,9 +74,10 @@ class LocalCopy(RowSource):
 
     def close(self) -> None:
         self._closed = True
-        self._filler.join()
-        self._pool.shutdown(cancel_futures=True)
-        self._release()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._filler.join(_PATIENCE)
+        if not self._filler.is_alive():  # else a store hangs: the files go with the process
+            self._release()
 
     def _want(self, chunk: int) -> Future[None]:
         with self._lock:
@@ -100,9 +103,13 @@ class LocalCopy(RowSource):
         """Everything else, a few at a time so that what a draw waits for is never far back in the queue."""
         ahead = 1 if self._dataset.local else _REMOTE_READERS // 2
         for first in range(0, self._dataset.n_chunks, ahead):
-            wanted = [self._want(c) for c in range(first, min(first + ahead, self._dataset.n_chunks))]
-            for coming in wanted:
-                coming.exception()  # a bad chunk is an error of the draw that wants it
+            try:
+                wanted = [self._want(c) for c in range(first, min(first + ahead, self._dataset.n_chunks))]
+                for coming in wanted:
+                    coming.exception()  # a bad chunk is an error of the draw that wants it
+            except (RuntimeError, CancelledError):
+                if not self._closed:
+                    raise
             if self._closed:
                 return
         self._complete = bool(self._there.all())

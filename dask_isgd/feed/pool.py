@@ -98,7 +98,7 @@ class ChunkPool:
         return draw, Rows(tuple(taken[:-1]), taken[-1])
 
     def close(self) -> None:
-        self._readers.shutdown(cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _refill(self) -> None:
         while self._filled < self.slots:
