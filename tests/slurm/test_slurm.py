@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import MODEL
-from distributed import Client
+from distributed import Client, Security
 from local_slurm import LocalSlurm, unavailable
 
 import dask_isgd as isgd
@@ -183,12 +183,14 @@ def test_adapt_up_and_down_without_touching_the_learner(slurm: LocalSlurm, logs,
         run.stop(timeout=WAIT)
 
 
-def test_a_scorers_job_that_is_cancelled_is_replaced(slurm: LocalSlurm, logs):
-    with queue(logs) as (cluster, client):
+def test_a_scorers_job_that_is_cancelled_is_replaced_and_jobs_speak_tls(slurm: LocalSlurm, logs):
+    with queue(logs, security=Security.temporary(), shared_temp_directory=str(logs)) as (cluster, client):
         (first,) = until(lambda: len(present(client)) == 2 and cluster.job_id("scorer"), "a scorer", logs)
         slurm.run("scancel", first)
         until(lambda: cluster.job_id("scorer") not in ([], [first]), "another job", logs)
         until(lambda: len(present(client)) == 2, "another scorer", logs)
+        addresses = [client.scheduler.address, *client.scheduler_info(n_workers=-1)["workers"]]
+        assert all(address.startswith("tls://") for address in addresses)
 
 
 def steps_lost(run: isgd.Run) -> int:
