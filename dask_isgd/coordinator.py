@@ -8,43 +8,35 @@ and has the validation data evaluated. Its own loss costs the tasks in flight an
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 import time
 import uuid
 from typing import Any
 
-import numpy as np
 from dask.typing import Key
 from distributed import Client, KilledWorker, Worker, get_client, get_worker, secede
-from numpy.typing import NDArray
 
 from dask_isgd import config, pubsub
+from dask_isgd.bulletins import Bulletins
 from dask_isgd.dask_internals import fate
 from dask_isgd.errors import DataError, IsgdError, LearnerFenced, WorkersLostError
 from dask_isgd.evaluating import Evaluations
-from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Portrait, Progress, Published, Scored
+from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Progress, Published
 from dask_isgd.flight import Flight, Landed
 from dask_isgd.ordering import Newest
 from dask_isgd.placement import Scorers
-from dask_isgd.portrait import Portraits
 from dask_isgd.sampling import next_chunks
 from dask_isgd.scoring import ScoreReport, score
 from dask_isgd.sharing import Neighbours
 from dask_isgd.spec import RunSpec
-from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
 
-_STAMPS_EVERY = 1.0
 _ALIVE_EVERY = 1.0
 _SILENCE = 5.0
-_PORTRAIT_EVERY = 5.0
 _POLL = 0.05
 _TRIES = 3
-_PAIRS_PER_EVENT = 60
-_RATE_OVER = 5.0
 
 
 def coordinate(spec: RunSpec) -> dict[str, Any]:
@@ -64,33 +56,26 @@ class Coordinator:
     def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: Key) -> None:
         self.spec, self.worker, self.client, self.key = spec, worker, client, key
         self.timeout = config.seconds("cluster.timeout")
-        self.interval = config.seconds("cluster.topic-interval")
         directory = spec.directory
         self.leases = directory.leases("coordinator")
         owner = {"key": str(key), "address": worker.address, "host": socket.gethostname(), "pid": os.getpid()}
         self.incarnation = self.leases.acquire(owner)
         self.events = pubsub.subscribe(client, spec.topic)
-        self.weights = WeightArray.open(directory.weights)
-        self.stamps = self.weights.read_stamps()
-        self.portraits = Portraits(self.weights.read, self.weights.n_chunks, self.weights.chunk_size)
+        self.bulletins = Bulletins(spec, self.incarnation, self._say, lambda: self.leases.check(self.incarnation))
         self.scorers = Scorers(client, spec.scoring)
         self.neighbours = Neighbours(client, worker, spec.run)
         self.flight = Flight(client, spec.scoring.timeout_seconds)
         self.evaluations = Evaluations(spec, client, self.incarnation)
         self.parameters: pubsub.Parameters | None = None
-        self.newest = Newest(_highest(self.stamps))
+        self.newest = Newest(self.bulletins.newest)
         self.ended: Ended | None = None
         self.final = False
         self.paused = directory.control().get("want") == "pause"
         self.step = 0
-        self.examples = 0
         self.faults = 0
         self._tries: dict[int, int] = {}
         self._skipped: set[int] = set()
-        self._fresh: list[list[int]] = []
-        self._recent: list[tuple[float, int]] = []
-        self._stamped = self._said = self._alive = self._portrayed = 0.0
-        self._dirty = False
+        self._alive = 0.0
         self._heard = time.monotonic()
         self._published = False
 
@@ -103,7 +88,7 @@ class Coordinator:
             raise
         finally:
             self._close(outcome, message)
-        return {"outcome": outcome, "examples": self.examples, "faults": self.faults}
+        return {"outcome": outcome, "examples": self.bulletins.examples, "faults": self.faults}
 
     def _until_the_end(self) -> str:
         try:
@@ -186,7 +171,7 @@ class Coordinator:
         if room <= 0:
             return
         incarnation, version = self.parameters.order
-        orders = self.stamps[:, 1] * 1e12 + self.stamps[:, 0]
+        orders = self.bulletins.orders
         taken = set(self.flight.chunks) | self._skipped
         placement = self.scorers.placement()
         for chunk in next_chunks(orders, taken, room):
@@ -209,11 +194,7 @@ class Coordinator:
         report = landed.result
         if isinstance(report, ScoreReport):
             self._tries.pop(report.chunk, None)
-            self.stamps[report.chunk] = report.version, report.incarnation, time.time()
-            self._dirty = True
-            self._fresh.append([report.chunk, report.version])
-            self._recent.append((time.monotonic(), report.examples))
-            self.examples += report.examples
+            self.bulletins.scored(report)
             if report.bad:
                 self._fault("norms", f"chunk {report.chunk}: {report.bad} bad norms kept their former weight")
             return
@@ -232,14 +213,8 @@ class Coordinator:
     # Reports --------------------------------------------------------------------------------
 
     def _report(self) -> None:
+        self.bulletins.tell(self.step, complete=self.spec.learning.exact and len(self.flight) == 0)
         now = time.monotonic()
-        complete = bool(self._fresh) and len(self.flight) == 0
-        if self._fresh and (now - self._said >= self.interval or (complete and self.spec.learning.exact)):
-            self._announce()
-        if self._dirty and now - self._stamped >= _STAMPS_EVERY:
-            self._stamp()
-        if self.examples and now - self._portrayed >= _PORTRAIT_EVERY:
-            self._portray()
         if now - self._alive >= _ALIVE_EVERY:
             self._alive = now
             self._say(
@@ -250,39 +225,6 @@ class Coordinator:
                     address=self.worker.address,
                 )
             )
-
-    def _announce(self) -> None:
-        """Name the chunks rewritten since the last time."""
-        now = self._said = time.monotonic()
-        self._recent = [(t, n) for t, n in self._recent if now - t < _RATE_OVER]
-        began = self._recent[0][0] if self._recent else now
-        rate = sum(n for _, n in self._recent) / max(now - began, self.interval)
-        for first in range(0, len(self._fresh), _PAIRS_PER_EVENT):
-            self._say(
-                Scored(
-                    run=self.spec.run,
-                    incarnation=self.incarnation,
-                    chunks=self._fresh[first : first + _PAIRS_PER_EVENT],
-                    examples=self.examples,
-                    per_second=float(f"{rate:.6g}"),
-                )
-            )
-        self._fresh = []
-
-    def _stamp(self) -> None:
-        self.leases.check(self.incarnation)
-        self._stamped, self._dirty = time.monotonic(), False
-        self.weights.write_stamps(self.stamps)
-
-    def _portray(self) -> None:
-        """Show what the weights look like; nobody's work depends on it."""
-        self._portrayed = time.monotonic()
-        try:
-            drawn = self.portraits.draw(self.stamps[:, 0], self.step)
-        except (DataError, OSError):
-            logger.warning("run %s: no portrait of the weights", self.spec.run, exc_info=True)
-            return
-        self._say(Portrait(run=self.spec.run, incarnation=self.incarnation, step=self.step, **drawn))
 
     def _fault(self, what: str, detail: str) -> None:
         logger.warning("run %s: %s: %s", self.spec.run, what, detail)
@@ -295,12 +237,7 @@ class Coordinator:
         try:
             self.flight.cancel()
             self.evaluations.close()
-            if self._dirty:
-                self._stamp()
-            if self._fresh:
-                self._announce()
-            if self.examples:
-                self._portray()
+            self.bulletins.close(self.step)
             self.parameters = None
             if outcome not in ("left", "fenced"):  # else a successor wants it
                 pubsub.forget(self.client, self.spec.variable)
@@ -320,12 +257,6 @@ class Coordinator:
             )
             self.events.close()
             self.neighbours.close()
-
-
-def _highest(stamps: NDArray[np.float64]) -> tuple[int, int]:
-    """The newest version any chunk was scored at: older ones are not heard again."""
-    order = max(((inc, v) for v, inc, _ in stamps.tolist() if math.isfinite(v)), default=(0, -1))
-    return int(order[0]), int(order[1])
 
 
 def _named(error: Exception, chunk: int) -> Exception:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client
+from distributed import Client, KilledWorker
 
 from dask_isgd.flight import Flight
 from dask_isgd.pubsub import Parameters
@@ -106,7 +106,7 @@ class Evaluations:
             self._flight.cancel()
             self._tries += 1
             parameters, self._now = self._now, None
-            if not landed.lost and not isinstance(landed.result, OSError):
+            if not landed.lost and not isinstance(landed.result, OSError | KilledWorker):
                 raise landed.result
             if parameters.version >= self._spec.learning.steps and self._tries < _TRIES:
                 self._next = (parameters, self._placement)
