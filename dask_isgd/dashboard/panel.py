@@ -55,7 +55,7 @@ class Panel:
     def extend(self, data: dict[str, Any]) -> tuple[Any, Any]:
         """Values that the axes are to cover, (x, y)."""
         shown = self.covers or [name for name in data if name != "step" and not name.startswith("raw_")]
-        return np.append(data["step"], 0.0), np.concatenate([data[name] for name in shown])
+        return np.append(data["step"], [0.0, 10.0]), np.concatenate([data[name] for name in shown])
 
     def _lines(self, made: Any, *lines: tuple[str, str, str, Any], raw: bool = False, **how: Any) -> list[Any]:
         """Lines over ``step``: (column, label, colour, dash); ``raw``: a faint ``raw_`` column behind each."""
