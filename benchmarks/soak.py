@@ -1,4 +1,4 @@
-"""A run under random kills: ``python -m benchmarks.soak [--seconds 600] [--seed 0] [--every 12] [--tiny]``.
+"""A run under random kills: ``python benchmarks/soak.py [--seconds 600] [--seed 0] [--every 12] [--tiny]``.
 
 Learner, coordinator and scorers are killed (SIGKILL) at random, seeded moments of a run on the
 digits, one at a time, each kill after the run has made a step since the last. The tally counts
@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import dask.config
 import numpy as np
 from distributed import Client
 from scipy import stats
@@ -31,7 +32,7 @@ from dask_isgd.storage import Dataset, WeightArray
 
 MODEL = "dask_isgd.pipelines.models:digits"
 SAMPLING = isgd.Sampling(gate="open", draw="independent")
-BACK = 120.0
+BACK = 300.0
 _DRAWS = 200_000
 
 
@@ -59,7 +60,9 @@ def soak(folder: Path, seconds: float, seed: int, every: float, workers: int, ti
     kills: Counter[str] = Counter()
     recovery: list[float] = []
     redone = 0
-    with isgd.LocalCluster(workers) as cluster, cluster.get_client() as client:
+    # a busy machine starts a process slowly: the cluster is not to give up one that its nanny restarts
+    patience = dask.config.set({"distributed.deploy.lost-worker-timeout": f"{BACK:g}s"})
+    with patience, isgd.LocalCluster(workers) as cluster, cluster.get_client() as client:
         run = isgd.fit(client, MODEL, data, folder / "run", learning=learning, sampling=SAMPLING)
         _until(run, lambda latest: latest["step"] > 20)
         end = time.monotonic() + seconds
