@@ -75,3 +75,18 @@ def test_processes_at_once(tmp_path):
     taken = [json.loads(taker.communicate(timeout=60)[0].splitlines()[-1]) for taker in takers]
     assert sorted(i for each in taken for i in each) == list(range(1, 301))
     assert {Leases(tmp_path).owner(i)["taker"] for i in taken[1]} == {"b"}
+
+
+def test_a_successor_waits_for_a_holder_that_leaves_in_order_and_for_no_other(tmp_path):
+    leases = Leases(tmp_path)
+    leases.await_leaving(60)  # nobody yet
+    first = leases.acquire({})
+    leases.await_leaving(60)  # it may live or be dead, but it does not leave
+    with ThreadPoolExecutor(1) as pool:
+        with leases.leaving(first):
+            waiting = pool.submit(leases.await_leaving, 60)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+            leases.await_leaving(0.1)  # not for ever
+        waiting.result(timeout=60)
+    assert leases.highest() == first
