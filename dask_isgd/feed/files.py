@@ -71,6 +71,7 @@ class _Reader:
     def __init__(self, array: RawArray, absent_allowed: bool, most: int) -> None:
         self._array, self._absent_allowed, self._most = array, absent_allowed, most
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._all_open = len(array.keys) <= most  # then none is ever closed, and their order does not matter
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         array = self._array
@@ -80,10 +81,15 @@ class _Reader:
         # No more files at once than may be open: a batch that touches more is read in parts.
         for first in range(0, len(indices), self._most):
             part = slice(first, first + self._most)
-            files = [self._file(chunk) for chunk in chunks[part].tolist()]
+            wanted = chunks[part].tolist()
+            if self._all_open and self._open.keys() >= set(wanted):
+                files = [self._open[chunk] for chunk in wanted]
+            else:
+                files = [self._file(chunk) for chunk in wanted]
             offsets = (inside[part] * array.row_bytes).tolist()
             read = read_rows(files, offsets, len(files), array.row_shape, array.dtype).astype(native, copy=False)
-            read[np.array(files) < 0] = array.fill
+            if self._absent_allowed:
+                read[np.array(files) < 0] = array.fill
             rows.append(read)
         return rows[0] if len(rows) == 1 else np.concatenate(rows or [np.empty((0, *array.row_shape), native)])
 
