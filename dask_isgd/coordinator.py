@@ -69,6 +69,8 @@ class Coordinator:
         self.parameters: pubsub.Parameters | None = None
         self.newest = Newest(self.bulletins.newest)
         self.ended: Ended | None = None
+        self.over: str | None = None
+        """How an earlier start of this very task ended."""
         self.final = False
         self.paused = directory.control().get("want") == "pause"
         self.step = 0
@@ -103,9 +105,11 @@ class Coordinator:
             if (now := fate(self.worker, self.key)) == "wanted":
                 raise
             return "left" if now == "leaving" else "stopped"
-        return self.ended.outcome if self.ended is not None else "finished"
+        return self.over or (self.ended.outcome if self.ended is not None else "finished")
 
     def _done(self) -> bool:
+        if self.over is not None:
+            return True
         if self.ended is None:
             return False
         return self.ended.outcome != "finished" or (self.final and not self.evaluations.busy)
@@ -115,7 +119,7 @@ class Coordinator:
         while event is not None:
             self._take(event)
             event = self.events.get(0)
-        if self._published:
+        if self._published and self.over is None:
             self._published = False
             self._take_newest()
         if time.monotonic() - self._heard > _SILENCE:
@@ -152,6 +156,9 @@ class Coordinator:
             self.scorers.learner, self.step = event.address, event.step
         elif isinstance(event, Control):
             self.paused = event.want == "pause" and event.attempt == self.spec.attempt
+        elif isinstance(event, Ended) and event.role == "coordinator" and event.attempt == self.spec.attempt:
+            # Dask runs a task again when the worker that holds its result dies: this one was over
+            self.over = event.outcome if event.outcome in ("finished", "stopped") else None
         elif isinstance(event, Ended) and event.role == "learner" and event.attempt == self.spec.attempt:
             self.ended = event if event.outcome not in ("left", "fenced") else None
 
@@ -239,7 +246,7 @@ class Coordinator:
             self.evaluations.close()
             self.bulletins.close(self.step)
             self.parameters = None
-            if outcome not in ("left", "fenced"):  # else a successor wants it
+            if outcome not in ("left", "fenced") and self.over is None:  # else a successor wants it
                 pubsub.forget(self.client, self.spec.variable)
         except (OSError, RuntimeError, IsgdError):
             logger.exception("closing the coordinator of run %s", self.spec.run)

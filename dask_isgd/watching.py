@@ -58,7 +58,7 @@ class Watch:
 
     def _done(self, future: Future[Any]) -> None:
         """Keep the result and let go of the task: Dask runs it again when the worker that holds its result dies."""
-        if future.status != "finished":
+        if future.status != "finished" or not self._owns(future):
             return
         try:
             result = future.result(timeout=self._timeout)
@@ -107,6 +107,7 @@ class Watch:
 
     @property
     def status(self) -> str:
+        self._pending(self._learner)
         latest, learner = self.latest, self._learner
         if any(future is not None and future.status == "error" for future in (learner, self._coordinator)):
             return "failed"
@@ -191,9 +192,13 @@ class Watch:
             return self._pending(self._coordinator)
         return LEARNER in self._ended and "coordinator" not in self._ended
 
-    @staticmethod
-    def _pending(future: Future[Any] | None) -> bool:
-        return future is not None and future.status in ("pending", "finished")
+    def _pending(self, future: Future[Any] | None) -> bool:
+        if future is not None and future.status == "finished":
+            self._done(future)  # the first try may have met a dying worker
+        return future is not None and future.status in ("pending", "finished") and self._owns(future)
+
+    def _owns(self, future: Future[Any]) -> bool:
+        return future is self._learner or future is self._coordinator
 
     def _require_worker(self) -> None:
         """Raise NoLearnerWorkerError if the learner has been silent too long and nobody can run it."""

@@ -16,6 +16,6 @@ def test_the_tiny_size_prints_every_ratio(capsys: pytest.CaptureFixture[str], mo
     assert list(tables) == ["mlp", "small-mlp", "resnet", "transformer"]
     printed = capsys.readouterr().out
     for rows in tables.values():
-        assert ["training step", "training step with norms", "exact", "bound", "loss"] == [r.name for r in rows[:5]]
+        assert [r.name for r in rows[:5]] == ["training step", "training step with norms", "exact", "bound", "loss"]
         assert all(row.milliseconds > 0 and row.ratio > 0 for row in rows)
         assert all(row.name in printed for row in rows)
