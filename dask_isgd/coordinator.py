@@ -26,7 +26,7 @@ from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Pro
 from dask_isgd.flight import Flight, Landed
 from dask_isgd.ordering import Newest
 from dask_isgd.placement import Scorers
-from dask_isgd.sampling import next_chunks
+from dask_isgd.sampling import may_start, next_chunks, probe_chunks
 from dask_isgd.scoring import ScoreReport, score
 from dask_isgd.sharing import Neighbours
 from dask_isgd.spec import RunSpec
@@ -77,6 +77,9 @@ class Coordinator:
         self.faults = 0
         self._tries: dict[int, int] = {}
         self._skipped: set[int] = set()
+        self._probing: float | None = None
+        """When the gate was found closed; None while scoring pays, or may."""
+        self._probed = self._task_seconds = 0.0
         self._alive = 0.0
         self._heard = time.monotonic()
         self._published = False
@@ -154,6 +157,8 @@ class Coordinator:
             self.final = self.final or event.final
         elif isinstance(event, Progress):
             self.scorers.learner, self.step = event.address, event.step
+            if event.probing != (self._probing is not None):
+                self._probing, self._probed = (time.monotonic() if event.probing else None), 0.0
         elif isinstance(event, Control):
             self.paused = event.want == "pause" and event.attempt == self.spec.attempt
         elif isinstance(event, Ended) and event.role == "coordinator" and event.attempt == self.spec.attempt:
@@ -174,14 +179,15 @@ class Coordinator:
     def _submit(self) -> None:
         if self.parameters is None or self.paused or self.spec.sampling.uniform or self.ended is not None:
             return
-        room = self.neighbours.share(self.scorers.room()) - len(self.flight)
+        room = self._room()
         if room <= 0:
             return
         incarnation, version = self.parameters.order
         orders = self.bulletins.orders
         taken = set(self.flight.chunks) | self._skipped
         placement = self.scorers.placement()
-        for chunk in next_chunks(orders, taken, room):
+        probe = probe_chunks(self.spec.n_chunks) if self._probing is not None else None
+        for chunk in next_chunks(orders, taken, room, among=probe):
             if orders[chunk] >= incarnation * 1e12 + version:
                 break  # the stalest is as fresh as can be
             future = self.client.submit(
@@ -197,11 +203,27 @@ class Coordinator:
             )
             self.flight.launch(chunk, future, self.parameters.order)
 
+    def _room(self) -> int:
+        """Scoring tasks to submit now: what scorers can hold, or a probe while the gate is closed."""
+        share = self.neighbours.share(self.scorers.room())
+        if self._probing is None:
+            return share - len(self.flight)
+        return may_start(
+            share // self.spec.scoring.in_flight,
+            len(self.flight),
+            probing=True,
+            busy_seconds=self._probed,
+            elapsed_seconds=time.monotonic() - self._probing,
+            task_seconds=self._task_seconds,
+        )
+
     def _land(self, landed: Landed) -> None:
         report = landed.result
         if isinstance(report, ScoreReport):
             self._tries.pop(report.chunk, None)
             self.bulletins.scored(report)
+            self._task_seconds = report.seconds
+            self._probed += report.seconds
             if report.bad:
                 self._fault("norms", f"chunk {report.chunk}: {report.bad} bad norms kept their former weight")
             return

@@ -55,6 +55,10 @@ class Progress(Event):
     address: str
     open: bool
     """Whether the gate is open, that is, whether draws follow the weights."""
+    probing: bool = False
+    """Whether scoring is only to notice when importance sampling would pay."""
+    why: str = ""
+    """Why the gate is as it is, in a few words."""
     values: dict[str, float]
 
 

@@ -32,11 +32,17 @@ from dask_isgd.training import Trainer
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = (
+SAID = (
     *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
     *("mean_square", "variance_ideal", "variance_stale", "variance_uniform"),
     *("gain", "candidate_gain", "chunk_gain", "ideal_gain", "gate"),
     *("effective_sample_size", "largest_coefficient", "mean_weight", "scored", "mean_age", "max_age"),
+)
+"""What of a row is announced: an event stays below a kilobyte."""
+COLUMNS = (
+    *SAID,
+    *("variance_ideal_error", "variance_stale_error", "variance_uniform_error", "gain_error", "candidate_gain_error"),
+    *("smoothing_cost", "staleness_cost", "gate_gain", "gate_state"),
 )
 _SAY_EVERY = 0.5
 _ALIVE_EVERY = 1.0
@@ -324,7 +330,9 @@ class Learner:
                     step=self.step,
                     address=self.worker.address,
                     open=self.drawing.open,
-                    values={name: float(f"{row[name]:.6g}") for name in COLUMNS},
+                    probing=self.drawing.gate.probing and not self.spec.learning.exact,
+                    why=self.drawing.gate.why,
+                    values={name: float(f"{row[name]:.6g}") for name in SAID},
                 )
             )
 
