@@ -55,8 +55,10 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
                 self.advanced.update(self.roles)
 
         def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
+            if finish == "no-worker":
+                self.unbind(key)
             role = self.roles.get(key)
-            if role is None or self.scheduler is None:
+            if role is None:
                 return
             task = self.scheduler.tasks.get(key)
             if finish == "processing" and task is not None and task.processing_on is not None:
@@ -74,6 +76,17 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
                 del self.roles[key]
                 if not self.roles:
                     self.scheduler.remove_plugin(self.name)
+
+        def unbind(self, key: Any) -> None:
+            """Let any worker that comes take a task of this run that only preferred some.
+
+            Dask wakes such a task for the workers it names and no other: restarted under new
+            addresses, they never come back, and it would wait for ever (seen in 2026.8.0).
+            """
+            task = self.scheduler.tasks.get(key)
+            ours = isinstance(key, tuple) and str(key[0]).endswith(f"-{run}")
+            if ours and task is not None and task.loose_restrictions:
+                task.worker_restrictions = set()
 
         def placed(self, key: Any, role: str, task: Any) -> None:
             if key in self.where or key in self.lacking:
