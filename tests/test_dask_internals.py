@@ -89,14 +89,16 @@ def test_the_scheduler_takes_the_keeper_and_drops_it_with_its_tasks(client):
 def test_a_task_that_only_prefers_workers_wakes_for_any_other():
     """Dask parks it for the workers it names: restarted under new addresses, those never come back."""
     options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "protocol": "tcp://"}
-    with LocalCluster(n_workers=0, threads_per_worker=1, processes=False, **options) as cluster:
-        with Client(cluster) as client:
-            keep(client, "q", "isgd-q", 1, {"learner": ("learn-q", 1)})
-            soft = {"workers": ["tcp://127.0.0.1:1"], "allow_other_workers": True}
-            future = client.submit(int, key=("learn-q", 1), pure=False, **soft)
-            cluster.scale(1)
-            assert future.result(timeout=WAIT) == 0
-            del future
+    with (
+        LocalCluster(n_workers=0, threads_per_worker=1, processes=False, **options) as cluster,
+        Client(cluster) as client,
+    ):
+        keep(client, "q", "isgd-q", 1, {"learner": ("learn-q", 1)})
+        soft = {"workers": ["tcp://127.0.0.1:1"], "allow_other_workers": True}
+        future = client.submit(int, key=("learn-q", 1), pure=False, **soft)
+        cluster.scale(1)
+        assert future.result(timeout=WAIT) == 0
+        del future
 
 
 begun, gate = threading.Event(), threading.Event()
