@@ -7,7 +7,7 @@ def test_public_names():
     import dask_isgd.storage
 
     assert dask_isgd.storage.__all__ == [
-        "Checkpoint", "Checkpoints", "Dataset", "History", "Leases", "Rows", "RunDirectory", "WeightArray",
+        "Checkpoint", "Checkpoints", "Dataset", "History", "Leases", "RawArray", "Rows", "RunDirectory", "WeightArray",
         "read_history", "write_dataset",
     ]  # fmt: skip
 
