@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _STAMPS_EVERY = 1.0
 _PORTRAIT_EVERY = 5.0
-_PAIRS_PER_EVENT = 60
+_CHUNKS_PER_EVENT = 60
 _RATE_OVER = 5.0
 
 
@@ -66,7 +66,7 @@ class Bulletins:
         """A chunk was rewritten."""
         self.stamps[report.chunk] = report.version, report.incarnation, time.time()
         self._dirty = True
-        self._fresh.append([report.chunk, report.version])
+        self._fresh.append([report.chunk, report.incarnation, report.version])
         self._recent.append((time.monotonic(), report.examples))
         self.examples += report.examples
 
@@ -95,12 +95,12 @@ class Bulletins:
         self._recent = [(t, n) for t, n in self._recent if now - t < _RATE_OVER]
         began = self._recent[0][0] if self._recent else now
         rate = sum(n for _, n in self._recent) / max(now - began, self._interval)
-        for first in range(0, len(self._fresh), _PAIRS_PER_EVENT):
+        for first in range(0, len(self._fresh), _CHUNKS_PER_EVENT):
             self._say(
                 Scored(
                     run=self._spec.run,
                     incarnation=self._incarnation,
-                    chunks=self._fresh[first : first + _PAIRS_PER_EVENT],
+                    chunks=self._fresh[first : first + _CHUNKS_PER_EVENT],
                     examples=self.examples,
                     per_second=float(f"{rate:.6g}"),
                 )

@@ -227,6 +227,8 @@ class Coordinator:
             if report.bad:
                 self._fault("norms", f"chunk {report.chunk}: {report.bad} bad norms kept their former weight")
             return
+        if isinstance(report, LearnerFenced):
+            return  # a straggler of an exact run: the chunk is scored again for the successor
         self.faults += 1
         self._fault("score", f"chunk {landed.chunk}: {type(report).__name__}: {report}"[:400])
         if landed.lost:

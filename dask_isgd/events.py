@@ -25,7 +25,7 @@ class Event:
     kind: ClassVar[str] = ""
     run: str
     incarnation: int
-    """Of the learner; 0 where none is meant."""
+    """Of the sender, learner or coordinator; 0 where none is meant."""
 
     def record(self) -> dict[str, Any]:
         """The event as a dict of plain Python values, with sender and number added."""
@@ -68,7 +68,7 @@ class Scored(Event):
 
     kind: ClassVar[str] = "scored"
     chunks: Sequence[Sequence[int]]
-    """Pairs of chunk and version; msgpack brings lists as tuples."""
+    """Chunk, incarnation and version of the learner; msgpack brings lists as tuples."""
     examples: int
     """Examples scored by this coordinator so far."""
     per_second: float

@@ -212,8 +212,10 @@ class Learner:
             if event.attempt == self.spec.attempt:
                 self.want = event.want
         elif isinstance(event, Scored):
-            for chunk, version in event.chunks:
-                self.reader.want(chunk, version)
+            for chunk, incarnation, version in event.chunks:
+                # an exact run trusts no score of an older incarnation: that may have gone on to another version since
+                if incarnation == self.incarnation or not self.spec.learning.exact:
+                    self.reader.want(chunk, version)
         elif isinstance(event, Ended) and (event.role, event.outcome) == ("coordinator", "failed"):
             self.deserted = self.deserted or event.attempt == self.spec.attempt
 
@@ -351,8 +353,8 @@ class Learner:
 
     def _look_for_scores(self, fresh: Mapping[int, Any]) -> None:
         """Read what the stamps say is rewritten: an event may have been lost."""
-        for chunk, (version, *_) in enumerate(self.weights.read_stamps()):
-            if chunk not in fresh and version == self.step:
+        for chunk, (version, incarnation, _) in enumerate(self.weights.read_stamps()):
+            if chunk not in fresh and (incarnation, version) == (self.incarnation, self.step):
                 self.reader.want(chunk, self.step)
 
     def _say(self, event: Event) -> None:

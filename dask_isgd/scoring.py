@@ -102,7 +102,8 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     """Score one scoring chunk with one version of the parameters and write its weights whole.
 
     Raises NonFiniteNormsError if more than one norm in a hundred is bad, a DataError for a chunk
-    that is missing or corrupt, OSError if the weights cannot be written.
+    that is missing or corrupt, OSError if the weights cannot be written, LearnerFenced where the
+    run is exact and its learner has a successor.
     """
     began = time.perf_counter()
     threads.scorer(spec.scoring.threads)
@@ -119,6 +120,8 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
         loss += float(losses_B.double().sum())
     weights = WeightArray.open(spec.directory.weights)
     bad = _keep_former(norms, weights, chunk, start)
+    if spec.learning.exact:  # a straggler's weights are as good as any elsewhere
+        spec.directory.leases("learner").check(incarnation)
     weights.write(chunk, norms)
     return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
 

@@ -63,7 +63,7 @@ EVENTS: list[Event] = [
     fault(1),
     Published(run="r", incarnation=2, version=32, address="tcp://x:1", checkpoint=None),
     Progress(run="r", incarnation=2, step=20, address="tcp://x:1", open=True, values={"loss": 0.5}),
-    Scored(run="r", incarnation=1, chunks=((0, 32), (1, 32)), examples=10, per_second=3.5),
+    Scored(run="r", incarnation=1, chunks=((0, 1, 32), (1, 1, 32)), examples=10, per_second=3.5),
     Control(run="r", incarnation=0, attempt=7, want="pause"),
     Alive(run="r", incarnation=1, role="coordinator", address="tcp://x:1"),
 ]

@@ -136,7 +136,7 @@ class RunRecord:
             self._coordinate(event.incarnation, at)
             latest["scored_per_second"], latest["scored_examples"] = event.per_second, event.examples
             if event.chunks:
-                latest["scored_version"] = max(version for _, version in event.chunks)
+                latest["scored_version"] = max(version for *_, version in event.chunks)
         elif isinstance(event, Evaluated):
             latest["test_error"], latest["test_loss"] = event.error, event.loss
             self.evaluations.append({"step": event.version, "loss": event.loss, "error": event.error})

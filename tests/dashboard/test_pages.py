@@ -46,7 +46,7 @@ def full_record() -> RunRecord:
         event = events.Progress(run="abc", incarnation=1, step=step, address="a", open=open_, values=seen)
         record.take(event, at=float(step))
     record.take(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=0.1), at=100.0)
-    record.take(events.Scored(run="abc", incarnation=1, chunks=[[0, 90]], examples=1, per_second=5.0), at=100.0)
+    record.take(events.Scored(run="abc", incarnation=1, chunks=[[0, 1, 90]], examples=1, per_second=5.0), at=100.0)
     portrait = events.Portrait(
         run="abc",
         incarnation=1,

@@ -59,7 +59,7 @@ class TestRecord:
         record.take(events.Published(**RUN, version=0, address="a", checkpoint=None), at=1.0)
         record.take(progress(10), at=2.0)
         record.take(progress(30), at=3.0)
-        record.take(events.Scored(**RUN, chunks=[[0, 10], [1, 20]], examples=64, per_second=99.0), at=3.0)
+        record.take(events.Scored(**RUN, chunks=[[0, 1, 10], [1, 1, 20]], examples=64, per_second=99.0), at=3.0)
         record.take(events.Published(**RUN, version=40, address="a", checkpoint=None), at=3.5)
         record.take(progress(50), at=4.0)
         record.take(events.Evaluated(**RUN, version=40, loss=0.5, error=0.25), at=4.0)

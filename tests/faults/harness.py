@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -74,14 +75,18 @@ def holder(run: isgd.Run, role: str = "learner") -> dict[str, Any]:
     return leases.owner(leases.highest())
 
 
-def state(run: isgd.Run) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Bits of the newest checkpoint and of the history, clocks left out."""
+def state(run: isgd.Run) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests of the newest checkpoint and of the history, clocks left out."""
+
+    def digest(array: np.ndarray) -> str:
+        return hashlib.sha256(array.tobytes()).hexdigest()[:16]
+
     found = run.directory.checkpoints().latest()
     assert found is not None
     history = run.history.load()
     return (
-        {name: array.tobytes() for name, array in found.tensors.items()},
-        {name: history[name].values.tobytes() for name in history.data_vars if name not in CLOCKS},
+        {name: digest(array) for name, array in found.tensors.items()},
+        {name: digest(history[name].values) for name in history.data_vars if name not in CLOCKS},
     )
 
 
