@@ -64,8 +64,8 @@ class Coordinator:
         self.bulletins = Bulletins(spec, self.incarnation, self._say, lambda: self.leases.check(self.incarnation))
         self.scorers = Scorers(client, spec.scoring)
         self.neighbours = Neighbours(client, worker, spec.run)
-        self.flight = Flight(client, spec.scoring.timeout_seconds)
-        self.evaluations = Evaluations(spec, client, self.incarnation)
+        self.flight = Flight(client, spec.scoring.timeout_seconds, self.events.wake)
+        self.evaluations = Evaluations(spec, client, self.incarnation, self.events.wake)
         self.parameters: pubsub.Parameters | None = None
         self.newest = Newest(self.bulletins.newest)
         self.ended: Ended | None = None
@@ -119,9 +119,10 @@ class Coordinator:
 
     def _turn(self) -> None:
         event = self.events.get(_POLL)
-        while event is not None:
+        if event is not None:
             self._take(event)
-            event = self.events.get(0)
+        for event in self.events.drain():
+            self._take(event)
         if self._published and self.over is None:
             self._published = False
             self._take_newest()

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,9 @@ class Evaluated:
 class Evaluations:
     """Evaluates a version when one is due: every ``evaluate_every`` steps, the last one always."""
 
-    def __init__(self, spec: RunSpec, client: Client, incarnation: int) -> None:
+    def __init__(self, spec: RunSpec, client: Client, incarnation: int, wake: Callable[[], None]) -> None:
         self._spec, self._client, self._incarnation = spec, client, incarnation
-        self._flight = Flight(client, spec.scoring.timeout_seconds)
+        self._flight = Flight(client, spec.scoring.timeout_seconds, wake)
         self._now: Parameters | None = None
         self._next: tuple[Parameters, Mapping[str, Any]] | None = None
         self._sum = Evaluation(0, 0.0, 0.0)

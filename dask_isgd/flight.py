@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from distributed import Client, Future
@@ -16,6 +17,7 @@ from distributed.client import FutureCancelledError
 from dask_isgd.errors import WaitTimeout
 
 _GATHER = 30.0
+_WAKE_SHARE = 0.25
 _LOST = (FutureCancelledError, CancelledError, asyncio.CancelledError, WaitTimeout)
 
 
@@ -34,10 +36,14 @@ class Landed:
 
 
 class Flight:
-    """Bounded by its owner; nothing in it is waited for longer than ``timeout`` seconds."""
+    """Bounded by its owner; nothing in it is waited for longer than ``timeout`` seconds.
 
-    def __init__(self, client: Client, timeout: float) -> None:
-        self._client, self._timeout = client, timeout
+    ``wake`` is called, from Dask's thread, once a quarter of the tasks is over: a lone scorer gets its
+    next task at once, while hundreds are served in batches, whenever the owner looks.
+    """
+
+    def __init__(self, client: Client, timeout: float, wake: Callable[[], None]) -> None:
+        self._client, self._timeout, self._wake = client, timeout, wake
         self._tasks: dict[int, tuple[Future[Any], tuple[int, int], float]] = {}
         self._over: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
 
@@ -50,7 +56,12 @@ class Flight:
 
     def launch(self, chunk: int, future: Future[Any], order: tuple[int, int]) -> None:
         self._tasks[chunk] = (future, order, time.monotonic())
-        future.add_done_callback(lambda done: self._over.put((chunk, done)))
+        future.add_done_callback(partial(self._done, chunk))
+
+    def _done(self, chunk: int, future: Future[Any]) -> None:
+        self._over.put((chunk, future))
+        if self._over.qsize() >= _WAKE_SHARE * len(self._tasks):
+            self._wake()
 
     def landed(self) -> Iterator[Landed]:
         """What is over by now, and what is overdue."""

@@ -89,7 +89,7 @@ class Subscription:
         return event
 
     def get(self, timeout: float) -> Event | None:
-        """The next event, or None after ``timeout`` seconds."""
+        """The next event, or None after ``timeout`` seconds or when woken."""
         if self._backlog:
             return self._backlog.pop(0)
         deadline = time.monotonic() + timeout
@@ -98,14 +98,21 @@ class Subscription:
                 message = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return None
+            if message is None:
+                return None
             event = self._fresh(message)
             if event is not None:
                 return event
 
+    def wake(self) -> None:
+        """Let the call of `get` that waits now, or the next one, return at once; from any thread."""
+        self._queue.put(None)
+
     def drain(self) -> Iterator[Event]:
         """The events that are here now."""
-        while (self._backlog or not self._queue.empty()) and (event := self.get(0)) is not None:
-            yield event
+        while self._backlog or not self._queue.empty():
+            if (event := self.get(0)) is not None:
+                yield event
 
     def catch_up(self) -> None:
         """Look at what the scheduler remembers: an event may have been lost on its way here."""

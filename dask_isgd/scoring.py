@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,10 +60,9 @@ class Evaluation:
 
 
 class _Local:
-    """A run's model in one thread, the version it holds, its norm engine, and the batch that fits."""
+    """A run in one thread: its model, the version that holds, the norm engine, the batch that fits, the weights."""
 
     def __init__(self, spec: RunSpec) -> None:
-        self.run = spec.run
         self.device = models.device_of(spec.learning.device)
         self.model: nn.Module = models.build(spec.model).to(self.device)
         self.loss = spec.loss_function
@@ -70,6 +70,12 @@ class _Local:
         self.prepare = models.Prepare(spec.data, self.device)
         self.fitting = Fitting(spec.scoring.batch_size, fixed=spec.learning.exact)
         self.held: tuple[int, int] | None = None
+        self._directory = spec.directory
+
+    @cached_property
+    def weights(self) -> WeightArray:
+        """Opened once: that takes longer than to write a chunk."""
+        return WeightArray.open(self._directory.weights)
 
     def norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Norms and losses of a batch, each (B,)."""
@@ -89,11 +95,12 @@ class _Local:
 
 
 def _model_for(spec: RunSpec, tensors: dict[str, Tensor], incarnation: int, version: int) -> _Local:
-    held: dict[str, _Local] = _local.__dict__.setdefault("models", {})
-    local = held.pop(spec.run, None) or _Local(spec)
+    held: dict[tuple[str, int], _Local] = _local.__dict__.setdefault("models", {})
+    key = spec.run, spec.attempt  # a resumed run may have other settings
+    local = held.pop(key, None) or _Local(spec)
     while len(held) >= _RUNS:
         del held[next(iter(held))]  # the one unused for longest
-    held[spec.run] = local
+    held[key] = local
     local.hold(tensors, incarnation, version)
     return local
 
@@ -118,11 +125,10 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
         norms[first : first + len(targets)] = norms_B.cpu().numpy()
         first += len(targets)
         loss += float(losses_B.double().sum())
-    weights = WeightArray.open(spec.directory.weights)
-    bad = _keep_former(norms, weights, chunk, start)
+    bad = _keep_former(norms, local.weights, chunk, start)
     if spec.learning.exact:  # a straggler's weights are as good as any elsewhere
         spec.directory.leases("learner").check(incarnation)
-    weights.write(chunk, norms)
+    local.weights.write(chunk, norms)
     return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
 
 

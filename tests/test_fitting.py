@@ -111,7 +111,7 @@ def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
         return
     report = scoring.score(tensors, plan.spec, 0, 1, 0)
     assert (report.examples, report.bad) == (64, 0)
-    local = scoring._local.models[plan.spec.run]
+    local = scoring._local.models[plan.spec.run, plan.spec.attempt]
     assert local.fitting.most == 16
     written = WeightArray.open(plan.spec.directory.weights).read(0)
     torch.testing.assert_close(torch.from_numpy(written), truth, rtol=1e-5, atol=1e-6)
@@ -128,3 +128,14 @@ def test_a_thread_keeps_the_models_of_several_runs(digits, tmp_path):
     assert scoring._model_for(specs[-1], tensors, 1, 0) is made[-1]
     assert scoring._model_for(specs[1], tensors, 1, 0) is made[1]
     assert scoring._model_for(specs[0], tensors, 1, 0) is not made[0], "the one unused for longest went"
+
+
+def test_a_resumed_run_is_scored_by_its_new_settings(digits, tmp_path):
+    settings = {"learning": isgd.Learning(steps=1)}
+    first = check(MODEL, digits, tmp_path / "run", **settings)
+    create(first)
+    resumed = check(MODEL, digits, tmp_path / "run", resume=True, scoring=isgd.Scoring(method="loss"), **settings)
+    assert resumed.spec.run == first.spec.run
+    tensors = dict(models.build(MODEL, 0).state_dict())
+    exact, loss = (scoring._model_for(plan.spec, tensors, 1, 0).engine.method for plan in (first, resumed))
+    assert (exact, loss) == ("exact", "loss")

@@ -40,6 +40,18 @@ def test_a_late_subscriber_hears_what_was_said_before_and_nothing_twice(client: 
     assert late.get(0.05) is early.get(0.05) is None
 
 
+def test_a_waiting_subscriber_can_be_woken_and_misses_nothing(client: Client):
+    woken = pubsub.subscribe(client, "t-woken")
+    woken.wake()
+    pubsub.announce(client, "t-woken", fault(1))
+    assert woken.get(TIMEOUT) is None
+    assert woken.get(TIMEOUT).detail == "1"
+    woken.wake()
+    assert list(woken.drain()) == []
+    assert woken.get(0.05) is None
+    woken.close()
+
+
 def test_two_subscribers_of_one_client_do_not_take_each_others_events(client: Client):
     one, two = pubsub.subscribe(client, "t-two"), pubsub.subscribe(client, "t-two")
     one.close()
