@@ -24,9 +24,10 @@ def fate(worker: Worker, key: Key) -> Fate:
     Nothing interrupts the thread of a Dask task: after a cancel, the death of its client, a
     retirement or the end of the worker's lifetime it runs on. The state of the worker and of the
     task flips within 0.02 s, and no public API tells a task so. Read without the event loop's
-    lock: two attribute look-ups and a dict look-up, each atomic.
+    lock: two attribute look-ups and a dict look-up, each atomic. A worker that is paused, having
+    used most of its memory, takes no new tasks and goes on with those it has.
     """
-    if worker.status is not Status.running:
+    if worker.status not in (Status.running, Status.paused):
         return "leaving"
     task = worker.state.tasks.get(key)
     return "wanted" if task is not None and task.state in ("executing", "long-running") else "cancelled"

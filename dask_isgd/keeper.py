@@ -51,8 +51,12 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
             self.scheduler = scheduler
 
         def log_event(self, name: str, message: Any) -> None:
-            if name == topic and isinstance(message, dict) and message.get("kind") in ("progress", "scored"):
+            if not isinstance(message, dict):
+                return
+            if name == topic and message.get("kind") in ("progress", "scored"):
                 self.advanced.update(self.roles)
+            elif name == "worker-restart-memory":  # said by a nanny before it ends its worker
+                self.worn_out(str(message.get("worker")), int(message.get("rss", 0)))
 
         def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
             if finish == "no-worker":
@@ -96,6 +100,12 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
             self.advanced.discard(key)
             self.where[key] = task.processing_on.address
             self.lacking.discard(key)
+
+        def worn_out(self, address: str, rss: int) -> None:
+            worker = self.scheduler.workers.get(address)
+            limit = f" of {worker.memory_limit / 1e6:,.0f} MB" if worker is not None and worker.memory_limit else ""
+            for role in [role for key, role in self.roles.items() if self.where.get(key) == address]:
+                self.fault(f"{role} killed for memory", f"its worker {address} held {rss / 1e6:,.0f} MB{limit}")
 
         def failed(self, role: str, message: str) -> None:
             self.say(kind="ended", attempt=attempt, role=role, outcome="failed", step=0, message=message)

@@ -65,6 +65,14 @@ def lowest_step(run: isgd.Run, incarnation: int) -> int:
     return int(group.attrs["start_step"])
 
 
+def trained(run: isgd.Run, incarnation: int) -> int:
+    """The last step an incarnation reported."""
+    import zarr
+
+    steps = zarr.open_array(run.directory.history, path=f"learner-{incarnation:04d}/step", mode="r")[:1024]
+    return int(np.nanmax(steps))
+
+
 def kill(pid: int, how: signal.Signals = signal.SIGKILL) -> None:
     os.kill(pid, how)
 

@@ -8,8 +8,21 @@ import time
 
 import numpy as np
 import pytest
-import zarr
-from harness import WAIT, Apart, committed, fit, holder, kill, learning, lowest_step, no_gaps, process, reaches, until
+from harness import (
+    WAIT,
+    Apart,
+    committed,
+    fit,
+    holder,
+    kill,
+    learning,
+    lowest_step,
+    no_gaps,
+    process,
+    reaches,
+    trained,
+    until,
+)
 
 from dask_isgd.spec import topic_of
 
@@ -36,12 +49,6 @@ def client(apart):
 def incarnations(client, run, kind: str) -> list[int]:
     """Of the learners that said something of one kind, in the order it was heard."""
     return [e["incarnation"] for _, e in client.get_events(topic_of(run.name)) if e["kind"] == kind]
-
-
-def trained(run, incarnation: int) -> int:
-    """The last step an incarnation reported."""
-    steps = zarr.open_array(run.directory.history, path=f"learner-{incarnation:04d}/step", mode="r")[:1024]
-    return int(np.nanmax(steps))
 
 
 def test_a_terminated_worker_leaves_within_its_grace_and_loses_a_step_at_most(apart, client, digits, run_dir, capsys):
