@@ -48,7 +48,7 @@ def trained(client: Client, digits: Dataset, tmp_path_factory) -> isgd.Run:
 
 def scored_events(client: Client, run: isgd.Run) -> list[tuple[int, int]]:
     events = client.get_events(f"isgd-{run.name}")
-    return [tuple(pair) for _, e in events if e["kind"] == "scored" for pair in e["chunks"]]
+    return [(chunk, version) for _, e in events if e["kind"] == "scored" for chunk, _, version in e["chunks"]]
 
 
 def test_every_chunk_is_scored_at_several_versions_that_grow(trained, client):
