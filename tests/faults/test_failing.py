@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import dask.config
 import numpy as np
 import pytest
 import torch
-from harness import MODEL, OPEN, WAIT, committed, fit, holder, kill, learning, no_gaps, reaches, until
+from harness import MODEL, OPEN, WAIT, committed, fit, holder, kill, learning, lowest_step, no_gaps, reaches, until
 
 import dask_isgd as isgd
 from dask_isgd.errors import (
@@ -55,6 +59,62 @@ def test_a_full_disk_is_named_and_the_older_checkpoint_stays(client, digits, run
     assert kept >= 50
     again = fit(client, digits, run_dir, resume=True, learning=learning(steps=kept + 50))
     again.wait(timeout=WAIT)
+    no_gaps(again)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few megabytes of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "isgd", str(place)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"only root may mount a file system: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def remount(place: Path, how: str) -> None:
+    """Refused while a file is open for writing: they are, for a moment each."""
+    deadline = time.monotonic() + WAIT
+    while subprocess.run(["mount", "-o", f"remount,{how}", str(place)], capture_output=True).returncode:
+        assert time.monotonic() < deadline
+
+
+def fill(place: Path) -> None:
+    """Leave no room."""
+    with (place / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend", "says"),
+    [
+        (fill, lambda place: (place / "filler").unlink(), "no space is left"),
+        (lambda place: remount(place, "ro"), lambda place: remount(place, "rw"), "the file system is read-only"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_takes_no_more_is_named_and_the_run_goes_on_once_it_does(
+    client, digits, small_disk, spoil, mend, says
+):
+    run_dir = small_disk / "run"
+    run = fit(client, digits, run_dir)
+    until(run, reaches(100))
+    kept = committed(run)
+    spoil(small_disk)
+    with pytest.raises(StorageFullError, match=f"cannot write {run_dir}.*{says}.*What was committed before is intact"):
+        run.wait(timeout=WAIT)
+    found = run.directory.checkpoints().latest()
+    assert found is not None
+    assert found.step >= kept >= 50
+    with pytest.raises(StorageFullError, match=says):
+        fit(client, digits, small_disk / "another")
+    mend(small_disk)
+    again = fit(client, digits, run_dir, resume=True, learning=learning(steps=found.step + 50))
+    again.wait(timeout=WAIT)
+    assert lowest_step(again, again.directory.leases().highest()) == found.step
     no_gaps(again)
 
 
