@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +20,37 @@ _GZIP = b"\x1f\x8b"
 def read_idx(path: str | Path, *, limit: int = 1 << 30) -> NDArray[Any]:
     """The array of an IDX file, gzipped or not, in the byte order of this machine.
 
-    Never more than ``limit`` bytes are unpacked. A :class:`DataError` says what is wrong with a file
-    that is cut short, too long or none of the kind.
+    No more is unpacked than the header promises, and no promise of more than ``limit`` bytes is taken. A
+    :class:`DataError` says what is wrong with a file that is cut short, too long or none of the kind.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             packed = file.read(2) == _GZIP
         with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            content = file.read(limit + 1)
-    except (OSError, EOFError) as error:
+            shape, dtype, start = _header(file, path)
+            size = math.prod(shape) * dtype.itemsize
+            if size > limit:
+                raise DataError(
+                    f"{path}: got a header that promises {size:,} bytes for shape {shape}, wanted at most {limit:,}; "
+                    "is it the right file?"
+                )
+            content = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); get the file anew") from error
-    if len(content) > limit:
-        raise DataError(f"{path}: got more than {limit:,} bytes; is it the right file?")
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
-        raise DataError(f"{path}: got the header {content[:4].hex(' ') or 'nothing'}, wanted an IDX file (00 00 08 ..)")
-    dtype, rank = np.dtype(_DTYPES[content[2]]), content[3]
-    start = 4 + 4 * rank
-    if len(content) < start:
-        raise DataError(f"{path}: got {len(content)} bytes, wanted a header of {start}; get the file anew")
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", rank, offset=4))
-    wanted = start + math.prod(shape) * dtype.itemsize
-    if len(content) != wanted:
-        raise DataError(f"{path}: got {len(content):,} bytes, wanted {wanted:,} for shape {shape}; get the file anew")
-    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+    if len(content) != size:
+        got = f"{start + len(content):,}" if len(content) < size else f"more than {start + size:,}"
+        raise DataError(f"{path}: got {got} bytes, wanted {start + size:,} for shape {shape}; get the file anew")
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype in the file's order, and bytes of the header."""
+    kind = file.read(4)
+    if len(kind) < 4 or kind[:2] != b"\0\0" or kind[2] not in _DTYPES:
+        raise DataError(f"{path}: got the header {kind.hex(' ') or 'nothing'}, wanted an IDX file (00 00 08 ..)")
+    extents = file.read(4 * kind[3])
+    start = 4 + 4 * kind[3]
+    if len(extents) < 4 * kind[3]:
+        raise DataError(f"{path}: got {4 + len(extents)} bytes, wanted a header of {start}; get the file anew")
+    return tuple(int(n) for n in np.frombuffer(extents, ">u4")), np.dtype(_DTYPES[kind[2]]), start

@@ -5,12 +5,17 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import mmap
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
+from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
@@ -143,9 +148,9 @@ class ImageTable:
             raise DataError("image folders need Pillow: pip install pillow") from error
         path = self._files[i][0]
         try:
-            with Image.open(path) as image:
+            with Image.open(path) as image:  # which refuses what the header says has far too many pixels
                 converted = image.convert(self._mode)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: cannot be read as an image ({error}); remove it or get it anew") from error
         return converted, converted.height, converted.width
 
@@ -282,16 +287,42 @@ def _from_xarray(place: Any, dimension: str, **options: Any) -> Table:
 
 
 def _from_numpy(place: Any, _: str) -> Table:
-    paths = place if isinstance(place, Mapping) else None
     try:
-        if paths is not None:
-            return ArrayTable({name: np.load(path, mmap_mode="r") for name, path in paths.items()})
+        if isinstance(place, Mapping):
+            return ArrayTable({name: np.load(path, mmap_mode="r") for name, path in place.items()})
+        _require_room(place)
         with np.load(place) as archive:
             return ArrayTable({name: archive[name] for name in archive.files})
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{place}: cannot be read by numpy ({error})") from error
+
+
+def _require_room(path: str | Path) -> None:
+    """Refuse an .npz file that would unpack to more than its headers promise, or than there is memory."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        for member in members:
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # of these a few bytes may become gigabytes at once
+                raise DataError(f"{path}: got {member.filename} in a compression that numpy never writes")
+            with archive.open(member) as file:
+                major, _ = np.lib.format.read_magic(file)
+                read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read_header(file)
+                promised = file.tell() + math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and member.file_size != promised:  # numpy refuses objects itself
+                raise DataError(
+                    f"{path}: got {member.file_size:,} bytes for {member.filename}, wanted {promised:,} for {dtype}"
+                    f"{list(shape)}; save it again"
+                )
+    size, room = sum(member.file_size for member in members), psutil.virtual_memory().available
+    if size > room:
+        raise DataError(
+            f"{path}: got arrays of {format_bytes(size)} and {format_bytes(room)} of free memory, wanted them to "
+            "fit; unpack it and name its files, which are read a block at a time: numpy: {name: name.npy, …}"
+        )
 
 
 def _from_images(place: Any, _: str, **options: Any) -> Table:

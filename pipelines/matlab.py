@@ -7,6 +7,7 @@ Layout: "MAT-File Format", MathWorks, R2019b, chapter 1.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
@@ -80,6 +81,9 @@ def _matrix(read: Callable[[int], bytes], order: str, path: Path, name: str) -> 
     if element(_LONGEST_NAME).decode("ascii", "replace") != name:
         return None
     kind, size = struct.unpack(f"{order}II", read(8))
+    if kind >> 16:
+        read = io.BytesIO(struct.pack(f"{order}I", size)).read
+        kind, size = kind & 0xFFFF, kind >> 16
     shape = tuple(int(n) for n in dimensions)
     if kind != _UINT8 or size != math.prod(shape):
         raise DataError(f"{path}: got {name} of type {kind} and {size:,} bytes, wanted uint8{shape}")

@@ -26,6 +26,7 @@ VALIDATION_SHARE = 0.05
 _SHAPE = (3, 32, 32)
 _ROW_BYTES = 3 * 32 * 32
 _BLOCK = 16 * CHUNK
+_MOST_LABELS = 10_000_000
 
 SOURCE = Source(
     name="svhn",
@@ -120,20 +121,6 @@ def _split(
     finish_split(path, split, columns, {"inputs": ["image"], "target": "label", "classes": 10}, normalisation)
 
 
-def _load(path: Path, variable: str) -> NDArray[Any]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        content = loadmat(path, variable_names=[variable])
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        raise DataError(f"{path}: cannot be read as a MATLAB file ({error}); get the file anew") from error
-    if variable not in content:
-        raise DataError(f"{path}: got no variable {variable!r}, wanted the cropped digits (format 2) with X and y")
-    array: NDArray[Any] = content[variable]
-    return array
-
-
 def _images(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
     """Blocks (n, 3, 32, 32) of the file's examples, which it has as (32, 32, 3, N)."""
     with path.open("rb") as file:
@@ -150,7 +137,13 @@ def _images(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
 
 def _labels(path: Path) -> NDArray[np.int64]:
     """(N,), with the file's 10 for the digit 0 made 0."""
-    labels = _load(path, "y").ravel()
+    with path.open("rb") as file:
+        variable = open_variable(file, path, "y")
+        if variable is None:
+            raise DataError(f"{path}: got no variable 'y', wanted the cropped digits (format 2) with X and y")
+        if len(variable.shape) != 2 or variable.shape[1] != 1 or variable.shape[0] > _MOST_LABELS:
+            raise DataError(f"{path}: got y uint8{variable.shape}, wanted uint8(N, 1), N at most {_MOST_LABELS:,}")
+        labels = next(variable.examples(1)).ravel()
     if labels.size == 0 or labels.min() < 1 or labels.max() > 10:
         got = f"labels {labels.min()} to {labels.max()}" if labels.size else "no labels"
         raise DataError(f"{path}: got {got}, wanted 1 to 10")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import gzip
 import hashlib
+import io
 import ipaddress
 import json
 import pickle
 import re
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 
 import distributed
@@ -19,10 +25,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from distributed.security import Security
+from scipy.io import savemat
 
 import dask_isgd as isgd
 from dask_isgd import preflight
-from dask_isgd.errors import CheckpointError, RunNotFoundError
+from dask_isgd.errors import CheckpointError, DataError, RunNotFoundError
+from dask_isgd.pipelines import svhn
+from dask_isgd.pipelines.idx import read_idx
+from dask_isgd.pipelines.ingest_tables import open_table
 from dask_isgd.storage import Checkpoints, Dataset, RunDirectory, write_dataset
 from dask_isgd.storage.checkpoints import MANIFEST, TENSORS, _digest
 
@@ -92,6 +102,102 @@ class TestCheckpoints:
         checkpoints = self.forged(tmp_path, len(header).to_bytes(8, "little") + header + b"\0" * 64)
         with pytest.raises(CheckpointError, match="malformed"):
             checkpoints.load("step-000000001-i0001")
+
+
+class TestBombs:
+    """Small files that would become large: no more is unpacked than was promised, no promise beyond reason is taken."""
+
+    HUGE = 50_000_000
+
+    @contextlib.contextmanager
+    def refused(self, says: str):
+        """With an error that says so, and in little memory."""
+        tracemalloc.start()
+        try:
+            with pytest.raises(DataError, match=says):
+                yield
+            assert tracemalloc.get_traced_memory()[1] < self.HUGE / 5
+        finally:
+            tracemalloc.stop()
+
+    def test_a_gzipped_file_longer_than_its_header_says(self, tmp_path):
+        (tmp_path / "labels.gz").write_bytes(
+            gzip.compress(b"\0\0\x08\x01" + (10).to_bytes(4, "big") + bytes(self.HUGE))
+        )
+        with self.refused("got more than 18 bytes, wanted 18"):
+            read_idx(tmp_path / "labels.gz")
+
+    def test_a_gzipped_file_whose_header_says_too_much(self, tmp_path):
+        shape = b"".join(n.to_bytes(4, "big") for n in (60_000, 28_000, 28_000))
+        (tmp_path / "images.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + shape + bytes(self.HUGE)))
+        with self.refused(r"promises 47,040,000,000,000 bytes .*wanted at most 1,073,741,824"):
+            read_idx(tmp_path / "images.gz")
+
+    @pytest.mark.parametrize("array", ["X", "y"])
+    def test_a_matlab_file(self, tmp_path, array):
+        content = {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.ones((4, 1), np.uint8)}
+        huge = np.broadcast_to(np.uint8(1), (self.HUGE // 2, 2))
+        for split in ("train", "extra", "test"):
+            savemat(tmp_path / f"{split}_32x32.mat", {**content, array: huge}, do_compression=True)
+            assert (tmp_path / f"{split}_32x32.mat").stat().st_size < self.HUGE / 100
+        with self.refused(rf"got {array} uint8\(25000000, 2\), wanted"):
+            svhn.prepare(str(tmp_path / "s.zarr"), source=str(tmp_path))
+
+    def zipped(self, path: Path, size: int, *, says: int | None = None, compression: int = zipfile.ZIP_DEFLATED) -> str:
+        """An .npz file with one array of zeros, which says that it unpacks to ``says`` bytes."""
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            with archive.open("x.npy", "w") as file:
+                file.write(header.getvalue())
+                for _ in range(min(size, self.HUGE) // 1_000_000):
+                    file.write(bytes(1_000_000))
+            if says is not None:
+                archive.filelist[0].file_size = says
+        return str(path)
+
+    def test_a_zip_that_says_it_is_larger_than_memory(self, tmp_path):
+        archive = self.zipped(tmp_path / "a.npz", 1 << 50, says=(1 << 50) + 128)
+        with self.refused(r"got arrays of 1\.00 PiB and .* of free memory, wanted them to fit; unpack"):
+            open_table({"numpy": archive})
+
+    def test_a_zip_that_says_it_is_small(self, tmp_path):
+        archive = self.zipped(tmp_path / "a.npz", self.HUGE, says=1000)
+        with self.refused(r"cannot be read by numpy \(Bad CRC"):
+            open_table({"numpy": archive})
+
+    def test_an_array_in_a_zip_that_promises_more_than_there_is(self, tmp_path):
+        archive = self.zipped(tmp_path / "a.npz", 1 << 50)
+        with self.refused(r"got 50,000,128 bytes for x\.npy, wanted 1,125,899,906,842,752 for uint8"):
+            open_table({"numpy": archive})
+
+    def test_a_zip_in_a_compression_that_numpy_never_writes(self, tmp_path):
+        archive = self.zipped(tmp_path / "a.npz", 1_000_000, compression=zipfile.ZIP_BZIP2)
+        with self.refused(r"x\.npy in a compression that numpy never writes"):
+            open_table({"numpy": archive})
+
+    def test_a_zip_that_holds_a_pickle(self, tmp_path):
+        exploit = Exploit()
+        exploit.path = str(tmp_path / "ran")
+        np.savez(tmp_path / "a.npz", x=np.array([exploit]), allow_pickle=True)
+        with self.refused("allow_pickle=False"):
+            open_table({"numpy": str(tmp_path / "a.npz")})
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip file after all", b"\x93NUMPY"])
+    def test_a_zip_that_is_none(self, tmp_path, content):
+        (tmp_path / "a.npz").write_bytes(content)
+        with self.refused(r"a\.npz: cannot be read by numpy"):
+            open_table({"numpy": str(tmp_path / "a.npz")})
+
+    def test_an_image_of_a_million_times_its_size(self, tmp_path):
+        size = (20_000).to_bytes(4, "big") * 2
+        chunks = [b"IHDR" + size + b"\x08\x00\x00\x00\x00", b"IDAT" + zlib.compress(bytes(self.HUGE)), b"IEND"]
+        framed = [len(c[4:]).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks]
+        (tmp_path / "cat").mkdir()
+        (tmp_path / "cat" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+        with self.refused(r"a\.png: cannot be read as an image .*400000000 pixels"):
+            open_table({"images": str(tmp_path)})
 
 
 @pytest.mark.parametrize(
