@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ def read_idx(path: str | Path, *, limit: int = 1 << 30) -> NDArray[Any]:
         with path.open("rb") as file:
             packed = file.read(2) == _GZIP
         with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            shape, dtype, start = _header(file, path)
+            shape, dtype, start = _header(file.read, path)
             size = math.prod(shape) * dtype.itemsize
             if size > limit:
                 raise DataError(
@@ -44,12 +45,12 @@ def read_idx(path: str | Path, *, limit: int = 1 << 30) -> NDArray[Any]:
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+def _header(read: Callable[[int], bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Shape, dtype in the file's order, and bytes of the header."""
-    kind = file.read(4)
+    kind = read(4)
     if len(kind) < 4 or kind[:2] != b"\0\0" or kind[2] not in _DTYPES:
         raise DataError(f"{path}: got the header {kind.hex(' ') or 'nothing'}, wanted an IDX file (00 00 08 ..)")
-    extents = file.read(4 * kind[3])
+    extents = read(4 * kind[3])
     start = 4 + 4 * kind[3]
     if len(extents) < 4 * kind[3]:
         raise DataError(f"{path}: got {4 + len(extents)} bytes, wanted a header of {start}; get the file anew")
