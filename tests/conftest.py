@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 
@@ -20,6 +21,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The training split of the digits."""
     url = PIPELINES["digits"].prepare(str(tmp_path_factory.mktemp("data") / "digits.zarr"))
     return Dataset(url, group="train")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_default_client() -> Iterator[None]:
+    """Dask's own scheduler to begin with: a client that could not connect stays the default until it is collected."""
+    with dask.config.set(scheduler=None):
+        yield
 
 
 @pytest.fixture(scope="module")
