@@ -177,8 +177,8 @@ class Run:
     def _interrupted(self, seconds: float) -> None:
         if seconds <= 0 or self.status not in GOING:
             return
-        print(f"run {self.name} goes on; Ctrl-C again within {seconds:g} s stops it", file=sys.stderr, flush=True)
         try:
+            print(f"run {self.name} goes on; Ctrl-C again within {seconds:g} s stops it", file=sys.stderr, flush=True)
             for _ in self.watch(seconds):
                 pass
         except WaitTimeout:
@@ -242,6 +242,10 @@ class Run:
             pass
         self._watch.wait_for_coordinator(deadline)
         return self.status
+
+    def detach(self) -> None:
+        """Leave a run that was started here to the cluster: it outlives this client, as with ``fit(detach=True)``."""
+        fire_and_forget(self._watch.owned)
 
     def _want(self, want: str) -> None:
         self.directory.set_control(want=want)

@@ -56,6 +56,11 @@ class Watch:
         for future in (learner, coordinator):
             future.add_done_callback(self._done)
 
+    @property
+    def owned(self) -> list[Future[Any]]:
+        """The long tasks that end with this client, unless they are left to the cluster."""
+        return [future for future in (self._learner, self._coordinator) if future is not None]
+
     def _done(self, future: Future[Any]) -> None:
         """Keep the result and let go of the task: Dask runs it again when the worker that holds its result dies."""
         if future.status != "finished" or not self._owns(future):

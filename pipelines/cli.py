@@ -154,6 +154,19 @@ def status(run: str, as_json: bool, watch: bool, every: float) -> None:
 
 @isgd.command()
 @click.argument("run", metavar="RUN")
+@_clean
+def stop(run: str) -> None:
+    """Have the learner of the run in the directory RUN commit a checkpoint and stop.
+
+    Works from wherever the directory is seen; `train --resume` goes on with the run.
+    """
+    from dask_isgd.pipelines import looking
+
+    click.echo(looking.stop(run))
+
+
+@isgd.command()
+@click.argument("run", metavar="RUN")
 @click.option("--to", "path", metavar="FILE", help="A .png, .svg, .pdf or .html file.  [default: RUN/summary.png]")
 @_clean
 def plot(run: str, path: str | None) -> None:

@@ -53,6 +53,16 @@ class Sight:
         return self.finished or self.want == "stop"
 
 
+def stop(run: str) -> str:
+    """Ask the learner of a run to commit and stop; what comes of it, in words. RunNotFoundError where there is none."""
+    directory = RunDirectory(run)
+    found = directory.checkpoints().latest()
+    if found is not None and found.state.get("finished"):
+        return f"run {run} is finished: step {found.step:,}"
+    directory.set_control(want="stop")  # the learner looks at it about once a second
+    return f"run {run} was asked to stop; its learner commits a checkpoint first. Go on with --run {run} --resume"
+
+
 def look(run: str) -> Sight:
     """Look at a run; RunNotFoundError where there is none."""
     directory = RunDirectory(run)

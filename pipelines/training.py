@@ -28,8 +28,10 @@ from dask_isgd.pipelines.recipes import named
 
 if TYPE_CHECKING:
     from dask_isgd.clusters import ClusterConfig
+    from dask_isgd.run import Run
 
 _STOP_SECONDS = 30
+_SECOND_INTERRUPT = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +109,8 @@ def train(options: Options) -> None:
     with _signals(), _cluster(options, described) as client:
         click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
         run = start(client, plan)
-        try:
-            with display.LiveProgress(sys.stderr, steps=recipe.learning.steps) as progress:
-                run.wait(progress=progress)
-        except KeyboardInterrupt:
-            _stop(run, run_dir)
-            raise
+        theirs = options.scheduler is not None or (described is not None and described.kind == "scheduler")
+        _follow(run, run_dir, recipe.learning.steps, theirs=theirs)
         if run.status == "failed":
             raise IsgdError(f"{run_dir}: the run failed; `dask isgd status {run_dir}` shows how far it came")
         summary = {"status": run.status, **run.summary()}
@@ -238,8 +236,43 @@ def _signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _stop(run: Any, run_dir: str) -> None:
-    """Stop in order: the learner commits its last step. A second Ctrl-C leaves at once."""
+def _follow(run: Run, run_dir: str, steps: int, *, theirs: bool) -> None:
+    """Show the run until it has ended. Ctrl-C stops the waiting, another one within a few seconds the run.
+
+    ``theirs``: the cluster lives on without this command, so the run is left to it. Otherwise the run ends
+    with the command, which therefore waits on.
+    """
+    from dask_isgd import display
+
+    while True:
+        try:
+            with display.LiveProgress(sys.stderr, steps=steps) as progress:
+                run.wait(progress=progress, second_interrupt=0)
+            return
+        except Terminated:
+            _stop(run, run_dir)
+            raise
+        except KeyboardInterrupt:
+            left = " and outlives this command" if theirs else ""
+            hint = (
+                f"run {run_dir} goes on{left}; Ctrl-C again within {_SECOND_INTERRUPT:g} s stops it. From elsewhere: "
+                f"`dask isgd status {run_dir} --watch`, `dask isgd stop {run_dir}`"
+            )
+            try:
+                click.echo(hint, err=True)
+                for _ in run.watch(_SECOND_INTERRUPT):
+                    pass
+            except WaitTimeout:
+                if theirs:
+                    run.detach()
+                    raise KeyboardInterrupt from None
+            except KeyboardInterrupt:
+                _stop(run, run_dir)
+                raise
+
+
+def _stop(run: Run, run_dir: str) -> None:
+    """Stop in order: the learner commits its last step. One more Ctrl-C leaves at once."""
     click.echo("stopping: the learner commits a checkpoint (Ctrl-C again to leave at once)", err=True)
     try:
         run.stop(timeout=_STOP_SECONDS)

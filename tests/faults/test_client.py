@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -119,6 +120,61 @@ def test_the_first_interrupt_stops_the_waiting_the_second_the_run(client, digits
             other.send_signal(signal.SIGINT)
         assert any(line == f"interrupted {status}\n" for line in lines)
         assert other.wait(WAIT) == 0
+
+
+@contextlib.contextmanager
+def command(run_dir, *arguments: str):
+    """The command line's run, once its learner has begun."""
+    steps = ("--steps", "1000000")
+    with process("-m", "dask_isgd", "train", "digits", "--run", str(run_dir), *steps, *arguments) as other:
+        deadline = time.monotonic() + WAIT
+        while not any((run_dir / "leases").glob("learner-*.json")):
+            assert other.poll() is None, other.stdout.read()
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.05)
+        yield other
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_the_command_lines_first_interrupt_leaves_the_run_to_the_cluster_the_second_stops_it(
+    client, digits, run_dir, interrupts
+):
+    url = str(digits.url).removesuffix("/train")
+    with command(run_dir, "--scheduler", client.scheduler.address, "--data", url) as other:
+        run = isgd.attach(client, run_dir)
+        until(run, reaches(60))
+        other.send_signal(signal.SIGINT)
+        said = next(line for line in other.stdout if "Ctrl-C again" in line)
+        assert f"`dask isgd status {run_dir} --watch`, `dask isgd stop {run_dir}`" in said
+        if interrupts == 2:
+            other.send_signal(signal.SIGINT)
+            assert any(line.startswith("stopped; go on with") for line in other.stdout)
+        assert other.wait(WAIT) == 128 + signal.SIGINT
+    if interrupts == 1:
+        until(run, reaches(run.latest["step"] + 200))
+        with process("-m", "dask_isgd", "stop", str(run_dir)) as stopping:
+            assert "was asked to stop" in stopping.stdout.read()
+        for _ in run.watch(WAIT):
+            pass
+    assert run.status == "stopped"
+    assert committed(run) >= run.latest["step"]  # not a step was lost
+
+
+@pytest.mark.slow  # a cluster of its own, and an interrupt that is waited out
+def test_a_command_that_is_its_cluster_forgives_one_interrupt_and_stops_at_two(client, run_dir, tmp_path):
+    with command(run_dir, "--workers", "2", "--data", str(tmp_path / "d.zarr")) as other:
+        lines = iter(other.stdout)
+        other.send_signal(signal.SIGINT)
+        assert any("Ctrl-C again" in line for line in lines)
+        assert any(line.startswith("training") for line in lines)  # it is shown again
+        other.send_signal(signal.SIGINT)
+        assert any("Ctrl-C again" in line for line in lines)
+        other.send_signal(signal.SIGINT)
+        assert any(line.startswith("stopped; go on with") for line in lines)
+        assert other.wait(WAIT) == 128 + signal.SIGINT
+    run = isgd.attach(client, run_dir)
+    steps = run.history.step.values
+    assert steps[-1] <= committed(run) < steps[-1] + 20  # reports come every 20 steps: none was lost
 
 
 def test_a_client_that_owns_its_cluster_takes_it_along_and_the_checkpoint_stays(client, digits, run_dir):
