@@ -21,6 +21,8 @@ from dask_isgd.clusters.adaptive import ByNeed
 logger = logging.getLogger(__name__)
 
 _AFTER = 0.1
+_PATIENCE = 8
+"""Timeouts after which a nanny is given up that still starts its worker."""
 
 
 class LearnerApart(SpecCluster):
@@ -39,6 +41,8 @@ class LearnerApart(SpecCluster):
             self.status = Status.closed  # nothing was started
             raise
         self._arrived: set[str] = set()
+        self._looks: dict[str, int] = {}
+        """How often each of those that are gone was looked for."""
         workers = {**self._learners, **(kwargs.pop("workers", None) or {})}
         super().__init__(workers=workers, **kwargs)  # type: ignore[no-untyped-call]
 
@@ -104,7 +108,8 @@ class LearnerApart(SpecCluster):
         return {name for name in self.worker_spec if self._workers_of(name) & seen}
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
-        super()._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+        # not SpecCluster's own: it gives up a worker after the timeout even while its nanny restarts it
+        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
         self._arrived |= self._present()
         if op == "remove":
             self._look_again(parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout")))
@@ -115,26 +120,37 @@ class LearnerApart(SpecCluster):
             self._futures.add(task)
             task.add_done_callback(self._futures.discard)
 
-        # after the base class has given up the lost worker, which takes it as long
         asyncio.get_running_loop().call_later(seconds + _AFTER, look)
 
     async def _replace(self) -> None:
         """Ask again for what is specified and gone."""
         if self.status is not Status.running:
             return
-        present = self._present()
+        present, timeout = self._present(), parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         for name in [n for n in self._arrived if n in self.workers and n in self.worker_spec and n not in present]:
+            lost = self.workers[name]
+            looks = self._looks[name] = self._looks.get(name, 0) + 1
+            if _restarts(lost) and looks < _PATIENCE:  # a busy machine starts a process slowly
+                self._look_again(timeout)
+                continue
             self._arrived.discard(name)
-            lost = self.workers.pop(name)  # of a group the base class forgets nobody
+            del self.workers[name]
             with contextlib.suppress(OSError, RuntimeError):
                 await lost.close()
+        self._looks = {name: looks for name, looks in self._looks.items() if name in self._arrived - present}
         try:
             await self._correct_state()  # type: ignore[no-untyped-call]
         except Exception as error:
             logger.warning("cluster %s: cannot start what was lost, trying again: %s", self.name, error)
             for name in [n for n, worker in self.workers.items() if worker.status is Status.created]:
                 del self.workers[name]
-            self._look_again(parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout")))
+            self._look_again(timeout)
+
+
+def _restarts(worker: Any) -> bool:
+    """Whether a nanny is starting its worker anew; a job of a queue has no nanny here."""
+    process = getattr(worker, "process", None)
+    return worker.status is Status.running and getattr(process, "status", None) in (Status.stopped, Status.starting)
 
 
 def learner_names(prefix: str, count: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 
@@ -43,6 +44,19 @@ def test_scale_counts_scorers_and_lost_workers_come_back():
 
         client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.close_worker(learner))
         until(lambda: present(client).get("learner", learner) != learner, "another learner")
+
+
+def test_a_nanny_that_restarts_its_worker_is_not_given_up_however_slow_the_machine(monkeypatch):
+    monkeypatch.setattr("dask_isgd.clusters.apart._PATIENCE", 10**6)
+
+    with isgd.LocalCluster(1) as cluster, cluster.get_client() as client:
+        nanny, (address,) = cluster.workers["learner"], present(client).values()
+        pid = client.run(os.getpid)[address]
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.2s"}):  # a start takes a second or more
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: present(client).get("learner", address) != address, "the worker, restarted")
+        assert cluster.workers["learner"] is nanny
+        assert cluster.workers["learner"].pid != pid
 
 
 def test_adapt_follows_the_need_and_leaves_the_learner():
