@@ -82,7 +82,15 @@ class Learner:
         logger.info("feed: %s", self.feed.why)
         # last: whoever leaves in this one's favour has had time to commit
         owner = {"key": str(key), "address": worker.address}
-        self.recovery = Recovery(spec, owner, self.trainer, self.drawing, columns=COLUMNS, timeout=self.timeout)
+        self.recovery = Recovery(
+            spec,
+            owner,
+            self.trainer,
+            self.drawing,
+            columns=COLUMNS,
+            timeout=self.timeout,
+            leaves=lambda: self._fate == "leaving",
+        )
         self.incarnation, self.step = self.recovery.incarnation, self.recovery.step
         self.publisher, self.snapshots = Background("publication", self.timeout), Snapshots()
         self.held: deque[Future[Any]] = deque(maxlen=2)
