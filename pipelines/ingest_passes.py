@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from dask_isgd.errors import DataError, LabelError
 from dask_isgd.pipelines.ingest_statistics import Moments
 from dask_isgd.pipelines.ingest_tables import Table
-from dask_isgd.storage import files
+from dask_isgd.storage.files import temporary
+from dask_isgd.storage.folder import writing
 from dask_isgd.storage.writing import Column
 
 _WRITE_ROWS = 1024
@@ -77,8 +78,8 @@ def scatter(plan: Plan, i: int) -> int:
     rows = plan.table.read(start, stop, list(plan.columns))
     target = np.load(plan.work / "destinations.npy", mmap_mode="r")[start:stop]
     order = np.argsort(target, kind="stable")
-    partial = files.temporary(folder)
-    with files.writing(folder):
+    partial = temporary(folder)
+    with writing(folder):
         partial.mkdir(parents=True)
         np.save(partial / "destinations.npy", target[order])
         for name, column in plan.columns.items():
@@ -110,7 +111,7 @@ def collect(plan: Plan, i: int) -> int:
         if first < last:
             pieces.append((block, first, np.asarray(target[first:last]) - start))
     found: dict[str, Any] = {"split": np.array(split)}
-    with files.writing(plan.data):
+    with writing(plan.data):
         for name, column in plan.columns.items():
             rows = np.empty((stop - start, *column.shape), column.dtype)
             row_bytes = max(1, rows[:1].nbytes)
@@ -137,8 +138,8 @@ def collect(plan: Plan, i: int) -> int:
             if name == plan.target and plan.classify:
                 found["counts"] = np.bincount(rows.reshape(-1).astype(np.int64))
     mark.parent.mkdir(exist_ok=True)
-    partial = files.temporary(mark)
-    with files.writing(mark), partial.open("wb") as file:
+    partial = temporary(mark)
+    with writing(mark), partial.open("wb") as file:
         np.savez(file, **found)
     partial.replace(mark)
     return i

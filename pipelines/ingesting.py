@@ -26,7 +26,8 @@ from dask_isgd.pipelines.ingest_passes import Plan, collect, scatter
 from dask_isgd.pipelines.ingest_statistics import Moments, mode_of
 from dask_isgd.pipelines.ingest_tables import Table, fingerprint, open_table
 from dask_isgd.pipelines.prepared import finished, place, sweep
-from dask_isgd.storage import files
+from dask_isgd.storage.files import temporary
+from dask_isgd.storage.folder import PARTIAL, writing
 from dask_isgd.storage.stores import local_path
 from dask_isgd.storage.writing import Column, create_split, finish_split
 
@@ -243,8 +244,8 @@ def _plan(
         split = splitting.by_fraction(order, splits)
     target, ranges = splitting.destinations(split, list(splits), order)
     work.mkdir(parents=True, exist_ok=True)
-    partial = files.temporary(work / "destinations.npy")
-    with files.writing(work), partial.open("wb") as file:
+    partial = temporary(work / "destinations.npy")
+    with writing(work), partial.open("wb") as file:
         np.save(file, target)
     os.replace(partial, work / "destinations.npy")
     size = chunk * max(1, rows // 2 // chunk)
@@ -295,7 +296,7 @@ def _each(task: Callable[[Plan, int], int], plan: Plan, count: int, client: Clie
 
 def _create(plan: Plan, chunk: int, compressed: bool) -> None:
     """All splits with no rows yet; in place at once, so that a resumed run meets all or none."""
-    partial = files.temporary(plan.data)
+    partial = temporary(plan.data)
     lengths: dict[str, int] = {}
     for split, _, start, stop in plan.buckets:
         lengths[split] = lengths.get(split, 0) + stop - start
@@ -359,8 +360,8 @@ def _whole(url: str, identity: Mapping[str, Any], build: Callable[[Path], None],
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     name = (here or Path(url.rstrip("/").rpartition("/")[2])).name
     parent = Path(scratch) if scratch is not None else here.parent if here is not None else Path(tempfile.gettempdir())
-    work = parent / f".{name}.{digest}{files.PARTIAL}"
-    with files.writing(work):
+    work = parent / f".{name}.{digest}{PARTIAL}"
+    with writing(work):
         parent.mkdir(parents=True, exist_ok=True)
         sweep(parent, name, keep=work)
         build(work)

@@ -1,7 +1,8 @@
 """Checkpoints that a crash at any moment leaves whole: a folder each, tensors and a manifest.
 
 Committing writes a temporary folder, syncs each file, the manifest with the checksums last,
-renames the folder into place and syncs its parent. No pickle is ever read or written.
+renames the folder into place and syncs its parent. An object store has no rename: there the
+manifest, put last, is the commit mark. No pickle is ever read or written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import safetensors
 import safetensors.numpy
 
 from dask_isgd.errors import CheckpointError
-from dask_isgd.storage import files
+from dask_isgd.storage.folder import Folder
+from dask_isgd.storage.stores import StorageOptions, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +53,22 @@ class Checkpoints:
     in each manifest.
     """
 
-    def __init__(self, url: str | Path, keep: int = 2, *, run: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str | Path | Folder,
+        keep: int = 2,
+        *,
+        run: str | None = None,
+        storage_options: StorageOptions = None,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"checkpoints: got keep={keep}, wanted at least 1")
-        self.path = Path(url)
+        self.folder = url if isinstance(url, Folder) else open_folder(url, storage_options)
         self.keep = keep
         self.run = run
 
     def __repr__(self) -> str:
-        return f"<Checkpoints {self.path}: {', '.join(self.names()) or 'none'}>"
+        return f"<Checkpoints {self.folder.url}: {', '.join(self.names()) or 'none'}>"
 
     def commit(self, step: int, incarnation: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> str:
         """Commit durably and return the name; then remove all but the newest ``keep``.
@@ -83,44 +92,43 @@ class Checkpoints:
         }
         manifest["sha256"] = _digest(manifest)
         try:
-            files.publish(
-                self.path / name, {TENSORS: packed, MANIFEST: json.dumps(manifest, indent=1, sort_keys=True).encode()}
-            )
+            text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            self.folder.publish(name, {TENSORS: packed, MANIFEST: text})
         except FileExistsError:
             raise CheckpointError(
-                f"checkpoint {self.path / name} exists and is never overwritten; "
+                f"checkpoint {self.folder.place(name)} exists and is never overwritten; "
                 "commit a later step, or resume as a new incarnation"
             ) from None
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint {self.path / name} cannot be written: {error}. Older checkpoints are intact"
+                f"checkpoint {self.folder.place(name)} cannot be written: {error}. Older checkpoints are intact"
             ) from error
         self._prune()
         return name
 
     def names(self) -> list[str]:
         """Committed checkpoints, verified or not, by (incarnation, step), the newest last."""
-        return sorted((name for name in files.names(self.path) if _NAME.fullmatch(name)), key=_order)
+        return sorted((name for name in self.folder.published(MANIFEST) if _NAME.fullmatch(name)), key=_order)
 
     def load(self, name: str) -> Checkpoint:
         """Read and verify one: format, sizes, checksums. Raises CheckpointError."""
         matched = _NAME.fullmatch(name)
         if not matched:
             raise CheckpointError(f"got checkpoint name {name!r}, wanted one such as 'step-000000100-i0001'")
-        folder = self.path / name
+        place = self.folder.place(name)
         try:
-            manifest = _read_manifest(folder / MANIFEST)
+            manifest = _read_manifest(self.folder, f"{name}/{MANIFEST}")
             if (manifest["step"], manifest["incarnation"]) != tuple(map(int, matched.groups())):
                 raise CheckpointError(
-                    f"checkpoint {folder}: the manifest is of step {manifest['step']}, incarnation "
+                    f"checkpoint {place}: the manifest is of step {manifest['step']}, incarnation "
                     f"{manifest['incarnation']}, wanted those of the name; the folder was renamed or copied"
                 )
-            packed = _read_verified(folder / TENSORS, manifest["files"][TENSORS])
+            packed = _read_verified(self.folder, f"{name}/{TENSORS}", manifest["files"][TENSORS])
             tensors = safetensors.numpy.load(packed)
         except OSError as error:
-            raise CheckpointError(f"checkpoint {folder} cannot be read: {error}. Use another one") from error
+            raise CheckpointError(f"checkpoint {place} cannot be read: {error}. Use another one") from error
         except safetensors.SafetensorError as error:
-            raise CheckpointError(f"checkpoint {folder}: {TENSORS} is malformed: {error}. Use another one") from error
+            raise CheckpointError(f"checkpoint {place}: {TENSORS} is malformed: {error}. Use another one") from error
         return Checkpoint(name, manifest["step"], manifest["incarnation"], tensors, manifest["state"])
 
     def latest(self) -> Checkpoint | None:
@@ -132,18 +140,18 @@ class Checkpoints:
                 logger.warning("skipped a checkpoint that does not verify: %s", error)
         return None
 
-    def sweep(self, seconds: float = files.SWEEP_SECONDS) -> list[Path]:
-        """Remove what killed writers left unfinished more than ``seconds`` ago."""
-        return files.sweep(self.path, seconds=seconds)
+    def sweep(self, seconds: float | None = None) -> list[str]:
+        """Remove what killed writers left unfinished more than ``seconds`` ago; what was removed."""
+        return self.folder.sweep(seconds, mark=MANIFEST)
 
     def _prune(self) -> None:
         """What is committed is safe already, so trouble here is logged, not raised."""
         try:
             for name in self.names()[: -self.keep]:
-                files.remove_tree(self.path / name)
+                self.folder.withdraw(name, MANIFEST)
             self.sweep()
         except Exception as error:
-            logger.warning("older checkpoints in %s were not removed: %s", self.path, error)
+            logger.warning("older checkpoints in %s were not removed: %s", self.folder.url, error)
 
 
 def _order(name: str) -> tuple[int, int]:
@@ -188,9 +196,10 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(folder: Folder, name: str) -> dict[str, Any]:
+    path = folder.place(name)
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(folder.read(name))
     except ValueError as error:
         raise CheckpointError(f"manifest {path} is not JSON: {error}. Use another checkpoint") from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != _digest(manifest):
@@ -206,11 +215,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_verified(path: Path, wanted: Mapping[str, Any]) -> bytes:
-    size = path.stat().st_size
-    if size != wanted["bytes"]:
-        raise CheckpointError(f"{path}: got {size} bytes, wanted {wanted['bytes']}. Use another checkpoint")
-    data = path.read_bytes()
+def _read_verified(folder: Folder, name: str, wanted: Mapping[str, Any]) -> bytes:
+    path = folder.place(name)
+    data = folder.read(name)
+    if len(data) != wanted["bytes"]:
+        raise CheckpointError(f"{path}: got {len(data)} bytes, wanted {wanted['bytes']}. Use another checkpoint")
     found = hashlib.sha256(data).hexdigest()
     if found != wanted["sha256"]:
         raise CheckpointError(f"{path}: got sha256 {found}, wanted {wanted['sha256']}. Use another checkpoint")

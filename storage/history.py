@@ -21,7 +21,7 @@ import zarr.errors
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 
-from dask_isgd.storage import files
+from dask_isgd.storage.folder import PARTIAL, writing
 from dask_isgd.storage.stores import Array, StorageOptions, children, decoding, normalise, open_store, redact
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class History:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", group):
             raise ValueError(f"history: got group {group!r}, wanted letters, digits, '-' and '_'")
         history = cls(url, group, columns, rows, attrs=attrs, chunk_rows=chunk_rows, storage_options=storage_options)
-        with files.writing(redact(history.url)):
+        with writing(redact(history.url)):
             zarr.open_group(history._store, mode="a")
             history._lay_out()
         return history
@@ -103,7 +103,7 @@ class History:
 
     def flush(self) -> None:
         """Write the waiting rows, whole chunks, ``step`` last. On StorageFullError they go on waiting."""
-        with self._lock, files.writing(redact(self.url)):
+        with self._lock, writing(redact(self.url)):
             while self._waiting:
                 if self._row == self.rows:
                     self._part += 1
@@ -201,7 +201,7 @@ def _read_group(store: Store, name: str) -> tuple[Mapping[str, Any], dict[str, n
     done = len(step)
     found: dict[str, np.ndarray] = {}
     for column in children(store, name):
-        if column in ("step", "zarr.json") or column.endswith(files.PARTIAL):
+        if column in ("step", "zarr.json") or column.endswith(PARTIAL):
             continue
         found[column] = np.asarray(zarr.open_array(store, path=f"{name}/{column}", mode="r")[:done])
     return group.attrs.asdict(), {**found, "step": step}

@@ -10,12 +10,13 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dask_isgd.errors import LearnerFenced
-from dask_isgd.storage import files
+from dask_isgd.storage.folder import Folder
+from dask_isgd.storage.stores import StorageOptions, open_folder
 
 _LOOK = 0.05
 
@@ -23,15 +24,17 @@ _LOOK = 0.05
 class Leases:
     """The leases of one role in the folder ``url``; files ``{role}-{incarnation:04d}.json``, never removed."""
 
-    def __init__(self, url: str | Path, role: str = "learner") -> None:
+    def __init__(
+        self, url: str | Path | Folder, role: str = "learner", *, storage_options: StorageOptions = None
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_]+", role):
             raise ValueError(f"leases: got role {role!r}, wanted letters, digits and '_'")
-        self.path = Path(url)
+        self.folder = url if isinstance(url, Folder) else open_folder(url, storage_options)
         self.role = role
         self._pattern = re.compile(rf"{role}-(\d{{4,}})\.json", re.ASCII)
 
     def __repr__(self) -> str:
-        return f"<Leases {self.path}: {self.role}, highest {self.highest()}>"
+        return f"<Leases {self.folder.url}: {self.role}, highest {self.highest()}>"
 
     def acquire(self, owner: Mapping[str, Any]) -> int:
         """Take the next incarnation, 1 at first; of many at once each gets its own. Raises StorageFullError.
@@ -40,13 +43,16 @@ class Leases:
         """
         body = json.dumps(dict(owner)).encode()
         incarnation = self.highest() + 1
-        while not files.create(self._file(incarnation), body):
+        while not self.folder.create(self._file(incarnation), body):
             incarnation += 1
         return incarnation
 
     def highest(self) -> int:
         """The youngest incarnation; 0 if there is none."""
-        matched = (self._pattern.fullmatch(name) for name in files.names(self.path))
+        return self._highest(self.folder.names())
+
+    def _highest(self, names: Iterable[str]) -> int:
+        matched = (self._pattern.fullmatch(name) for name in names)
         return max((int(match[1]) for match in matched if match), default=0)
 
     def check(self, incarnation: int) -> None:
@@ -55,36 +61,37 @@ class Leases:
         if highest > incarnation:
             raise LearnerFenced(
                 f"{self.role} incarnation {incarnation} is fenced: incarnation {highest} holds the run at "
-                f"{self.path.parent}. This one stops, publishes and commits nothing more"
+                f"{self.folder.url.rpartition('/')[0]}. This one stops, publishes and commits nothing more"
             )
 
     @contextlib.contextmanager
     def leaving(self, incarnation: int) -> Iterator[None]:
         """Meanwhile a successor waits: the holder leaves in order and still has something to commit."""
-        files.create(self._file(incarnation).with_suffix(".leaving"), b"")
+        self.folder.create(self._file(incarnation, "leaving"), b"")
         try:
             yield
         finally:
-            files.create(self._file(incarnation).with_suffix(".left"), b"")
+            self.folder.create(self._file(incarnation, "left"), b"")
 
     def await_leaving(self, timeout: float) -> None:
         """Wait until the holder has left, if it says that it is leaving, ``timeout`` seconds at most."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            holder = self._file(self.highest())
-            if not holder.with_suffix(".leaving").exists() or holder.with_suffix(".left").exists():
+            names = set(self.folder.names())
+            holder = self._highest(names)
+            if self._file(holder, "leaving") not in names or self._file(holder, "left") in names:
                 return
             time.sleep(_LOOK)
 
     def owner(self, incarnation: int) -> dict[str, Any]:
         """Who took an incarnation; KeyError if nobody did, empty if its taker died while writing."""
         try:
-            body = json.loads(self._file(incarnation).read_bytes() or b"{}")
+            body = json.loads(self.folder.read(self._file(incarnation)) or b"{}")
         except FileNotFoundError:
             raise KeyError(f"{self.role} incarnation {incarnation} was never taken") from None
         except ValueError:
             return {}
         return dict(body) if isinstance(body, dict) else {}
 
-    def _file(self, incarnation: int) -> Path:
-        return self.path / f"{self.role}-{incarnation:04d}.json"
+    def _file(self, incarnation: int, suffix: str = "json") -> str:
+        return f"{self.role}-{incarnation:04d}.{suffix}"

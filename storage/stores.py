@@ -1,4 +1,4 @@
-"""Zarr stores from what a user types: a local path, or any URL that fsspec knows."""
+"""Zarr stores and folders from what a user types: a local path, or any URL that fsspec knows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync as _sync
 from zarr.storage import FsspecStore, LocalStore
 
-from dask_isgd.errors import CorruptChunkError
+from dask_isgd.errors import ConfigError, CorruptChunkError
+from dask_isgd.storage.files import LocalFolder
+from dask_isgd.storage.folder import Folder
+from dask_isgd.storage.objects import ObjectFolder
 
 _T = TypeVar("_T")
 
@@ -58,7 +61,29 @@ def open_store(url: str | Path, *, read_only: bool, storage_options: StorageOpti
     path = local_path(url)
     if path is not None:
         return LocalStore(path, read_only=read_only)
-    return FsspecStore.from_url(str(url), storage_options=dict(storage_options or {}), read_only=read_only)
+    options = dict(storage_options or {})
+    if "::" not in str(url):  # a remembered listing hides what other processes have written since
+        options = {"use_listings_cache": False, **options}
+    return FsspecStore.from_url(str(url), storage_options=options, read_only=read_only)
+
+
+def open_folder(url: str | Path, storage_options: StorageOptions = None) -> Folder:
+    """A folder to write to; nothing is created until something is written. Raises ConfigError."""
+    path = local_path(url)
+    if path is not None:
+        return LocalFolder(path)
+    text = normalise(url)
+    if text != redact(text) or "::" in text or set("*[]") & set(text):
+        raise ConfigError(
+            f"got {redact(url)} with credentials, a query, a chain or one of '*[]' in it; wanted a path, or a URL such "
+            "as s3://bucket/folder. Credentials go into storage_options, or into the environment"
+        )
+    try:
+        return ObjectFolder(text, storage_options or {})
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{text} cannot be opened: {error}. Check the URL, and install what its store needs (s3: dask_isgd[s3])"
+        ) from error
 
 
 def children(store: Store, folder: str = "") -> list[str]:

@@ -13,15 +13,15 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from dask_isgd.errors import CorruptChunkError, DataError, RunNotFoundError
-from dask_isgd.storage import files
+from dask_isgd.storage.folder import writing
 from dask_isgd.storage.stores import (
     Array,
     StorageOptions,
     consolidate,
     decoding,
     has_key,
-    local_path,
     normalise,
+    open_folder,
     open_store,
     redact,
 )
@@ -43,7 +43,7 @@ class WeightArray:
     """Weights in a Zarr group that xarray opens: ``weight`` (n,) f4 and ``stamp`` (n_chunks, 3) f8.
 
     NaN means never scored. A chunk of ``weight`` is a scoring chunk, uncompressed with a checksum,
-    always written whole and by one task; locally that is atomic. ``stamp`` holds version,
+    always written whole and by one task; that is atomic on a disk and in object stores. ``stamp`` holds version,
     incarnation and wall time (seconds since 1970) of each chunk's weights, and has one writer.
     A handle pickles small.
     """
@@ -64,7 +64,7 @@ class WeightArray:
             raise ValueError(f"weights: got n={n}, chunk_size={chunk_size}, wanted both at least 1")
         weights = cls(url, n, chunk_size, storage_options=storage_options)
         store = open_store(weights.url, read_only=False, storage_options=weights._storage_options)
-        with files.writing(redact(weights.url)):
+        with writing(redact(weights.url)):
             try:
                 group = zarr.create_group(store, attributes={"isgd": {"format_version": FORMAT_VERSION}})
             except zarr.errors.ContainsGroupError:
@@ -137,7 +137,7 @@ class WeightArray:
         """
         start, stop = self.bounds(chunk)
         values = _cast(weights, np.float32, (stop - start,), f"weights of chunk {chunk}")
-        with files.writing(redact(self.url)):
+        with writing(redact(self.url)):
             self._arrays[0][start:stop] = values
 
     def read(self, chunk: int) -> npt.NDArray[np.float32]:
@@ -153,7 +153,7 @@ class WeightArray:
     def write_stamps(self, stamps: npt.ArrayLike) -> None:
         """Write all stamps (n_chunks, 3): version, incarnation, wall time; NaN = never. One writer only."""
         values = _cast(stamps, np.float64, (self.n_chunks, len(FIELDS)), "stamps")
-        with files.writing(redact(self.url)):
+        with writing(redact(self.url)):
             self._arrays[1][...] = values
 
     def read_stamps(self) -> npt.NDArray[np.float64]:
@@ -166,10 +166,9 @@ class WeightArray:
 
         return self._whole(stamp, read, np.float64, STAMPS_PER_CHUNK)
 
-    def sweep(self, seconds: float = files.SWEEP_SECONDS) -> list[Path]:
-        """Remove temporary files that killed writers left more than ``seconds`` ago (local stores only)."""
-        path = local_path(self.url)
-        return files.sweep(path, recursive=True, seconds=seconds) if path is not None else []
+    def sweep(self, seconds: float | None = None) -> list[str]:
+        """Remove temporary files that killed writers left more than ``seconds`` ago; what was removed."""
+        return open_folder(self.url, self._storage_options).sweep(seconds, recursive=True)
 
     def _whole(self, array: Array, read: Callable[[int], np.ndarray], dtype: Any, size: int) -> np.ndarray:
         try:

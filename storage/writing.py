@@ -11,7 +11,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
-from dask_isgd.storage import files
+from dask_isgd.storage.folder import writing
 from dask_isgd.storage.layout import FORMAT_VERSION
 from dask_isgd.storage.stores import Array, StorageOptions, consolidate, open_store, redact
 
@@ -56,7 +56,7 @@ def write_dataset(
         compressed=compressed,
         storage_options=storage_options,
     )
-    with files.writing(redact(url)):
+    with writing(redact(url)):
         for name, values in arrays.items():
             made[name][...] = values
     attributes = {"inputs": names, "target": target, "classes": classes}
@@ -86,7 +86,7 @@ def create_split(
     Raises DataError where the split exists.
     """
     store = open_store(url, read_only=False, storage_options=storage_options)
-    with files.writing(redact(url)):
+    with writing(redact(url)):
         zarr.open_group(store, mode="a")
         try:
             group = zarr.create_group(store, path=split)
@@ -116,7 +116,7 @@ def finish_split(
     """
     store = open_store(url, read_only=False, storage_options=storage_options)
     constants, beside = _constants(normalisation, columns, list(attributes["inputs"]))
-    with files.writing(redact(url)):
+    with writing(redact(url)):
         group = zarr.open_group(store, path=split, mode="a")
         for name, (values, dimensions) in beside.items():
             array = _create(group, name, values.shape, values.dtype, None, dimensions, compressed)

@@ -1,9 +1,14 @@
-"""One small dataset and one cluster of processes for the tests that train."""
+"""What several tests share: a small dataset, a cluster of processes, homes of runs on disk and in a bucket."""
 
 from __future__ import annotations
 
+import logging
+import threading
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
@@ -12,8 +17,31 @@ from distributed import Client
 import dask_isgd as isgd
 from dask_isgd.pipelines import PIPELINES
 from dask_isgd.storage import Dataset
+from dask_isgd.storage.folder import Folder
+from dask_isgd.storage.stores import open_folder
 
 MODEL = "dask_isgd.pipelines.models:digits"
+SECRET = "hunter2"
+
+
+@dataclass(frozen=True)
+class Home:
+    """A place to keep a run, and what opens it."""
+
+    url: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Folder:
+        return open_folder(self.url, self.options)
+
+    @property
+    def all(self) -> list[str]:
+        """Every file there is below, by its relative name."""
+        folder = self.folder
+        if folder.local:
+            return sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file())
+        return sorted(folder._files())
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +63,53 @@ def client() -> Iterator[Client]:
     """A client of a learner's worker and a scorer's, processes both."""
     with isgd.LocalCluster(2) as cluster, cluster.get_client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 server of this process."""
+    moto = pytest.importorskip("moto.server")
+    from moto.s3.responses import S3Response
+
+    # S3 looks and puts in one step; moto in two.
+    put, lock = S3Response.put_object, threading.Lock()
+
+    def put_object(self: S3Response) -> object:
+        with lock:
+            return put(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", put_object)
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)
+        server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3_server: str) -> tuple[str, dict[str, Any]]:
+    """URL of a bucket, and the options that open it."""
+    import s3fs
+
+    options = {"endpoint_url": s3_server, "key": "key", "secret": SECRET}
+    name = f"runs-{uuid.uuid4().hex[:8]}"
+    s3fs.S3FileSystem(**options).mkdir(name)
+    return f"s3://{name}", options
+
+
+@pytest.fixture
+def s3(bucket: tuple[str, dict[str, Any]]) -> Home:
+    """A folder in a bucket of an S3 server."""
+    url, options = bucket
+    return Home(f"{url}/{uuid.uuid4().hex}/run", options)
+
+
+@pytest.fixture(params=["local", "s3"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """A folder on disk, and one in a bucket."""
+    return Home(str(tmp_path / "runs" / "run")) if request.param == "local" else request.getfixturevalue("s3")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 
 import numpy as np
 import pytest
@@ -190,7 +189,7 @@ def test_scores_of_steps_that_were_lost_are_no_part_of_an_exact_run(client, digi
         ends.append(parameters_and_history(run))
     checkpoints = run.directory.checkpoints()
     for name in checkpoints.names():
-        shutil.rmtree(checkpoints.path / name)
+        checkpoints.folder.remove(name)
     resumed = isgd.fit(client, MODEL, digits, tmp_path / "broken", learning=settings, sampling=OPEN, resume=True)
     resumed.wait(timeout=WAIT)
     assert parameters_and_history(resumed) == ends[0]

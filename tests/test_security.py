@@ -70,7 +70,7 @@ class TestCheckpoints:
     def forged(self, folder: Path, packed: bytes, **changes) -> Checkpoints:
         checkpoints = Checkpoints(folder / "checkpoints")
         checkpoints.commit(1, 1, {"a": np.ones(2)}, {})
-        place = checkpoints.path / "step-000000001-i0001"
+        place = folder / "checkpoints" / "step-000000001-i0001"
         manifest = json.loads((place / MANIFEST).read_text())
         manifest["files"] = {TENSORS: {"sha256": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)}}
         manifest.update(changes)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dask_isgd.feed.reading import HELD_SHARE, read_rows
 from dask_isgd.feed.source import Draws, RowSource
 from dask_isgd.storage import Dataset, Rows
-from dask_isgd.storage.files import writing
+from dask_isgd.storage.folder import writing
 from dask_isgd.storage.stores import Array
 
 _REMOTE_READERS = 8

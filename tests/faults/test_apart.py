@@ -61,7 +61,7 @@ def test_a_terminated_worker_leaves_within_its_grace_and_loses_a_step_at_most(ap
     seconds = until(run, reaches(1, incarnation=2))
     with capsys.disabled():
         print(f"\nworker terminated: the next learner trains after {seconds:.1f} s")
-    assert (run.directory.path / "leases" / "learner-0001.left").exists()
+    assert run.directory.folder.exists("leases/learner-0001.left")
     assert trained(run, 1) <= lowest_step(run, 2) < trained(run, 1) + 10  # reports come every 10 steps
     published = incarnations(client, run, "published")
     assert published == sorted(published)

@@ -79,8 +79,7 @@ def test_a_worker_whose_lifetime_is_over_leaves_in_order_and_the_learner_goes_on
     life = ("--lifetime", "9s", "--lifetime-stagger", "1s", "--lifetime-restart")
     apart.worker("learner", *life, threads=2)
     run = fit(client, digits, run_dir, learning=learning(checkpoint_steps=10**6))
-    left = run.directory.path / "leases" / "learner-0001.left"
-    until(run, lambda latest: left.exists())
+    until(run, lambda latest: run.directory.folder.exists("leases/learner-0001.left"))
     seconds = until(run, reaches(1, incarnation=2))
     with capsys.disabled():
         print(f"\nlifetime over: the next learner trains after {seconds:.1f} s")

@@ -1,8 +1,8 @@
 """Promises of Checkpoints: whatever dies whenever, the newest committed one verifies and loads."""
 
+import itertools
 import json
 import logging
-import shutil
 
 import numpy as np
 import pytest
@@ -23,8 +23,8 @@ STATE = {"rng": [2**100, -1], "nested": {"a": None, "b": [True, 0.1, float("inf"
 
 
 @pytest.fixture
-def checkpoints(tmp_path):
-    return Checkpoints(tmp_path / "run" / "checkpoints", run="run-1")
+def checkpoints(home):
+    return Checkpoints(f"{home.url}/checkpoints", run="run-1", storage_options=home.options)
 
 
 def test_what_is_committed_is_loaded(checkpoints):
@@ -37,9 +37,9 @@ def test_what_is_committed_is_loaded(checkpoints):
         np.testing.assert_array_equal(got.tensors[key], values)
         assert got.tensors[key].dtype == values.dtype.newbyteorder("=")
         assert got.tensors[key].flags.writeable
-    manifest = json.loads((checkpoints.path / name / "manifest.json").read_text())
+    manifest = json.loads(checkpoints.folder.read(f"{name}/manifest.json"))
     assert {k: manifest[k] for k in ("run", "step", "incarnation")} == {"run": "run-1", "step": 120, "incarnation": 3}
-    assert not {path.suffix for path in (checkpoints.path / name).iterdir()} - {".json", ".safetensors"}
+    assert (checkpoints.folder / name).names() == ["manifest.json", "tensors.safetensors"]
 
 
 def test_none_yet(checkpoints):
@@ -58,13 +58,14 @@ def test_the_newest_is_by_incarnation_then_step_and_the_last_are_kept(checkpoint
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
-def test_keep(tmp_path, keep):
-    checkpoints = Checkpoints(tmp_path, keep)
+def test_keep(home, keep):
+    checkpoints = Checkpoints(home.folder, keep)
     for step in range(7):
         checkpoints.commit(step, 1, {}, {})
     assert [checkpoints.load(name).step for name in checkpoints.names()] == list(range(7 - keep, 7))
+    assert len(home.all) == 2 * keep
     with pytest.raises(ValueError, match="at least 1"):
-        Checkpoints(tmp_path, 0)
+        Checkpoints(home.folder, 0)
 
 
 def test_never_overwritten(checkpoints):
@@ -92,7 +93,7 @@ def test_never_overwritten(checkpoints):
 def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoints, tensors, state, says):
     with pytest.raises(CheckpointError, match=says):
         checkpoints.commit(1, 1, tensors, state)
-    assert not checkpoints.path.exists()
+    assert checkpoints.folder.names() == []
 
 
 @pytest.mark.parametrize(("step", "incarnation"), [(-1, 1), (1, -1)])
@@ -120,18 +121,19 @@ class TestDamage:
     def falls_back(self, checkpoints, caplog):
         with pytest.raises(CheckpointError):
             checkpoints.load("step-000000002-i0001")
+        there = checkpoints.names()
         with caplog.at_level(logging.WARNING):
             assert checkpoints.latest().state == {"good": 1}
-        assert "step-000000002" in caplog.text
+        assert ("step-000000002" in caplog.text) == ("step-000000002-i0001" in there)
 
     @pytest.mark.parametrize("file", ["manifest.json", "tensors.safetensors"])
     def test_any_bit(self, two, caplog, file):
-        path = two.path / "step-000000002-i0001" / file
-        raw = path.read_bytes()
-        for position in range(len(raw)):
+        path = f"step-000000002-i0001/{file}"
+        raw = two.folder.read(path)
+        for position in range(0, len(raw), 1 if two.folder.local else 97):
             flipped = bytearray(raw)
             flipped[position] ^= 1 << position % 8
-            path.write_bytes(flipped)
+            two.folder.replace(path, bytes(flipped))
             try:
                 got = two.load("step-000000002-i0001")
             except CheckpointError:
@@ -142,13 +144,15 @@ class TestDamage:
     @pytest.mark.parametrize("file", ["manifest.json", "tensors.safetensors"])
     @pytest.mark.parametrize("left", [0, 1, 100, -1])
     def test_truncated(self, two, caplog, file, left):
-        path = two.path / "step-000000002-i0001" / file
-        path.write_bytes(path.read_bytes()[:left])
+        path = f"step-000000002-i0001/{file}"
+        two.folder.replace(path, two.folder.read(path)[:left])
         self.falls_back(two, caplog)
 
     @pytest.mark.parametrize("file", ["manifest.json", "tensors.safetensors"])
     def test_gone(self, two, caplog, file):
-        (two.path / "step-000000002-i0001" / file).unlink()
+        two.folder.remove(f"step-000000002-i0001/{file}")
+        # on a disk the folder is the mark of a commit, in a store the manifest is
+        assert len(two.names()) == (1 if file == "manifest.json" and not two.folder.local else 2)
         self.falls_back(two, caplog)
 
     @pytest.mark.parametrize(
@@ -167,18 +171,19 @@ class TestDamage:
     def test_another_manifest(self, two, caplog, change, signed):
         from dask_isgd.storage.checkpoints import _digest
 
-        path = two.path / "step-000000002-i0001" / "manifest.json"
-        manifest = {**json.loads(path.read_text()), **change}
+        path = "step-000000002-i0001/manifest.json"
+        manifest = {**json.loads(two.folder.read(path)), **change}
         if signed:
             manifest["sha256"] = _digest(manifest)
-        path.write_text(json.dumps(manifest))
+        two.folder.replace(path, json.dumps(manifest).encode())
         if signed and "state" in change:
             assert two.latest().state == {"good": 3}  # a checksum is no signature
         else:
             self.falls_back(two, caplog)
 
     def test_a_folder_that_was_copied(self, two, caplog):
-        shutil.copytree(two.path / "step-000000001-i0001", two.path / "step-000000009-i0009")
+        for file in ("tensors.safetensors", "manifest.json"):
+            two.folder.replace(f"step-000000009-i0009/{file}", two.folder.read(f"step-000000001-i0001/{file}"))
         with pytest.raises(CheckpointError, match="renamed or copied"):
             two.load("step-000000009-i0009")
         assert two.latest().step == 2
@@ -252,6 +257,51 @@ def test_death_at_every_sub_step_of_a_commit(tmp_path, when):
     assert checkpoints.sweep() == []  # young ones may belong to a writer at work
     assert len(checkpoints.sweep(seconds=0)) > 3
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(checkpoints.names())
+
+
+def test_death_at_every_request_of_a_commit_to_a_store(s3, monkeypatch):
+    class Died(BaseException):
+        pass
+
+    def open_checkpoints():
+        return Checkpoints(s3.url, storage_options=s3.options)
+
+    base = open_checkpoints()
+    for step in (1, 2):
+        base.commit(step, 1, TENSORS, {"step": step})
+    newest = 2
+    for k, when in itertools.product(range(1, 20), ("before", "after")):
+        checkpoints, count, step = open_checkpoints(), 0, 10 * k + (when == "after")
+        ask = checkpoints.folder._once
+
+        def dying(*args, k=k, when=when, ask=ask, **kwargs):
+            nonlocal count
+            count += 1
+            if count == k and when == "before":
+                raise Died
+            result = ask(*args, **kwargs)
+            if count == k:
+                raise Died
+            return result
+
+        monkeypatch.setattr(checkpoints.folder, "_once", dying)
+        died = False
+        try:
+            checkpoints.commit(step, 2, TENSORS, {"step": step})
+        except Died:
+            died = True
+        found = open_checkpoints().latest().state["step"]
+        assert found in (newest, step)
+        assert len(base.names()) >= 2
+        assert all(base.load(name) for name in base.names())
+        newest = found
+        if not died:
+            break
+    assert k > 4
+    assert found == step
+    assert base.sweep() == []
+    base.sweep(seconds=0)
+    assert {name.partition("/")[0] for name in s3.all} == set(base.names())
 
 
 FULL = """

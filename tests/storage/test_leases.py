@@ -11,13 +11,13 @@ from dask_isgd.errors import LearnerFenced
 from dask_isgd.storage import Leases
 
 
-def test_one_after_the_other(tmp_path):
-    leases = Leases(tmp_path / "leases")
+def test_one_after_the_other(home):
+    leases = Leases(home.folder / "leases")
     assert leases.highest() == 0
     assert [leases.acquire({"host": host}) for host in "abc"] == [1, 2, 3]
     assert leases.highest() == 3
     assert leases.owner(2) == {"host": "b"}
-    assert sorted(path.name for path in leases.path.iterdir())[0] == "learner-0001.json"
+    assert leases.folder.names()[0] == "learner-0001.json"
     leases.check(3)
     with pytest.raises(LearnerFenced, match="incarnation 2 is fenced: incarnation 3"):
         leases.check(2)
@@ -25,41 +25,44 @@ def test_one_after_the_other(tmp_path):
         leases.owner(4)
 
 
-def test_roles_are_apart(tmp_path):
-    assert [Leases(tmp_path, role).acquire({}) for role in ("learner", "coordinator", "learner")] == [1, 1, 2]
+def test_roles_are_apart(home):
+    assert [
+        Leases(home.url, role, storage_options=home.options).acquire({})
+        for role in ("learner", "coordinator", "learner")
+    ] == [1, 1, 2]
     with pytest.raises(ValueError, match="role"):
-        Leases(tmp_path, "../x")
+        Leases(home.folder, "../x")
 
 
-def test_beyond_four_digits(tmp_path):
-    (tmp_path / "learner-9999.json").write_text("{}")
-    leases = Leases(tmp_path)
+def test_beyond_four_digits(home):
+    home.folder.replace("learner-9999.json", b"{}")
+    leases = Leases(home.folder)
     assert [leases.acquire({}), leases.acquire({}), leases.highest()] == [10000, 10001, 10001]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]"])
-def test_a_broken_body_counts_all_the_same(tmp_path, body):
-    (tmp_path / "learner-0001.json").write_bytes(body)
-    leases = Leases(tmp_path)
+def test_a_broken_body_counts_all_the_same(home, body):
+    home.folder.replace("learner-0001.json", body)
+    leases = Leases(home.folder)
     assert (leases.owner(1), leases.highest(), leases.acquire({})) == ({}, 1, 2)
 
 
-def test_foreign_files_do_not_count(tmp_path):
+def test_foreign_files_do_not_count(home):
     for name in ("learner-0009.json.bak", ".learner-0009.json.abc.partial", "learner-x.json", "coordinator-0007.json"):
-        (tmp_path / name).touch()
-    assert Leases(tmp_path).highest() == 0
+        home.folder.replace(name, b"")
+    assert Leases(home.folder).highest() == 0
 
 
-def test_threads_at_once(tmp_path):
-    together = threading.Barrier(8)
+def test_threads_at_once(home):
+    together, times = threading.Barrier(8), 20 if home.folder.local else 4
 
     def take(i):
         together.wait(10)
-        return [Leases(tmp_path).acquire({"thread": i}) for _ in range(20)]
+        return [Leases(home.url, storage_options=home.options).acquire({"thread": i}) for _ in range(times)]
 
     with ThreadPoolExecutor(8) as pool:
         taken = [one for each in pool.map(take, range(8)) for one in each]
-    assert sorted(taken) == list(range(1, 161))
+    assert sorted(taken) == list(range(1, 8 * times + 1))
 
 
 TAKER = """
@@ -77,8 +80,8 @@ def test_processes_at_once(tmp_path):
     assert {Leases(tmp_path).owner(i)["taker"] for i in taken[1]} == {"b"}
 
 
-def test_a_successor_waits_for_a_holder_that_leaves_in_order_and_for_no_other(tmp_path):
-    leases = Leases(tmp_path)
+def test_a_successor_waits_for_a_holder_that_leaves_in_order_and_for_no_other(home):
+    leases = Leases(home.folder)
     leases.await_leaving(60)  # nobody yet
     first = leases.acquire({})
     leases.await_leaving(60)  # it may live or be dead, but it does not leave

@@ -28,23 +28,18 @@ def write(url, **options):
 
 
 class S3:
-    """A bucket on a server of its own."""
+    """A folder in a bucket."""
 
-    def __init__(self, endpoint):
-        import s3fs
-
-        self.options = {"endpoint_url": endpoint, "key": "key", "secret": "hunter2"}
-        self.fs = s3fs.S3FileSystem(**self.options, skip_instance_cache=True)
-        self.fs.mkdir("data")
-        self.url = "s3://data/d.zarr"
+    def __init__(self, home):
+        self.options, self.folder = home.options, home.folder
+        self.url = home.url
         write(self.url, storage_options=self.options)
 
     def remove(self, key):
-        self.fs.rm(f"data/d.zarr/{key}")
+        self.folder.remove(key)
 
     def damage(self, key, change):
-        path = f"data/d.zarr/{key}"
-        self.fs.pipe_file(path, change(self.fs.cat_file(path)))
+        self.folder.replace(key, change(self.folder.read(key)))
 
 
 class Web:
@@ -74,16 +69,6 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def s3_server():
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def web_server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
@@ -96,14 +81,10 @@ def web_server(tmp_path_factory):
 
 
 @pytest.fixture(params=["s3", "http"])
-def place(request, monkeypatch):
+def place(request):
     if request.param == "http":
         return Web(*request.getfixturevalue("web_server"))
-    endpoint = request.getfixturevalue("s3_server")
-    import urllib.request
-
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
-    return S3(endpoint)
+    return S3(request.getfixturevalue("s3"))
 
 
 def test_rows_chunks_and_splits(place):

@@ -1,26 +1,32 @@
 """Promises of RunDirectory: one run a directory, its small files whole, nothing foreign deleted."""
 
 import json
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from dask_isgd.errors import ConfigError, LearnerFenced, RunExistsError, RunMismatchError, RunNotFoundError
-from dask_isgd.storage import RunDirectory, WeightArray
+from dask_isgd.storage import RunDirectory
 
 DOCUMENT = {"config": {"steps": 10}, "fingerprint": [1, 2]}
 
 
+def open_home(home):
+    return RunDirectory(home.url, storage_options=home.options)
+
+
 @pytest.fixture
-def rundir(tmp_path):
-    rundir = RunDirectory(tmp_path / "runs" / "first")
+def rundir(home):
+    rundir = open_home(home)
     rundir.create(DOCUMENT)
     return rundir
 
 
 def fill(rundir):
-    WeightArray.create(rundir.weights, 10, 5)
+    rundir.create_weights(10, 5)
     rundir.checkpoints().commit(1, 1, {"a": np.ones(3)}, {})
     rundir.set_control(want="pause")
 
@@ -28,27 +34,24 @@ def fill(rundir):
 def test_a_new_run(rundir):
     assert rundir.exists()
     assert rundir.document() == {**DOCUMENT, "format_version": 1}
-    assert rundir.name == "first"
-    assert rundir.weights.endswith("runs/first/weights.zarr")
-    assert rundir.history.endswith("runs/first/history.zarr")
+    assert rundir.name == "run"
+    assert rundir.weights.endswith("/run/weights.zarr")
+    assert rundir.history.endswith("/run/history.zarr")
     fill(rundir)
     assert rundir.leases("learner").acquire({}) == 1
-    assert sorted(path.name for path in rundir.path.iterdir()) == [
-        "checkpoints", "control.json", "leases", "run.json", "weights.zarr",
-    ]  # fmt: skip
-    manifest = rundir.path / "checkpoints" / "step-000000001-i0001" / "manifest.json"
-    assert json.loads(manifest.read_text())["run"] == "first"
+    assert rundir.folder.names() == ["checkpoints", "control.json", "leases", "run.json", "weights.zarr"]
+    assert json.loads(rundir.folder.read("checkpoints/step-000000001-i0001/manifest.json"))["run"] == "run"
 
 
-def test_nothing_there(tmp_path):
-    rundir = RunDirectory(tmp_path / "nothing")
+def test_nothing_there(home):
+    rundir = open_home(home)
     assert not rundir.exists()
     assert rundir.control() == {"want": "run"}
     assert rundir.sweep() == []
     for call in (rundir.document, lambda: rundir.set_control(want="stop")):
         with pytest.raises(RunNotFoundError, match="no run at"):
             call()
-    assert not rundir.path.exists()
+    assert home.all == []
 
 
 def test_a_run_is_not_written_over(rundir):
@@ -60,99 +63,152 @@ def test_a_run_is_not_written_over(rundir):
 def test_overwrite_begins_anew_and_touches_nothing_foreign(rundir):
     fill(rundir)
     old = rundir.leases().acquire({})
-    (rundir.path / "notes.txt").write_text("mine")
+    rundir.folder.replace("notes.txt", b"mine")
     rundir.create({"second": True}, overwrite=True)
     assert rundir.document() == {"second": True, "format_version": 1}
-    assert sorted(path.name for path in rundir.path.iterdir()) == ["leases", "notes.txt", "run.json"]
+    assert rundir.folder.names() == ["leases", "notes.txt", "run.json"]
     assert rundir.control() == {"want": "run"}
     assert rundir.leases().acquire({}) == old + 1
     with pytest.raises(LearnerFenced):  # a learner of the old run that still lives
         rundir.leases().check(old)
 
 
-def test_overwrite_where_there_is_none(tmp_path):
-    RunDirectory(tmp_path / "new").create({}, overwrite=True)
-    assert RunDirectory(tmp_path / "new").exists()
+def test_overwrite_where_there_is_none(home):
+    open_home(home).create({}, overwrite=True)
+    assert open_home(home).exists()
+
+
+def test_remove_undoes_create(rundir, home):
+    fill(rundir)
+    rundir.remove()
+    assert home.all == []
+    assert not rundir.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}', '{"kind": "another"}'])
-def test_another_programs_run_json_is_left_alone(tmp_path, text):
-    (tmp_path / "run.json").write_text(text)
-    (tmp_path / "checkpoints").mkdir()
-    rundir = RunDirectory(tmp_path)
+def test_another_programs_run_json_is_left_alone(home, text):
+    home.folder.replace("run.json", text.encode())
+    home.folder.replace("checkpoints/theirs", b"")
+    rundir = open_home(home)
     with pytest.raises(RunNotFoundError, match=r"run\.json"):
         rundir.document()
     for overwrite in (False, True):
         with pytest.raises(RunExistsError):
             rundir.create({}, overwrite=overwrite)
-    assert (tmp_path / "run.json").read_text() == text
-    assert (tmp_path / "checkpoints").is_dir()
+    assert home.folder.read("run.json") == text.encode()
+    assert home.all == ["checkpoints/theirs", "run.json"]
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "weights.zarr", "history.zarr"])
-def test_parts_without_a_run_are_left_alone(tmp_path, part):
-    (tmp_path / part).mkdir()
+def test_parts_without_a_run_are_left_alone(home, part):
+    home.folder.replace(f"{part}/file", b"")
     for overwrite in (False, True):
         with pytest.raises(RunExistsError, match=f"{part} and no run.json"):
-            RunDirectory(tmp_path).create({}, overwrite=overwrite)
+            open_home(home).create({}, overwrite=overwrite)
 
 
 def test_another_format(rundir):
-    path = rundir.path / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    document = {**json.loads(rundir.folder.read("run.json")), "format_version": 2}
+    rundir.folder.replace("run.json", json.dumps(document).encode())
     with pytest.raises(RunMismatchError, match="format_version 2, wanted 1"):
         rundir.document()
     rundir.create({}, overwrite=True)
     assert rundir.document() == {"format_version": 1}
 
 
-def test_of_many_creators_one_wins(tmp_path):
+def test_of_many_creators_one_wins(home):
     def create(i):
         try:
-            RunDirectory(tmp_path / "run").create({"i": i})
+            open_home(home).create({"i": i})
         except RunExistsError:
             return None
         return i
 
     with ThreadPoolExecutor(8) as pool:
         won = [i for i in pool.map(create, range(40)) if i is not None]
-    assert [RunDirectory(tmp_path / "run").document()["i"]] == won
+    assert [open_home(home).document()["i"]] == won
 
 
-def test_control(rundir):
+def test_control(rundir, home):
     assert rundir.control() == {"want": "run"}
     rundir.set_control(want="pause", reason="lunch")
     rundir.set_control(want="stop")
-    assert RunDirectory(rundir.url).control() == {"want": "stop", "reason": "lunch"}
+    assert open_home(home).control() == {"want": "stop", "reason": "lunch"}
     with pytest.raises(ValueError, match="wanted one of run, pause, stop"):
         rundir.set_control(want="halt")
 
 
 def test_control_is_always_whole(rundir):
     with ThreadPoolExecutor(3) as pool:
-        writer = pool.submit(lambda: [rundir.set_control(text=str(i % 10) * 5000) for i in range(100)])
+        times = 100 if rundir.local else 10
+        writer = pool.submit(lambda: [rundir.set_control(text=str(i % 10) * 5000) for i in range(times)])
         while not writer.done():
             text = rundir.control().get("text", "0" * 5000)
             assert text == text[0] * 5000
         writer.result()
 
 
-def test_sweep(rundir):
+def test_sweep_of_a_disk(tmp_path):
+    rundir = RunDirectory(tmp_path / "run")
+    rundir.create(DOCUMENT)
     fill(rundir)
     leftovers = [
-        rundir.path / ".run.json.a.partial",
-        rundir.path / "checkpoints" / ".step-000000002-i0001.a.partial",
-        rundir.path / "weights.zarr" / "weight" / "0.a.partial",
+        tmp_path / "run" / ".run.json.a.partial",
+        tmp_path / "run" / "checkpoints" / ".step-000000002-i0001.a.partial",
+        tmp_path / "run" / "weights.zarr" / "weight" / "0.a.partial",
     ]
     for path in leftovers:
         path.touch()
     assert rundir.sweep() == []
-    assert sorted(rundir.sweep(seconds=0)) == sorted(leftovers)
+    assert sorted(rundir.sweep(seconds=0)) == sorted(map(str, leftovers))
     assert rundir.checkpoints().latest().step == 1
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/run", "gs://bucket/run"])
-def test_remote_ones_are_refused(url):
-    with pytest.raises(ConfigError, match="://bucket/run, wanted a path") as caught:
+def test_sweep_of_a_store_takes_checkpoints_without_a_manifest(s3):
+    rundir = open_home(s3)
+    rundir.create(DOCUMENT)
+    fill(rundir)
+    before = s3.all
+    rundir.folder.replace("checkpoints/step-000000002-i0001/tensors.safetensors", b"half")
+    assert rundir.sweep() == []
+    assert rundir.sweep(seconds=0) == [f"{s3.url}/checkpoints/step-000000002-i0001"]
+    assert s3.all == before
+    assert rundir.checkpoints().latest().step == 1
+
+
+def test_history_and_weights(rundir):
+    assert math.isnan(rundir.reported())
+    fill(rundir)
+    rundir.open_weights().write(1, np.arange(5))
+    np.testing.assert_array_equal(rundir.open_weights().read_all(), [np.nan] * 5 + [0, 1, 2, 3, 4])
+    for incarnation in (1, 2):  # another writer's group is seen at once
+        attrs = {"incarnation": incarnation, "start_step": incarnation - 1}
+        history = rundir.create_history(f"learner-{incarnation:04d}", ["loss"], 10, attrs=attrs)
+        history.append({"step": incarnation, "loss": 0.5})
+        history.flush()
+        assert rundir.read_history().step.values.tolist() == list(range(1, incarnation + 1))
+    assert abs(rundir.reported() - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://key:secret@bucket/run", "s3://bucket/run?secret=1", "simplecache::s3://bucket/run", "s3://bucket/run[1]"],
+)
+def test_urls_that_are_refused(url):
+    with pytest.raises(ConfigError, match=r"bucket/run.*storage_options") as caught:
         RunDirectory(url)
     assert "secret" not in str(caught.value)
+
+
+def test_unknown_protocols_are_refused():
+    with pytest.raises(ConfigError, match="nosuch://bucket/run cannot be opened"):
+        RunDirectory("nosuch://bucket/run")
+
+
+def test_secrets_are_not_shown(s3):
+    rundir = open_home(s3)
+    rundir.create(DOCUMENT)
+    fill(rundir)
+    shown = [repr(x) for x in (rundir, rundir.folder, rundir.checkpoints(), rundir.leases(), rundir.open_weights())]
+    shown += [s3.folder.read(name).decode("latin-1") for name in s3.all]
+    assert not any(s3.options["secret"] in text for text in shown)

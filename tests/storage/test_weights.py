@@ -166,5 +166,5 @@ def test_sweep_leaves_writers_at_work_alone(weights, tmp_path):
     leftover.parent.mkdir()
     leftover.touch()
     assert weights.sweep() == []
-    assert weights.sweep(seconds=0) == [leftover]
+    assert weights.sweep(seconds=0) == [str(leftover)]
     assert not leftover.exists()

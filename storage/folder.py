@@ -1,0 +1,132 @@
+"""A folder of a run, on a disk or in an object store: the few verbs that a run needs of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from dask_isgd.errors import StorageFullError
+
+PARTIAL = ".partial"
+"""How the names of what is unfinished end, as in Zarr's local store."""
+
+_FULL = {
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file size limit is reached",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+}
+
+
+@contextlib.contextmanager
+def writing(place: Path | str) -> Iterator[None]:
+    """Turn "no room" and "not writable" into StorageFullError naming ``place``."""
+    try:
+        yield
+    except OSError as error:
+        # stores refuse with a PermissionError that has no number
+        why = _FULL.get(errno.EACCES if isinstance(error, PermissionError) else error.errno or 0)
+        if why is None:
+            raise
+        raise StorageFullError(
+            f"cannot write {place}: {why} ({error.strerror or error}). "
+            "What was committed before is intact; make room or mend the permissions, then resume"
+        ) from error
+
+
+class Folder(ABC):
+    """What checkpoints, leases and the small files of a run are made with.
+
+    A name is relative and may have slashes. Files are always whole: a reader sees all of one or
+    none. Reading raises FileNotFoundError; writing raises StorageFullError, and OSError where a
+    store does not answer.
+    """
+
+    local: ClassVar[bool]
+    url: str
+    """Opens it again, and holds no secret."""
+    patience: float
+    """Seconds: what is unfinished and younger may belong to a writer that is still at work."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    @property
+    def name(self) -> str:
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    def place(self, name: str) -> str:
+        """``name`` as messages show it."""
+        return f"{self.url}/{name}"
+
+    @abstractmethod
+    def __truediv__(self, name: str) -> Folder:
+        """A folder below; it need not exist."""
+
+    # Reading --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A file, whole."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or a folder."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names right below without the unfinished ones, sorted; empty if there is no folder."""
+
+    @abstractmethod
+    def published(self, mark: str) -> list[str]:
+        """Folders right below that `publish` has finished with the file ``mark``, sorted."""
+
+    @abstractmethod
+    def newest(self, pattern: str) -> float:
+        """When the newest file that matches ``pattern`` was written, seconds since 1970; NaN: there is none."""
+
+    # Writing --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file unless it exists; False if it does. Of many at once, one wins."""
+
+    @abstractmethod
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file; a reader sees the old or the new content."""
+
+    @abstractmethod
+    def publish(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Make a folder appear with all its files at once; the last is the mark.
+
+        Raises FileExistsError where it is there already: it is never overwritten.
+        """
+
+    @abstractmethod
+    def withdraw(self, name: str, mark: str) -> None:
+        """Remove a published folder; no reader finds half of it."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing if there is none."""
+
+    @abstractmethod
+    def remove_empty(self) -> None:
+        """Remove this very folder if nothing is in it."""
+
+    @abstractmethod
+    def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
+        """Remove what killed writers left unfinished more than ``seconds`` (``patience``) ago; what was removed.
+
+        ``mark``: of the folders that are published here. Age is taken from the clock of the file
+        system or the store, never from this machine's.
+        """
+
+    @abstractmethod
+    def require_exclusive(self) -> None:
+        """Raise ConfigError where of two writers that `create` the same name both would win."""
