@@ -1,139 +1,261 @@
-"""A run under random kills: ``python benchmarks/soak.py [--seconds 600] [--seed 0] [--every 12] [--tiny]``.
+"""A run under random kills.
 
-Learner, coordinator and scorers are killed (SIGKILL) at random, seeded moments of a run on the
-digits, one at a time, each kill after the run has made a step since the last. The tally counts
-kills, incarnations, steps lost (trained but redone) and seconds until the learner reported again;
-it ends with what must hold: the history without gap or double row, every weight finite, all
-checkpoints verified, and draws whose frequencies match the weights (chi-square over chunks).
+    python benchmarks/soak.py                # ten minutes, into results/soak.json
+    python benchmarks/soak.py --seconds 60 --to soak.json
+    python benchmarks/soak.py --tiny         # what the tests run: each role once
+
+Learner, coordinator and scorers of a run on the digits are killed (SIGKILL) at random, seeded moments, in turn
+of a shuffled order, each kill once the run has recovered from the last and made a step. The tally counts kills by
+role; for every kill the seconds until its role was back (the learner: until its successor reported a step; the
+coordinator: until a successor's scores were told; a scorer: until the scheduler had as many as before), and
+for the learner the steps that were trained twice. What must hold, or the script fails:
+
+* no successor starts before the newest checkpoint there was at the kill (``lost beyond the promise``);
+* the history has each report once (``double rows``, ``gaps``);
+* no older incarnation or version is heard after a newer one (``older heard``);
+* every weight is finite, every checkpoint verifies, and 200,000 draws from the weights on disk come with the
+  frequencies they ask for (chi-square over the chunks, p above 1e-4).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import os
+import platform
 import random
 import signal
 import statistics
+import sys
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import dask.config
 import numpy as np
+import zarr
 from distributed import Client
 from scipy import stats
 
 import dask_isgd as isgd
+from dask_isgd import pubsub
 from dask_isgd.errors import WaitTimeout
+from dask_isgd.events import Progress, Published, topic_of
 from dask_isgd.pipelines import PIPELINES
 from dask_isgd.sampling import ImportanceSampler
 from dask_isgd.storage import Dataset, WeightArray
 
 MODEL = "dask_isgd.pipelines.models:digits"
 SAMPLING = isgd.Sampling(gate="open", draw="independent")
+ROLES = ("learner", "scorer", "coordinator")
+RESULT = Path(__file__).parent / "results" / "soak.json"
+CHECKPOINT_SECONDS = 2.0
+REPORT_EVERY = 10
 BACK = 300.0
+"""Seconds after which a role that is not back fails the script."""
 _DRAWS = 200_000
+_LEAST_P = 1e-4
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=float, default=12.0, help="mean seconds between two kills")
+    parser.add_argument("--every", type=float, default=4.0, help="mean seconds from a recovery to the next kill")
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="two kills, for the test of this script")
-    options = parser.parse_args()
+    parser.add_argument("--to", type=Path, default=RESULT, help="where the tally goes as JSON")
+    parser.add_argument("--tiny", action="store_true", help="each role once, nothing written: for the test of this")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        tally = soak(Path(folder), options.seconds, options.seed, options.every, options.workers, options.tiny)
+        soak = Soak(Path(folder), options.workers, random.Random(options.seed))
+        try:
+            soak.kill_for(0.0 if options.tiny else options.seconds, options.every)
+            tally = soak.tally(options.seed)
+        finally:
+            soak.close()
+    settings = {"seconds": options.seconds, "seed": options.seed, "every": options.every, "workers": options.workers}
+    result = {"settings": settings, "machine": f"{platform.machine()}, {os.cpu_count()} cores", **tally}
     for name, value in tally.items():
-        print(f"{name:<28}{value}")
+        if name != "each kill":
+            print(f"{name:<44}{value}")
+    if not options.tiny:
+        options.to.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written to {options.to}")
+    broken = [name for name in ("lost beyond the promise", "double rows", "gaps", "older heard") if tally[name]]
+    broken += [name for name in ("weights not finite", "checkpoints that do not verify") if tally[name]]
+    broken += ["frequencies, p"] if tally["frequencies, p"] <= _LEAST_P else []
+    if broken:
+        sys.exit(f"a promise is broken: {', '.join(broken)}")
+    return result
 
 
-def soak(folder: Path, seconds: float, seed: int, every: float, workers: int, tiny: bool = False) -> dict[str, object]:
-    """Kill at random for ``seconds`` (or twice); what was counted. Raises AssertionError where a promise is broken."""
-    chance = random.Random(seed)
-    data = Dataset(PIPELINES["digits"].prepare(str(folder / "digits.zarr")), group="train")
-    learning = isgd.Learning(
-        steps=10**7, batch_size=32, publish_every=20, report_every=10, checkpoint_seconds=2.0, threads=1
-    )
-    kills: Counter[str] = Counter()
-    recovery: list[float] = []
-    redone = 0
-    # a busy machine starts a process slowly: the cluster is not to give up one that its nanny restarts
-    patience = dask.config.set({"distributed.deploy.lost-worker-timeout": f"{BACK:g}s"})
-    with patience, isgd.LocalCluster(workers) as cluster, cluster.get_client() as client:
-        run = isgd.fit(client, MODEL, data, folder / "run", learning=learning, sampling=SAMPLING)
-        _until(run, lambda latest: latest["step"] > 20)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not (tiny and kills.total() >= 2):
-            before = run.latest["step"]
-            _until(run, lambda latest, before=before: latest["step"] > before)
-            _pass(run, 0.5 if tiny else chance.expovariate(1 / every))
-            role = chance.choice(("learner", "scorer", "coordinator"))
-            step, incarnation = run.latest["step"], run.directory.leases().highest()
-            began = time.monotonic()
-            if not _kill(client, run, role, chance):
-                continue
-            kills[role] += 1
-            if run.directory.leases().highest() > incarnation or role == "learner":
-                _until(run, lambda latest, i=incarnation: latest.get("incarnation", 0) > i)
-                redone += max(0, step - run.latest["step"])
-                recovery.append(time.monotonic() - began)
-        assert run.stop(timeout=BACK) == "stopped"
-        weights = WeightArray.open(run.directory.weights)
-        steps = run.history.step.values
-        assert (np.diff(steps) == learning.report_every).all(), "history: a gap or a double row"
+class Soak:
+    """A run, and the hand that kills its processes."""
+
+    def __init__(self, folder: Path, workers: int, chance: random.Random) -> None:
+        self.chance = chance
+        self.kills: list[dict[str, Any]] = []
+        self.orders: list[tuple[int, int]] = []
+        """(incarnation, step) of everything heard from learners, in the order it was heard."""
+        self.published: list[tuple[int, int]] = []
+        data = Dataset(PIPELINES["digits"].prepare(str(folder / "digits.zarr")), group="train")
+        learning = isgd.Learning(
+            steps=10**7, batch_size=32, publish_every=20, report_every=REPORT_EVERY, threads=1,
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+        )  # fmt: skip
+        self.cluster = isgd.LocalCluster(workers)
+        self.client: Client = self.cluster.get_client()
+        self.run = isgd.fit(self.client, MODEL, data, folder / "run", learning=learning, sampling=SAMPLING)
+        self.events = pubsub.subscribe(self.client, topic_of(self.run.name))
+        self.until(lambda latest: latest["step"] > 20)
+
+    def kill_for(self, seconds: float, every: float) -> None:
+        """Kill one after the other for so long, every role at least once."""
+        end, roles = time.monotonic() + seconds, list[str]()
+        while time.monotonic() < end or len(self.kills) < len(ROLES):
+            before = self.run.latest["step"]
+            self.until(lambda latest, before=before: latest["step"] > before)
+            self.let_pass(self.chance.expovariate(1 / every) if seconds else 0.5)
+            roles = roles or self.chance.sample(ROLES, len(ROLES))
+            killed = getattr(self, roles[-1])()
+            if killed is not None:
+                self.kills.append({"role": roles.pop(), **killed})
+
+    # One of each ------------------------------------------------------------------------------
+
+    def learner(self) -> dict[str, Any] | None:
+        leases, step = self.run.directory.leases(), self.run.latest["step"]
+        former = leases.highest()
+        if not _kill(leases.owner(former).get("pid")):
+            return None
+        kept = self._committed()
+        back = self.until(lambda latest: latest.get("incarnation", 0) > former and self.orders[-1][0] > former)
+        start = max(self._start(i) for i in range(former + 1, leases.highest() + 1))
+        return {"back": back, "lost": max(0, step - start), "since checkpoint": step - kept, "beyond": start < kept}
+
+    def coordinator(self) -> dict[str, Any] | None:
+        leases = self.run.directory.leases("coordinator")
+        former = leases.highest()
+        if not _kill(leases.owner(former).get("pid")):
+            return None
+        back = self.until(lambda latest: leases.highest() > former)
+        scored = self.run.latest.get("scored_examples", 0)
+        return {"back": back + self.until(lambda latest: 0 < latest.get("scored_examples", 0) != scored)}
+
+    def scorer(self) -> dict[str, Any] | None:
+        there = self._scorers()
+        address = self.chance.choice(sorted(there)) if there else ""
+        if not _kill(self.client.run(os.getpid, workers=[address], on_error="ignore").get(address) if there else None):
+            return None
+        return {"back": self.until(lambda latest: len(self._scorers() - {address}) >= len(there))}
+
+    def _scorers(self) -> set[str]:
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].items()
+        return {address for address, worker in workers if "scorer" in (worker.get("resources") or {})}
+
+    def _committed(self) -> int:
+        found = self.run.directory.checkpoints().latest()
+        return found.step if found is not None else 0
+
+    def _start(self, incarnation: int) -> int:
+        """The step an incarnation went on from; 0 of one that died before it began."""
+        try:
+            group = zarr.open_group(self.run.directory.history, path=f"learner-{incarnation:04d}", mode="r")
+            return int(group.attrs["start_step"])
+        except (FileNotFoundError, KeyError):
+            return 0
+
+    # Waiting ----------------------------------------------------------------------------------
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> float:
+        """Follow the run until the condition holds; the seconds that took."""
+        began = time.monotonic()
+        for latest in self.run.watch(BACK):
+            self._hear()
+            if condition(latest):
+                return time.monotonic() - began
+        raise AssertionError(f"the run ended: {self.run.status}, {self.run.latest}")
+
+    def let_pass(self, seconds: float) -> None:
+        try:
+            for _ in self.run.watch(seconds):
+                self._hear()
+        except WaitTimeout:
+            return
+        raise AssertionError(f"the run ended: {self.run.status}, {self.run.latest}")
+
+    def _hear(self) -> None:
+        for event in self.events.drain():
+            if isinstance(event, Progress):
+                self.orders.append((event.incarnation, event.step))
+            elif isinstance(event, Published):
+                self.published.append((event.incarnation, event.version))
+
+    # The end ----------------------------------------------------------------------------------
+
+    def tally(self, seed: int) -> dict[str, Any]:
+        """Stop the run and count."""
+        directory = self.run.directory
+        assert self.run.stop(timeout=BACK) == "stopped"
+        self._hear()
+        weights = WeightArray.open(directory.weights)
         values = weights.read_all()
-        assert np.isfinite(values).all(), "a weight is not finite"
-        checkpoints = run.directory.checkpoints()
-        assert all(checkpoints.load(name) for name in checkpoints.names())
-        p = frequencies(weights, values, seed)
-        assert p > 1e-4, f"frequencies do not match the weights: p = {p:.2g}"
+        jumps = np.diff(self.run.history.step.values)
+        checkpoints = directory.checkpoints()
+        deaths = [kill for kill in self.kills if kill["role"] == "learner"]
+        lost = [kill["lost"] for kill in deaths]
+        rate = float(np.median(self.run.history.steps_per_second.values))
+        back = {role: [round(kill["back"], 1) for kill in self.kills if kill["role"] == role] for role in ROLES}
         return {
-            "kills": dict(kills),
-            "kills in all": kills.total(),
-            "incarnations of the learner": run.directory.leases().highest(),
-            "of the coordinator": run.directory.leases("coordinator").highest(),
-            "steps": int(steps[-1]),
-            "steps trained twice": redone,
-            "learner back, median s": round(statistics.median(recovery), 1) if recovery else None,
-            "learner back, longest s": round(max(recovery), 1) if recovery else None,
-            "frequencies, p": round(p, 4),
+            "kills": len(self.kills),
+            **{f"kills of {role}s": len(seconds) for role, seconds in back.items()},
+            **{f"{role} back, s: median, most": [round(statistics.median(s), 1), max(s)] for role, s in back.items()},
+            "incarnations of the learner": directory.leases().highest(),
+            "incarnations of the coordinator": directory.leases("coordinator").highest(),
+            "steps": self._committed(),
+            "steps a second, median": round(rate, 1),
+            "steps lost a learner kill: median, most": [statistics.median(lost), max(lost)],
+            "steps between two checkpoints, about": round(rate * CHECKPOINT_SECONDS),
+            "lost beyond the promise": sum(kill["beyond"] for kill in deaths),
+            "double rows": int((jumps <= 0).sum()),
+            "gaps": int((jumps > REPORT_EVERY).sum()),
+            "older heard": _backwards([i for i, _ in self.orders]) + _backwards(self.published),
+            "events heard": len(self.orders) + len(self.published),
+            "weights not finite": int((~np.isfinite(values)).sum()),
+            "checkpoints that do not verify": sum(not _verifies(checkpoints, n) for n in checkpoints.names()),
+            "frequencies, p": round(frequencies(weights, np.nan_to_num(values), seed), 4),
+            "each kill": self.kills,
         }
 
-
-def _until(run: isgd.Run, condition) -> None:  # type: ignore[no-untyped-def]
-    assert any(condition(latest) for latest in run.watch(BACK)), f"the run ended: {run.status}, {run.latest}"
-
-
-def _pass(run: isgd.Run, seconds: float) -> None:
-    """Let a random while go by."""
-    try:
-        for _ in run.watch(seconds):
-            pass
-    except WaitTimeout:
-        return
-    raise AssertionError(f"the run ended: {run.status}, {run.latest}")
+    def close(self) -> None:
+        self.events.close()
+        self.client.close()
+        self.cluster.close()
 
 
-def _kill(client: Client, run: isgd.Run, role: str, chance: random.Random) -> bool:
-    if role == "scorer":
-        scorers = [a for a, w in client.scheduler_info()["workers"].items() if "scorer" in (w.get("resources") or {})]
-        if not scorers:
-            return False
-        address = chance.choice(sorted(scorers))
-        pid = client.run(os.getpid, workers=[address], on_error="ignore").get(address)
-    else:
-        leases = run.directory.leases(role)
-        pid = leases.owner(leases.highest()).get("pid")
+def _kill(pid: int | None) -> bool:
+    """Whether there was a process to kill: one that was killed a moment ago may not be succeeded yet."""
     if not pid:
         return False
     try:
-        os.kill(int(pid), signal.SIGKILL)
-    except ProcessLookupError:  # killed a moment ago, and not yet succeeded
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
         return False
     return True
+
+
+def _verifies(checkpoints: Any, name: str) -> bool:
+    try:
+        checkpoints.load(name)
+    except isgd.errors.CheckpointError:
+        return False
+    return True
+
+
+def _backwards(orders: list[Any]) -> int:
+    return sum(later < earlier for earlier, later in itertools.pairwise(orders))
 
 
 def frequencies(weights: WeightArray, values: np.ndarray, seed: int) -> float:
