@@ -51,7 +51,7 @@ class Drawing:
             np.random.Philox(key=self._spec.learning.seed, counter=np.array([0, 0, 0, step], np.uint64))
         )
         with self._lock:
-            return self._draw(self._spec.learning.batch_size, generator, self._halves(step))
+            return self._draw(self._spec.learning.batch_size, generator, self._kind(step))
 
     def run(self, size: int, generator: np.random.Generator) -> Run:
         """The run of ``size`` neighbours around one drawn example: picked with the sum of their probabilities."""
@@ -67,17 +67,17 @@ class Drawing:
             return self._probabilities(indices)
 
     def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """(B,) positions in [0, 1) of a step, spread as ``Sampling.draw`` says."""
-        learning = self._spec.learning
-        return positions(self._spec.sampling.draw, learning.batch_size, generator, self._halves(step))
+        """(B,) positions in [0, 1) of a step, spread as ``Sampling.draw`` says, independent on a report."""
+        return positions(self._kind(step), self._spec.learning.batch_size, generator)
 
-    def _halves(self, step: int) -> int:
-        # On a report the minibatch is learned in two halves, whose product is unbiased if they are independent.
-        return 2 if (step + 1) % self._spec.learning.report_every == 0 else 1
+    def _kind(self, step: int) -> str:
+        # On a report ||μ||² is estimated, from products of draws: unbiased only if they are independent.
+        report = (step + 1) % self._spec.learning.report_every == 0
+        return "independent" if report else self._spec.sampling.draw
 
-    def _draw(self, batch: int, generator: np.random.Generator, halves: int = 1) -> Draw:
+    def _draw(self, batch: int, generator: np.random.Generator, kind: str | None = None) -> Draw:
         draw = self.sampler.draw if self.open else self.sampler.draw_uniform
-        return draw(batch, generator, halves)
+        return draw(batch, generator, kind)
 
     def _probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.open:

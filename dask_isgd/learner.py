@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -192,7 +193,8 @@ class Learner:
         self.drawing.learned(self.step, batch.draw, result, probe=probe)
         self.step += 1
         self._losses.append(result.loss)
-        self._norms.append(result.gradient_norm)
+        if not math.isnan(result.gradient_norm):
+            self._norms.append(result.gradient_norm)
         self._clipped += result.clipped
         if probe:
             self._report(result.mean_square)
@@ -321,7 +323,7 @@ class Learner:
             "seconds": self.recovery.seconds(),
             "examples": self.step * self.spec.learning.batch_size,
             "loss": math.fsum(self._losses) / count,
-            "gradient_norm": math.fsum(self._norms) / count,
+            "gradient_norm": statistics.fmean(self._norms) if self._norms else math.nan,
             "clipped": self._clipped / count,
             "learning_rate": float(self.trainer.optimizer.param_groups[0]["lr"]),
             "steps_per_second": count / max(now - self._reported, 1e-9),

@@ -22,6 +22,7 @@ from dask_isgd import models
 from dask_isgd.config import Learning
 from dask_isgd.errors import ModelError, NonFiniteLossError
 from dask_isgd.norms import NormEngine, capture_norms
+from dask_isgd.variance import square_of_mean
 
 _MEDIAN_OVER = 101
 _MEDIAN_AFTER = 20
@@ -38,7 +39,7 @@ class Step:
     mean_square: float
     """Unbiased estimate of ||μ||², the squared norm of the mean gradient; NaN unless probed."""
     gradient_norm: float
-    """Of the weighted gradient, before clipping."""
+    """Of the weighted gradient, before clipping; NaN where nothing clips or probes."""
     clipped: bool
 
 
@@ -73,9 +74,10 @@ class Trainer:
         """Update the parameters with the coefficient-weighted minibatch.
 
         ``coefficients`` (B,) are 1/(N q) of the draw. With ``norms`` the examples' norms come out
-        of the backward pass where the model allows. With ``probe`` they are computed in any case,
-        and the minibatch is backpropagated in two halves, whose dot product estimates ||μ||²
-        without bias. ``indices`` (B,) only name examples in errors.
+        of the backward pass where the model allows. With ``probe`` they are computed in any case, and
+        ||μ||² is estimated, without bias if the draws are independent: from the norms and that of the gradient, or,
+        where the backward pass gives no norms, as the dot product of two halves' gradients.
+        ``indices`` (B,) only name examples in errors.
         """
         # Masks of step k are those of (seed, k), whatever ran before: a resumed run draws the same.
         _reseed(self.device, _mix(self.learning.seed, step))
@@ -86,7 +88,8 @@ class Trainer:
         capture = (norms or probe) and self._captures
         found = self._engine_norms(inputs, targets) if probe and not capture else None
         self.optimizer.zero_grad(set_to_none=False)
-        halves = (slice(0, batch // 2), slice(batch // 2, batch)) if probe and batch > 1 else (slice(0, batch),)
+        apart = probe and not capture and batch > 1
+        halves = (slice(0, batch // 2), slice(batch // 2, batch)) if apart else (slice(0, batch),)
         total, parts, first = 0.0, [], None
         for rows in halves:
             named = None if indices is None else indices[rows]
@@ -100,12 +103,15 @@ class Trainer:
             # None: the model has layers whose norms its backward pass does not give
             self._captures = all(part is not None for part in parts)
             found = torch.cat([part for part in parts if part is not None]) if self._captures else None
+        known = None if found is None else found.double().cpu().numpy()
         mean_square = self._mean_square(first, batch) if first is not None else math.nan
-        gradient_norm, clipped = self._clip()
+        gradient_norm, clipped = self._clip(measure=probe)
+        if probe and capture and known is not None:
+            mean_square = square_of_mean(gradient_norm, coefficients, known)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        return Step(total, None if found is None else found.double().cpu().numpy(), mean_square, gradient_norm, clipped)
+        return Step(total, known, mean_square, gradient_norm, clipped)
 
     def _backward(
         self,
@@ -148,11 +154,14 @@ class Trainer:
         small = batch // 2  # each half was scaled by 1/B; its own mean is B/|half| larger
         return product * (batch / small) * (batch / (batch - small))
 
-    def _clip(self) -> tuple[float, bool]:
-        if self.learning.clip is None:
+    def _clip(self, *, measure: bool) -> tuple[float, bool]:
+        """The gradient's norm, where it clips or is to be measured, and whether it was clipped."""
+        if self.learning.clip is None and not measure:
             return math.nan, False
         gradients = [_gradient(p) for p in self.parameters]
         norm = float(nn.utils.get_total_norm(gradients))
+        if self.learning.clip is None:
+            return norm, False
         bound = math.inf
         if len(self._recent) >= _MEDIAN_AFTER:
             bound = self.learning.clip * statistics.median(self._recent)

@@ -64,6 +64,25 @@ class Variance(NamedTuple):
         return _ratio(moments.uniform, moments.ideal)
 
 
+def square_of_mean(gradient_norm: float, coefficients: ArrayLike, norms: ArrayLike) -> float:
+    """An unbiased estimate of ||μ||² from one minibatch of M independent draws; NaN for fewer than two.
+
+    ``gradient_norm`` is ||(1/M) Σ c g||, ``coefficients`` and ``norms`` (M,) are c and ||g|| of the draws. The
+    square of the sum holds every product of two different draws, whose expectation is ||μ||², and
+    the squares of the draws themselves, which are taken off::
+
+        (||Σ c g||² - Σ c² ||g||²) / (M (M - 1))
+
+    It uses all pairs, where the dot product of two halves uses a half of them, and costs one
+    norm. It may be negative.
+    """
+    x = _floats("coefficients", coefficients) * _floats("norms", norms)
+    size = len(x)
+    if size < 2:
+        return math.nan
+    return float(((size * gradient_norm) ** 2 - x @ x) / (size * (size - 1)))
+
+
 def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm: float) -> Variance:
     """The exact traces from all N examples.
 
@@ -167,10 +186,9 @@ class VarianceMonitor:
         ``norms`` (M,) and ``coefficients`` (M,) of the draws, ``candidate`` (M,) proposal weights s of the
         same examples under the candidate proposal (of one scale in every call, such as
         N q; zero: the ``drop`` policy leaves the example out, and so does the candidate's gain) or None,
-        ``mean_square`` an unbiased estimate of ||μ||², such as the dot product of the weighted
-        mean gradients of two halves drawn independently; it may be negative, ``uniform_share`` the share of
-        the proposal drawn from that smoothing spreads evenly (1: uniform draws), for ``costs``. A
-        minibatch with anything not finite is left out.
+        ``mean_square`` an unbiased estimate of ||μ||² (``square_of_mean``), which may be negative,
+        ``uniform_share`` the share of the proposal drawn from that smoothing spreads evenly (1: uniform
+        draws), for ``costs``. A minibatch with anything not finite is left out.
         """
         g, c = _minibatch(norms, coefficients)
         if not (np.isfinite(g).all() and np.isfinite(c).all()):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -99,20 +101,25 @@ def test_a_probe_changes_no_step_and_its_norms_are_the_examples_own():
         torch.testing.assert_close(a, b)
 
 
-def test_two_halves_estimate_the_squared_mean_gradient_without_bias():
-    """Averaged over all ways to split N examples into ordered pairs of singletons."""
+@pytest.mark.parametrize("captures", [True, False], ids=["from the norms", "from two halves"])
+def test_a_probe_estimates_the_squared_mean_gradient_without_bias(captures):
+    """Over all ordered pairs of examples, each a minibatch, with coefficients: exact for each, and for the mean."""
     x, y = problem(torch.float32)
     model = models.build(mlp, 1)
     losses = models.cross_entropy(model(x), y)
-    each = torch.stack([gradient(model, losses[n]) for n in range(N)]).double()
-    exact = float(((each.sum(0) @ each.sum(0)) - (each * each).sum()) / (N * (N - 1)))
-    rng, estimates = np.random.default_rng(1), []
-    for a in range(N):
-        for b in rng.permutation([n for n in range(N) if n != a])[:4]:
-            pair = [a, int(b)]
-            estimates.append(trainer().step(0, (x[pair],), y[pair], np.ones(2), probe=True).mean_square)
-            assert estimates[-1] == pytest.approx(float(each[a] @ each[int(b)]), rel=1e-3, abs=1e-5)
-    assert np.mean(estimates) == pytest.approx(exact, abs=4 * np.std(estimates) / len(estimates) ** 0.5)
+    few, coefficients = 8, np.linspace(0.5, 2.0, 8)
+    each = torch.stack([c * gradient(model, losses[n]) for n, c in enumerate(coefficients)]).double()
+    exact = float(((each.sum(0) @ each.sum(0)) - (each * each).sum()) / (few * (few - 1)))
+    estimates = []
+    for pair in itertools.permutations(range(few), 2):
+        ours = trainer()
+        ours._captures = captures
+        estimates.append(
+            ours.step(0, (x[list(pair)],), y[list(pair)], coefficients[list(pair)], probe=True).mean_square
+        )
+        assert estimates[-1] == pytest.approx(float(each[pair[0]] @ each[pair[1]]), rel=1e-3, abs=1e-5)
+    assert np.mean(estimates) == pytest.approx(exact, rel=1e-3, abs=1e-5)
+    assert math.isnan(trainer().step(0, (x[:1],), y[:1], np.ones(1), probe=True).mean_square)
 
 
 def test_the_gradient_is_clipped_at_a_multiple_of_its_running_median():

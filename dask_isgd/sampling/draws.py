@@ -26,23 +26,16 @@ class Draw(NamedTuple):
     """(B,) float64, q in force at the draw."""
 
 
-def positions(kind: str, batch: int, rng: np.random.Generator, halves: int = 1) -> Floats:
+def positions(kind: str, batch: int, rng: np.random.Generator) -> Floats:
     """(batch,) positions in [0, 1), each uniform on its own, in an order independent of their values.
 
     ``"independent"``: as they come. ``"stratified"``: one in each of ``batch`` equal strata.
     ``"systematic"``: one offset for all strata. Sorted positions would make the first half of a
     minibatch estimate another mean than the second, so the strata are shuffled. Parts of one stratified
-    minibatch are then unbiased each, but not independent of one another: no two share a stratum. With
-    ``halves`` = 2 the first ``batch // 2`` positions and the others are drawn independently,
-    each half with strata of its own.
+    minibatch are then unbiased each, but not independent of one another: no two share a stratum.
     """
     if batch < 1:
         raise DataError(f"batch: got {batch}, wanted at least 1; ask for one example or more")
-    if halves not in (1, 2):
-        raise DataError(f"halves: got {halves}, wanted 1 or 2; 2 draws the two halves independently")
-    if halves == 2 and batch > 1:
-        first = batch // 2
-        return np.concatenate([positions(kind, first, rng), positions(kind, batch - first, rng)])
     if kind == "independent":
         return rng.random(batch)
     offsets = rng.random(batch) if kind == "stratified" else rng.random()
@@ -50,9 +43,9 @@ def positions(kind: str, batch: int, rng: np.random.Generator, halves: int = 1) 
     return np.minimum((rng.permutation(batch) + offsets) / batch, _BELOW_ONE)
 
 
-def uniform(n: int, kind: str, batch: int, rng: np.random.Generator, halves: int = 1) -> Draw:
+def uniform(n: int, kind: str, batch: int, rng: np.random.Generator) -> Draw:
     """A minibatch drawn uniformly from ``n`` examples: coefficients 1, probabilities 1/n."""
-    indices = np.minimum((positions(kind, batch, rng, halves) * n).astype(np.int64), n - 1)
+    indices = np.minimum((positions(kind, batch, rng) * n).astype(np.int64), n - 1)
     return Draw(indices, np.ones(batch), np.full(batch, 1.0 / n))
 
 

@@ -77,16 +77,12 @@ class ImportanceSampler:
 
     # Drawing
 
-    def draw(self, batch: int, rng: np.random.Generator, halves: int = 1) -> Draw:
-        """``batch`` examples from the proposal in force, as ``sampling.draw`` says.
-
-        With ``halves`` = 2 the first ``batch // 2`` and the others are drawn independently of each other, for
-        estimates that multiply the two.
-        """
+    def draw(self, batch: int, rng: np.random.Generator, kind: str | None = None) -> Draw:
+        """``batch`` examples from the proposal in force, spread as ``kind`` or else ``sampling.draw`` says."""
         if self.sampling.uniform:
-            return self.draw_uniform(batch, rng, halves)
+            return self.draw_uniform(batch, rng, kind)
         proposal = self._proposal()
-        chunks, q, inside = pick_shared(proposal.edges, positions(self.sampling.draw, batch, rng, halves))
+        chunks, q, inside = pick_shared(proposal.edges, positions(kind or self.sampling.draw, batch, rng))
         indices = chunks * self.chunk_size
         descent = Descent(proposal, self._weights, chunks)
         for unit in self._weights.units:
@@ -96,9 +92,9 @@ class ImportanceSampler:
             descent.enter(columns)
         return Draw(indices, 1.0 / (proposal.count * q), q)
 
-    def draw_uniform(self, batch: int, rng: np.random.Generator, halves: int = 1) -> Draw:
+    def draw_uniform(self, batch: int, rng: np.random.Generator, kind: str | None = None) -> Draw:
         """``batch`` examples, all equally probable: coefficients 1."""
-        return uniform(self.n, self.sampling.draw, batch, rng, halves)
+        return uniform(self.n, kind or self.sampling.draw, batch, rng)
 
     def probabilities(self, indices: ArrayLike | None = None) -> Floats:
         """The probabilities q in force, float64: of ``indices`` (B,), or of all N where None (O(N)).

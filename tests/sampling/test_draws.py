@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from dask_isgd.errors import DataError
 from dask_isgd.sampling.draws import Edges, pick_shared, positions
 
 
@@ -75,19 +74,3 @@ def test_what_lies_behind_the_total_is_never_picked():
         assert rows.pick(np.full(2, fraction)).columns[0] == (fraction >= 0.5)
     assert rows.shares(np.array([0, 3])).tolist() == [0.5, 0.2]
     assert rows.shares(np.array([1, 0])).tolist() == [0.5, 0.4]
-
-
-def test_halves_are_drawn_independently():
-    """Each half has strata of its own; one half says nothing about the other."""
-    at = np.array([positions("stratified", 8, np.random.default_rng(seed), halves=2) for seed in range(4000)])
-    for half in (at[:, :4], at[:, 4:]):
-        np.testing.assert_array_equal(np.sort(np.floor(half * 4), axis=1), np.tile(np.arange(4), (4000, 1)))
-    # 16 cells of equal probability: which strata the halves' first draws fall into.
-    cells = np.bincount((np.floor(at[:, 0] * 4) * 4 + np.floor(at[:, 4] * 4)).astype(int), minlength=16)
-    assert chisquare(cells).pvalue > 1e-3
-    whole = np.array([positions("stratified", 8, np.random.default_rng(seed)) for seed in range(4000)])
-    assert (np.floor(whole[:, 0] * 8) != np.floor(whole[:, 4] * 8)).all(), "one stratum, one position: not independent"
-    assert positions("stratified", 7, np.random.default_rng(0), halves=2).shape == (7,)
-    assert positions("systematic", 1, np.random.default_rng(0), halves=2).shape == (1,)
-    with pytest.raises(DataError, match="halves: got 3"):
-        positions("stratified", 8, np.random.default_rng(0), halves=3)
