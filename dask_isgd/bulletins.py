@@ -18,7 +18,6 @@ from dask_isgd.ordering import Order
 from dask_isgd.portrait import Portraits
 from dask_isgd.scoring import ScoreReport
 from dask_isgd.spec import RunSpec
-from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class Bulletins:
     ) -> None:
         self._incarnation, self._spec, self._say, self._check = incarnation, spec, say, check
         self._interval = config.seconds("cluster.topic-interval")
-        self._weights = WeightArray.open(spec.directory.weights)
+        self._weights = spec.directory.open_weights()
         self.stamps: NDArray[np.float64] = self._weights.read_stamps()
         self.examples = 0
         """Examples scored by this coordinator."""

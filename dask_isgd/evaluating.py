@@ -125,8 +125,7 @@ class Evaluations:
         history = self._history.get(incarnation)
         if history is None:
             learning = self._spec.learning
-            history = self._history[incarnation] = History.create(
-                self._spec.directory.history,
+            history = self._history[incarnation] = self._spec.directory.create_history(
                 f"evaluation-{incarnation:04d}-{self._incarnation:04d}",
                 COLUMNS,
                 (learning.steps - version) // learning.evaluate_every + 2,

@@ -28,7 +28,6 @@ from dask_isgd.feed import open_feed
 from dask_isgd.publisher import Background, Snapshots
 from dask_isgd.recovery import Recovery
 from dask_isgd.spec import RunSpec
-from dask_isgd.storage import WeightArray
 from dask_isgd.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class Learner:
         self.want = str(directory.control().get("want", "run"))
         self.trainer = Trainer(models.build(spec.model, spec.learning.seed), spec.loss_function, spec.learning)
         self.drawing = Drawing(spec)
-        self.weights = WeightArray.open(directory.weights)
+        self.weights = directory.open_weights()
         if not spec.learning.exact:
             self.drawing.load(self.weights)
         self.reader = WeightReader(self.weights, self.timeout)
@@ -93,6 +92,7 @@ class Learner:
             leaves=lambda: self._fate == "leaving",
         )
         self.incarnation, self.step = self.recovery.incarnation, self.recovery.step
+        self._look, self._told = Background("control", self.timeout), 0
         self.publisher, self.snapshots = Background("publication", self.timeout), Snapshots()
         self.held: deque[Future[Any]] = deque(maxlen=2)
         self.deserted = False
@@ -220,6 +220,7 @@ class Learner:
     def _take(self, event: Event) -> None:
         if isinstance(event, Control):
             if event.attempt == self.spec.attempt:
+                self._told += 1
                 self.want = event.want
         elif isinstance(event, Scored):
             for chunk, incarnation, version in event.chunks:
@@ -356,10 +357,15 @@ class Learner:
         self._alive = now
         address = self.worker.address
         self._say(Alive(run=self.spec.run, incarnation=self.incarnation, role="learner", address=address))
-        wanted = self.spec.directory.control()
-        if wanted.get("attempt") == self.spec.attempt:
-            self.want = str(wanted["want"])
+        if not self._look.busy:  # in the background: a store may take its time
+            told = self._told
+            self._look.offer(lambda: self._look_what_is_wanted(told))
         return True
+
+    def _look_what_is_wanted(self, told: int) -> None:
+        wanted = self.spec.directory.control()
+        if wanted.get("attempt") == self.spec.attempt and told == self._told:  # nothing newer was heard meanwhile
+            self.want = str(wanted["want"])
 
     def _look_for_scores(self, fresh: Mapping[int, Any]) -> None:
         """Read what the stamps say is rewritten: an event may have been lost."""
@@ -372,7 +378,7 @@ class Learner:
 
     def _close(self) -> None:
         self.held.clear()
-        for part in (self.feed, self.publisher, self.recovery, self.reader, self.control):
+        for part in (self.feed, self._look, self.publisher, self.recovery, self.reader, self.control):
             try:
                 part.close()
             except Exception:

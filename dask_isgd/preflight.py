@@ -26,7 +26,7 @@ from dask_isgd.errors import (
 from dask_isgd.placement import LEARNER, lacks_resources, workers_of
 from dask_isgd.settings import check_settings
 from dask_isgd.spec import RunSpec
-from dask_isgd.storage import Dataset, RunDirectory, WeightArray
+from dask_isgd.storage import Dataset, RunDirectory
 from dask_isgd.trial import check_parameters, try_model
 
 FORMAT_VERSION = 1
@@ -59,6 +59,7 @@ def check(
     resume: bool = False,
     overwrite: bool = False,
     detach: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Data, labels, model, loss, settings and run directory, without a cluster.
 
@@ -66,10 +67,11 @@ def check(
     RunMismatchError.
     """
     scoring, sampling = scoring or Scoring(), sampling or Sampling()
-    directory = RunDirectory(str(run_dir))
+    directory = RunDirectory(str(run_dir), storage_options=storage_options)
+    directory.require_exclusive()
     if directory.exists() and not (resume or overwrite):
         raise RunExistsError(
-            f"{run_dir}: holds a run already; pass resume=True to go on with it, overwrite=True to begin anew, "
+            f"{directory.url}: holds a run already; pass resume=True to go on with it, overwrite=True to begin anew, "
             "or another directory"
         )
     former = directory.document() if resume else None
@@ -103,7 +105,8 @@ def check(
     }
     spec = RunSpec(
         run=document["run"],
-        url=str(directory.url),
+        url=directory.url,
+        storage_options=dict(storage_options or {}),
         model=model,
         data=dataset,
         validation=held_out,
@@ -167,7 +170,7 @@ def create(plan: Plan) -> None:
         directory.set_control(want="run", attempt=plan.spec.attempt)
         return
     directory.create(plan.document, overwrite=plan.overwrite)
-    WeightArray.create(directory.weights, plan.spec.examples, plan.spec.chunk)
+    directory.create_weights(plan.spec.examples, plan.spec.chunk)
     directory.set_control(want="run", attempt=plan.spec.attempt)
 
 

@@ -15,7 +15,6 @@ from dask_isgd import models
 from dask_isgd.drawing import Drawing
 from dask_isgd.publisher import Background, Snapshots
 from dask_isgd.spec import RunSpec
-from dask_isgd.storage import History
 from dask_isgd.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -23,6 +22,9 @@ logger = logging.getLogger(__name__)
 _GRACE = 35.0
 """Seconds a worker that retires or closes leaves to its tasks, and a little more."""
 _LOOK = 0.05
+
+_STORE_EVERY = 5.0
+"""Seconds between two writes of the history to an object store."""
 
 
 class Boundary(NamedTuple):
@@ -116,13 +118,14 @@ class Recovery:
         self.boundary: Boundary | None = None
         self._snapshots = Snapshots()
         self._committer = Background("checkpoint", timeout)
-        self.history = History.create(
-            directory.history,
+        self.history = directory.create_history(
             f"learner-{self.incarnation:04d}",
             columns,
             (spec.learning.steps - self.step) // spec.learning.report_every + 1,
             attrs={"incarnation": self.incarnation, "start_step": self.step},
         )
+        # In a store each column is a request, to be waited and paid for.
+        self._write_every, self._written = 0.0 if directory.local else _STORE_EVERY, self._began
         self._lookout = Lookout(leaves, lambda: self._leases.leaving(self.incarnation))
         self._lookout.start()
 
@@ -188,7 +191,9 @@ class Recovery:
     def report(self, row: Mapping[str, float], *, write: bool) -> None:
         """One row of the history; ``write`` puts those that wait on disk, in the background."""
         self.history.append(row)
-        if write and not self._committer.busy:  # a checkpoint writes them too
+        due = time.monotonic() - self._written >= self._write_every
+        if write and due and not self._committer.busy:  # a checkpoint writes them too
+            self._written = time.monotonic()
             self._committer.offer(self.history.flush)
 
     def _state(self, *, finished: bool = False) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from dask_isgd.hardest import Hardest, hardest
 from dask_isgd.keeper import keep
 from dask_isgd.learner import learn
 from dask_isgd.placement import for_coordinator, for_learner
-from dask_isgd.storage import Dataset, RunDirectory, WeightArray, read_history
+from dask_isgd.storage import Dataset, RunDirectory
 from dask_isgd.watching import GOING, Watch
 
 if TYPE_CHECKING:
@@ -53,12 +53,14 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     detach: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train a model by importance sampling on a Dask cluster; returns once training has begun to.
 
     ``model`` is a callable without arguments that builds an ``nn.Module``, or its
     ``"package.module:name"``; ``data`` a Zarr dataset (URL, path or ``Dataset``); ``run_dir`` where
-    the run lives, seen by every worker; ``loss(output, target)`` returns one loss per example,
+    the run lives, a path or ``s3://bucket/folder`` that every worker reaches, ``storage_options`` what
+    fsspec needs to open it (a ``Dataset`` brings its own); ``loss(output, target)`` returns one loss per example,
     shape (B,), cross entropy by default. With ``detach`` the run outlives the client.
 
     Raises, before anything is submitted, every error of ``dask_isgd.errors`` that settings, data,
@@ -76,6 +78,7 @@ def fit(
         resume=resume,
         overwrite=overwrite,
         detach=detach,
+        storage_options=storage_options,
     )
     return start(client, plan)
 
@@ -112,9 +115,15 @@ def start(client: Client, plan: preflight.Plan) -> Run:
     return run
 
 
-def attach(client: Client, run_dir: str | Path, model: models.ModelSource | None = None) -> Run:
+def attach(
+    client: Client,
+    run_dir: str | Path,
+    model: models.ModelSource | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Run:
     """Watch and steer a run that another client started, on a cluster or on disk only."""
-    directory = RunDirectory(str(run_dir))
+    directory = RunDirectory(str(run_dir), storage_options=storage_options)
     directory.document()
     return Run(client, directory, model)
 
@@ -189,12 +198,12 @@ class Run:
     @property
     def history(self) -> xr.Dataset:
         """What the learner reported: one row every ``report_every`` steps, dimension ``report``."""
-        return read_history(self.directory.history, prefix="learner")
+        return self.directory.read_history()
 
     @property
     def evaluations(self) -> xr.Dataset:
         """Loss and error on the validation data, one row for each version evaluated."""
-        return read_history(self.directory.history, prefix="evaluation")
+        return self.directory.read_history("evaluation")
 
     def summary(self) -> dict[str, Any]:
         """The run in a few figures, from its directory."""
@@ -211,7 +220,7 @@ class Run:
 
         A run that was started here knows its data; one that was attached is told.
         """
-        weights = WeightArray.open(self.directory.weights)
+        weights = self.directory.open_weights()
         trained = self.directory.checkpoints().latest()
         step = max(int(self.latest["step"]), trained.step if trained is not None else 0)
         model = self.model() if trained is not None and self._model is not None else None
@@ -276,8 +285,8 @@ def summarise(directory: RunDirectory, scored: str = "") -> dict[str, Any]:
     wrong of the whole validation data at the last version evaluated; variance: traces for one draw.
     """
     document = directory.document()
-    history = read_history(directory.history, prefix="learner")
-    evaluations = read_history(directory.history, prefix="evaluation")
+    history = directory.read_history()
+    evaluations = directory.read_history("evaluation")
     rows = history.sizes.get("report", 0)
     tail = history.isel(report=slice(rows - max(1, int(rows * _LAST_REPORTS)), rows)) if rows else None
 

@@ -75,7 +75,7 @@ class _Local:
     @cached_property
     def weights(self) -> WeightArray:
         """Opened once: that takes longer than to write a chunk."""
-        return WeightArray.open(self._directory.weights)
+        return self._directory.open_weights()
 
     def norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Norms and losses of a batch, each (B,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_isgd.config import Learning, Sampling, Scoring
@@ -31,7 +31,8 @@ class RunSpec:
     attempt: int
     """Number of this start of the run; each ``fit`` has its own, greater than those before."""
     detach: bool = False
-    storage_options: dict[str, Any] | None = None
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Of the run directory, for fsspec: they may be secrets, so no repr, log, event or file holds them."""
 
     @property
     def loss_function(self) -> Loss:
@@ -39,7 +40,7 @@ class RunSpec:
 
     @property
     def directory(self) -> RunDirectory:
-        return RunDirectory(self.url)
+        return RunDirectory(self.url, storage_options=self.storage_options)
 
     @property
     def examples(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import click
 from dask_isgd import display, plots
 from dask_isgd.errors import StorageFullError
 from dask_isgd.run import summarise
-from dask_isgd.storage import RunDirectory, read_history
+from dask_isgd.storage import RunDirectory
+from dask_isgd.storage.stores import join, open_folder
 
 FORMATS = (".png", ".svg", ".pdf", ".html")
 _SILENT = 60.0
@@ -67,8 +67,8 @@ def look(run: str) -> Sight:
     """Look at a run; RunNotFoundError where there is none."""
     directory = RunDirectory(run)
     document = directory.document()
-    history = read_history(directory.history)
-    evaluations = read_history(directory.history, prefix="evaluation")
+    history = directory.read_history()
+    evaluations = directory.read_history("evaluation")
     found = directory.checkpoints().latest()
     reports = history.sizes.get("report", 0)
     summary: dict[str, Any] = {"run": directory.url, "steps": 0}
@@ -84,7 +84,7 @@ def look(run: str) -> Sight:
         of=int(document["config"]["learning"]["steps"]),
         finished=found is not None and bool(found.state.get("finished")),
         checkpoint=found.name if found is not None else None,
-        silent=_silent(Path(directory.history)),
+        silent=max(time.time() - directory.reported(), 0.0),  # NaN stays NaN in this order
         want=str(directory.control()["want"]),
         values={**values, "step": step, "steps": int(document["config"]["learning"]["steps"])},
     )
@@ -136,7 +136,7 @@ def plot(run: str, path: str | None = None) -> str:
     """Draw a run into a file; returns its path."""
     directory = RunDirectory(run)
     directory.document()
-    return save(read_history(directory.history), read_history(directory.history, prefix="evaluation"), run, path=path)
+    return save(directory.read_history(), directory.read_history("evaluation"), run, path=path)
 
 
 def save(history: Any, evaluations: Any, run: str, *, path: str | None = None) -> str:
@@ -144,29 +144,20 @@ def save(history: Any, evaluations: Any, run: str, *, path: str | None = None) -
 
     HTML is one file that needs no other: the figures of the run and the picture as SVG.
     """
-    target = Path(path) if path is not None else Path(run) / "summary.png"
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial{target.suffix}")
-    figure = plots.plot(history, evaluations, title=Path(run).name)
+    name = RunDirectory(run).name
+    target = path if path is not None else join(run, "summary.png")
+    place, _, file = target.rpartition("/")
+    kind = Path(file).suffix.lower().removeprefix(".")
+    figure, drawn = plots.plot(history, evaluations, title=name), io.BytesIO()
+    figure.savefig(drawn, format="svg" if kind == "html" else kind)
+    data = drawn.getvalue()
+    if kind == "html":
+        data = display.page(name, look(run).summary, data.decode()).encode()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix.lower() == ".html":
-            drawing = io.StringIO()
-            figure.savefig(drawing, format="svg")
-            partial.write_text(display.page(Path(run).name, look(run).summary, drawing.getvalue()), encoding="utf-8")
-        else:
-            figure.savefig(partial)
-        os.replace(partial, target)
-    except OSError as error:
-        raise StorageFullError(f"{target}: cannot be written ({error.strerror}); pass another file (--to)") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return str(target)
-
-
-def _silent(history: Path) -> float:
-    """Seconds since the history was last written."""
-    newest = max((file.stat().st_mtime for file in history.glob("*/step/c/*")), default=math.nan)
-    return max(0.0, time.time() - newest)
+        open_folder(place or ("/" if target.startswith("/") else ".")).replace(file, data)
+    except (OSError, StorageFullError) as error:
+        raise StorageFullError(f"{target}: cannot be written ({error}); pass another file (--to)") from error
+    return target
 
 
 def _last_sign(seen: Sight) -> str:
