@@ -11,6 +11,8 @@ Compared in one run on pinned cores, interleaved, medians of the repeats:
   with numpy, gradient buffers kept. ``uniform`` is the run with uniform draws and no scoring.
 * ``scoring``: examples a second inside scoring tasks over those of a bare loop over the same chunks
   in the same process: open array, read, norms.
+* ``learner_beside`` and ``scoring_beside``: the same over the two bare loops while both run, each on its
+  core, as learner and scorer do: cores of one machine share caches and memory, which no software can mend.
 * ``publication``: milliseconds the learner's loop stands still for one publication.
 * ``dask``: milliseconds of a scoring task that are neither reading nor scoring, from a train of tasks.
 """
@@ -18,11 +20,13 @@ Compared in one run on pinned cores, interleaved, medians of the repeats:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +96,28 @@ def bare_training(data: Dataset, name: str, steps: int) -> float:
     return steps / (time.perf_counter() - began)
 
 
-def bare_scoring(data: Dataset, name: str, chunk: int, batch: int) -> float:
-    """Examples a second of a plain scan: read, norms; runs on a scorer."""
+def bare_scoring(data: Dataset, name: str, chunk: int, batch: int, until: str | None = None) -> float:
+    """Examples a second of a plain scan: read, norms; runs on a scorer.
+
+    Once over the data, or again and again while there is no file ``until``.
+    """
     torch.set_num_threads(1)
     model = MODELS[name]()
     engine, prepare = NormEngine(model, models.cross_entropy), models.Prepare(data, torch.device("cpu"))
     warm = data.read(0, min(batch, len(data)))
     inputs, targets = prepare(warm.inputs, warm.target)
     engine(inputs[0], targets)
-    began = time.perf_counter()
-    for start in range(0, len(data), chunk):
+    began, done = time.perf_counter(), 0
+    for start in itertools.chain.from_iterable(itertools.repeat(range(0, len(data), chunk))):
+        if done >= len(data) if until is None else os.path.exists(until):
+            break
         rows = data.read(start, min(len(data), start + chunk))
         for first in range(0, len(rows.target), batch):
             part = slice(first, first + batch)
             inputs, targets = prepare((rows.inputs[0][part],), rows.target[part])
             engine(inputs[0], targets)[0].numpy()
-    return len(data) / (time.perf_counter() - began)
+        done += len(rows.target)
+    return done / (time.perf_counter() - began)
 
 
 def system(client: Client, data: Dataset, name: str, folder: Path, steps: int, *, uniform: bool) -> dict[str, float]:
@@ -191,20 +201,26 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                     pairs = []
                     for k in range(repeats):
                         pair: dict[str, float] = {}
-                        bare = client.submit(
-                            bare_training, data, name, steps[name], resources={"learner": 1}, pure=False
+                        train = partial(
+                            client.submit, bare_training, data, name, steps[name], resources={"learner": 1}, pure=False
                         )
-                        pair["bare"] = bare.result(timeout=900)
+                        scan = partial(
+                            client.submit, bare_scoring, data, name, resources={"scorer": 1}, pure=False, batch=2048
+                        )
+                        pair["bare"] = train().result(timeout=900)
                         for kind in ("importance", "uniform"):
                             run_dir = folder / f"{name}-{k}-{kind}"
                             found = system(client, data, name, run_dir, steps[name], uniform=kind == "uniform")
                             pair[kind] = found["steps_per_second"]
                             if kind == "importance":
                                 chunk = int(found["chunk"])
-                                scan = client.submit(
-                                    bare_scoring, data, name, chunk, 2048, resources={"scorer": 1}, pure=False
-                                )
-                                pair["scoring"] = found["scored_per_busy_second"] / scan.result(timeout=900)
+                                pair["scored"] = found["scored_per_busy_second"]
+                                pair["scan"] = scan(chunk=chunk).result(timeout=900)
+                                trained = run_dir / "trained"
+                                beside = scan(chunk=chunk, until=str(trained))
+                                pair["bare_beside"] = train().result(timeout=900)
+                                trained.touch()
+                                pair["scan_beside"] = beside.result(timeout=900)
                         pairs.append(pair)
 
                     def median(top: str, below: str, pairs: list[dict[str, float]] = pairs) -> float:
@@ -214,7 +230,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                         "bare_steps_per_second": round(statistics.median(p["bare"] for p in pairs), 2),
                         "learner": median("importance", "bare"),
                         "uniform": median("uniform", "bare"),
-                        "scoring": round(statistics.median(p["scoring"] for p in pairs), 3),
+                        "scoring": median("scored", "scan"),
+                        "learner_beside": median("importance", "bare_beside"),
+                        "scoring_beside": median("scored", "scan_beside"),
                     }
                 result["dask_ms_a_task"] = round(dask_share(client, 50 if options.tiny else 500), 2)
         finally:
