@@ -70,12 +70,13 @@ class _Local:
         self.prepare = models.Prepare(spec.data, self.device)
         self.fitting = Fitting(spec.scoring.batch_size, fixed=spec.learning.exact)
         self.held: tuple[int, int] | None = None
-        self._directory = spec.directory
+        self.spec = spec
+        """The first this thread was given: its datasets are open, those of each task's own copy are not."""
 
     @cached_property
     def weights(self) -> WeightArray:
         """Opened once: that takes longer than to write a chunk."""
-        return self._directory.open_weights()
+        return self.spec.directory.open_weights()
 
     def norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Norms and losses of a batch, each (B,)."""
@@ -115,6 +116,7 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     began = time.perf_counter()
     threads.scorer(spec.scoring.threads)
     local = _model_for(spec, tensors, incarnation, version)
+    spec = local.spec
     start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)
     norms = np.empty(stop - start, np.float32)
     loss, first = 0.0, 0
@@ -149,9 +151,10 @@ def evaluate(
     tensors: dict[str, Tensor], spec: RunSpec, start: int, stop: int, incarnation: int, version: int
 ) -> Evaluation:
     """Loss and errors of one version on rows ``start`` to ``stop`` of the validation data."""
-    assert spec.validation is not None
     threads.scorer(spec.scoring.threads)
     local = _model_for(spec, tensors, incarnation, version)
+    spec = local.spec
+    assert spec.validation is not None
     training = local.model.training
     local.model.eval()
     total = Evaluation(0, 0.0, 0.0)
