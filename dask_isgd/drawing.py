@@ -45,6 +45,11 @@ class Drawing:
         """Whether draws follow the weights."""
         return self.gate.open and not self._spec.sampling.uniform
 
+    @property
+    def idle(self) -> bool:
+        """Whether scorers are left in peace: next to nothing is scored, or nothing."""
+        return self._spec.sampling.uniform or self.gate.probing
+
     def draw(self, step: int) -> Draw:
         """The minibatch of a step; a function of seed, step and the weights in force alone."""
         generator = np.random.Generator(

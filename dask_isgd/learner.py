@@ -42,7 +42,7 @@ SAID = (
 COLUMNS = (
     *SAID,
     *("variance_ideal_error", "variance_stale_error", "variance_uniform_error", "gain_error", "candidate_gain_error"),
-    *("smoothing_cost", "staleness_cost", "gate_gain", "gate_state"),
+    *("smoothing_cost", "staleness_cost", "gate_gain", "gate_state", "threads"),
 )
 _SAY_EVERY = 0.5
 _ALIVE_EVERY = 1.0
@@ -55,18 +55,28 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     stands.
     """
     worker, client = get_worker(), get_client()
-    threads.learner(spec.learning.threads or dask.config.get("isgd.cluster.learner-threads") or worker.state.nthreads)
+    own, spare = _torch_threads(spec, worker)
+    threads.learner(own)
     try:
-        return Learner(spec, worker, client, worker.get_current_task()).run()
+        return Learner(spec, worker, client, worker.get_current_task(), own, spare).run()
     finally:
         threads.learner_left()
 
 
-class Learner:
-    """One incarnation of a run's learner."""
+def _torch_threads(spec: RunSpec, worker: Worker) -> tuple[int, int]:
+    """The learner's own, and those it takes while scorers have nothing to do: none where it was told a number."""
+    if spec.learning.threads is not None:
+        return spec.learning.threads, 0
+    own = dask.config.get("isgd.cluster.learner-threads") or worker.state.nthreads
+    return own, 0 if spec.learning.exact else dask.config.get("isgd.cluster.spare-threads")
 
-    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: Key) -> None:
+
+class Learner:
+    """One incarnation of a run's learner; ``threads`` of torch are its own, ``spare`` ones the scorers'."""
+
+    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: Key, threads: int, spare: int) -> None:
         self.spec, self.worker, self.client, self.key = spec, worker, client, key
+        self._threads, self._spare = threads, spare
         self.timeout = config.seconds("cluster.timeout")
         directory = spec.directory
         self.control = pubsub.subscribe(client, spec.topic)
@@ -329,6 +339,7 @@ class Learner:
             "learning_rate": float(self.trainer.optimizer.param_groups[0]["lr"]),
             "steps_per_second": count / max(now - self._reported, 1e-9),
             "mean_square": mean_square,
+            "threads": threads.learner_has(self._threads + self._spare * self.drawing.idle),
             **self.drawing.report(self.step),
         }
         self._losses, self._norms, self._clipped, self._reported = [], [], 0, now

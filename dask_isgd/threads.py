@@ -18,6 +18,14 @@ def learner(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def learner_has(threads: int) -> int:
+    """Change the torch threads of the learner that calls; how many it has now."""
+    if torch.get_num_threads() != threads:
+        with _lock:
+            torch.set_num_threads(threads)
+    return threads
+
+
 def learner_left() -> None:
     """The learner of this process has ended."""
     global _learners

@@ -74,9 +74,10 @@ class LocalCluster(LearnerApart):
 
     def learner_specs(self) -> dict[str, dict[str, Any]]:
         resources = {LEARNER: 1.0, **({SCORER: 1.0} if self._scorers_asked == 0 else {})}
-        threads = max(1, ((os.cpu_count() or 1) - self._scorers_asked) // self._n_learners)
+        cores = (os.cpu_count() or 1) // self._n_learners or 1
+        threads = max(1, cores - -(-self._scorers_asked // self._n_learners))
         names = learner_names(LEARNER, self._n_learners)
-        return {name: self._worker(place, 2, resources, threads) for place, name in enumerate(names)}
+        return {name: self._worker(place, 2, resources, threads, cores - threads) for place, name in enumerate(names)}
 
     def new_worker_spec(self) -> dict[str, dict[str, Any]]:
         number = next(i for i in itertools.count() if f"{SCORER}-{i}" not in self.worker_spec)
@@ -85,16 +86,23 @@ class LocalCluster(LearnerApart):
     def _scorer(self, number: int) -> dict[str, Any]:
         return self._worker(self._n_learners + number, 1, {SCORER: 1.0}, 1)
 
-    def _worker(self, place: int, threads: int, resources: dict[str, float], torch_threads: int) -> dict[str, Any]:
+    def _worker(
+        self, place: int, threads: int, resources: dict[str, float], torch_threads: int, spare: int = 0
+    ) -> dict[str, Any]:
         # torch's threads spin while they wait; on a machine with fewer cores than threads that
         # costs each other's time slices, a hundredfold for small models
-        env = {"OMP_WAIT_POLICY": "PASSIVE", "DASK_ISGD__CLUSTER__LEARNER_THREADS": str(torch_threads)}
+        env = {"OMP_WAIT_POLICY": "PASSIVE"}
+        # not by the environment: a nanny's worker takes the nanny's configuration over that
+        config = {"isgd": {"cluster": {"learner-threads": torch_threads, "spare-threads": spare}}}
         if self._gpus:
             env["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
         options = {"host": "127.0.0.1", "dashboard": False, "silence_logs": self._silence, "memory_limit": 0}
         if self._security is not None:
             options |= {"protocol": "tls://", "security": self._security}
-        return {"cls": Nanny, "options": {**options, "nthreads": threads, "resources": resources, "env": env}}
+        return {
+            "cls": Nanny,
+            "options": {**options, "nthreads": threads, "resources": resources, "env": env, "config": config},
+        }
 
 
 def visible_gpus() -> list[str]:
