@@ -190,7 +190,8 @@ class Scoring:
     train_mode: bool = False
     """Score with dropout on; either way the gradient stays unbiased."""
     skip_bad_chunks: bool = False
-    """Go on without a chunk that is missing or corrupt instead of failing."""
+    """Go on without the scoring chunk around a missing or corrupt chunk of the data, neither scored nor drawn, and do
+    not fail. What ``fit`` looks at must be whole: the targets; the first, the middle and the last chunk."""
 
     def __post_init__(self) -> None:
         check = _Check(self)

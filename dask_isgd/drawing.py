@@ -6,6 +6,7 @@ A feed may draw ahead in a thread while the loop updates weights, so every acces
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import queue
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.errors import WaitTimeout
+from dask_isgd.errors import DataError, WaitTimeout
 from dask_isgd.feed import Run
 from dask_isgd.sampling import ChunkSums, Draw, Evidence, Gate, ImportanceSampler
 from dask_isgd.sampling.draws import positions
@@ -23,6 +24,8 @@ from dask_isgd.spec import RunSpec
 from dask_isgd.storage import WeightArray
 from dask_isgd.training import Step
 from dask_isgd.variance import VarianceMonitor, from_chunk_sums
+
+logger = logging.getLogger(__name__)
 
 
 class Drawing:
@@ -39,6 +42,8 @@ class Drawing:
         self.monitor = VarianceMonitor()
         self.evidence = Evidence(self.sampler)
         self._checks: list[ChunkSums] = []
+        self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """What cannot be read and is drawn no more, in words, to be said by the learner."""
 
     @property
     def open(self) -> bool:
@@ -85,9 +90,17 @@ class Drawing:
         return draw(batch, generator, kind)
 
     def _probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        if self.open:
-            return self.sampler.probabilities(indices)
-        return np.full(len(indices), 1.0 / self._spec.examples)
+        return (self.sampler.probabilities if self.open else self.sampler.uniform_probabilities)(indices)
+
+    def unreadable(self, error: DataError) -> None:
+        """Leave out the scoring chunk that holds ``error.rows``; raise ``error`` where the run is to skip none."""
+        if error.rows is None or not self._spec.scoring.skip_bad_chunks:
+            raise error
+        chunk = error.rows[0] // self._spec.chunk
+        with self._lock:
+            self.sampler.leave_out(chunk)
+        logger.warning("run %s goes on without scoring chunk %d: %s", self._spec.run, chunk, error)
+        self.left_out.put(f"scoring chunk {chunk} is left out: {error}")
 
     def load(self, weights: WeightArray) -> None:
         """Take over what the weight array holds: the weights of an earlier incarnation."""

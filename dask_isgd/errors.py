@@ -41,6 +41,9 @@ class ConfigError(IsgdError, ValueError):
 class DataError(IsgdError, ValueError):
     """The dataset cannot be trained on."""
 
+    rows: tuple[int, int] | None = None
+    """The first and, excluded, the last example that cannot be read, where that is known."""
+
 
 class EmptyDatasetError(DataError):
     """The dataset has no examples, or a group that was asked for is missing."""

@@ -208,6 +208,9 @@ class Learner:
         self._clipped += result.clipped
         if probe:
             self._report(result.mean_square)
+        while not self.drawing.left_out.empty():
+            detail = self.drawing.left_out.get()[:400]
+            self._say(Fault(run=self.spec.run, incarnation=self.incarnation, what="data", detail=detail))
 
     def _pause(self) -> None:
         self.recovery.commit_now(self.step)

@@ -25,7 +25,7 @@ def check_settings(learning: Learning, scoring: Scoring, sampling: Sampling, dat
         *_unknown("isgd", dask.config.get("isgd"), config.DEFAULTS["isgd"]),
     ]
     if not mistakes:
-        mistakes += [*_device(learning), *_chunk(scoring, dataset)]
+        mistakes += [*_device(learning), *_chunk(scoring, dataset), *_skipping(learning, scoring)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     if learning.batch_size > len(dataset):
@@ -71,3 +71,8 @@ def _chunk(scoring: Scoring, dataset: Dataset) -> Iterator[str]:
     unit = dataset.chunk_size
     if scoring.chunk is not None and scoring.chunk % unit:
         yield f"Scoring.chunk: got {scoring.chunk}, wanted a multiple of the dataset's chunk of {unit} examples"
+
+
+def _skipping(learning: Learning, scoring: Scoring) -> Iterator[str]:
+    if learning.exact and scoring.skip_bad_chunks:
+        yield "Scoring.skip_bad_chunks: got True, wanted False where Learning.exact waits for the scores of every chunk"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,9 @@ from dask_isgd.storage.raw import RawArray, raw_array
 from dask_isgd.storage.stores import Array, StorageOptions, chunk_key, decoding, has_key, normalise, open_store, redact
 
 _BLOCK_BYTES = 8 << 20
+
+
+Unreadable = Callable[[DataError], None]
 
 
 class Rows(NamedTuple):
@@ -179,19 +182,34 @@ class Dataset:
             raise IndexError(f"chunk: got {i}, wanted 0 to {self.n_chunks - 1}")
         return self.read(*self._bounds(i))
 
-    def load(self) -> Rows:
-        """All examples; takes ``nbytes`` of memory and a block of some chunks."""
-        taken = [self.load_array(name) for name in self.arrays]
+    def load(self, unreadable: Unreadable | None = None) -> Rows:
+        """All examples; takes ``nbytes`` of memory and a block of some chunks.
+
+        ``unreadable`` is called with the error of each chunk that is missing or corrupt, whose rows are left
+        zero; without it the first such error is raised.
+        """
+        taken = [self.load_array(name, unreadable) for name in self.arrays]
         return Rows(tuple(taken[:-1]), taken[-1])
 
-    def load_array(self, name: str) -> np.ndarray:
-        """All rows of one array."""
+    def load_array(self, name: str, unreadable: Unreadable | None = None) -> np.ndarray:
+        """All rows of one array; ``unreadable`` as in ``load``."""
         array = self.arrays[name]
         out = np.empty(array.shape, array.dtype.newbyteorder("="))
         step = self.chunk_size * max(1, _BLOCK_BYTES // max(1, out[: self.chunk_size].nbytes))
         for start in range(0, self.length, step):
             stop = min(start + step, self.length)
-            out[start:stop] = self._read(array, start, stop)
+            while start < stop:
+                try:
+                    out[start:stop] = self._read(array, start, stop)
+                    break
+                except DataError as error:
+                    if unreadable is None or error.rows is None:
+                        raise
+                    unreadable(error)
+                    first, last = error.rows
+                    out[start:first] = self._read(array, start, first)
+                    out[first:last] = 0
+                    start = last
         return out
 
     def empty(self, count: int) -> Rows:
@@ -280,13 +298,18 @@ class Dataset:
 
     def _read(self, array: Array, start: int, stop: int) -> np.ndarray:
         """Rows of one array, C-contiguous; an absent chunk would silently read as the fill value."""
-        if start < stop:
-            self._require_chunks(array, start, stop)
         try:
+            if start < stop:
+                self._require_chunks(array, start, stop)
             return self._decode(array, start, stop)
         except DataError:
             for i in range(start // self.chunk_size, -(-stop // self.chunk_size)):
-                self._decode(array, *self._bounds(i))  # names the one that is broken
+                try:
+                    self._require_chunks(array, *self._bounds(i))
+                    self._decode(array, *self._bounds(i))
+                except DataError as error:  # names the one that is broken
+                    error.rows = self._bounds(i)
+                    raise
             raise
 
     def _decode(self, array: Array, start: int, stop: int) -> np.ndarray:

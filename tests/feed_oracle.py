@@ -34,6 +34,9 @@ class Explicit:
     def positions(self, step, generator):
         return positions(self.kind, self.batch, generator)
 
+    def unreadable(self, error):
+        raise error
+
 
 def uniform(n, **options):
     return Explicit(np.ones(n), **options)

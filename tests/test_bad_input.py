@@ -96,6 +96,14 @@ class TestSettings:
         assert "Learning.device: got 'gpu'" in str(caught.value)
         assert "Scoring.chunk: got 15, wanted a multiple of the dataset's chunk of 10" in str(caught.value)
 
+    def test_an_exact_run_skips_no_chunk(self, tmp_path):
+        with pytest.raises(ConfigError, match="skip_bad_chunks: got True, wanted False where"):
+            check(
+                tmp_path,
+                learning=isgd.Learning(steps=1, exact=True),
+                scoring=isgd.Scoring(skip_bad_chunks=True),
+            )
+
     def test_a_minibatch_larger_than_the_data_is_said(self, tmp_path, caplog):
         check(tmp_path)
         assert "a minibatch of 128 from 40 examples: draws repeat" in caplog.text
@@ -270,7 +278,3 @@ class TestStorage:
         older, _ = leases.acquire({}), leases.acquire({})
         with pytest.raises(LearnerFenced, match="incarnation 1 is fenced: incarnation 2 holds the run"):
             leases.check(older)
-
-    def test_an_object_store_cannot_hold_a_run(self, tmp_path):
-        with pytest.raises(ConfigError, match="file system that all workers share"):
-            preflight.check(model, data(tmp_path), "s3://bucket/run", learning=isgd.Learning(steps=1))

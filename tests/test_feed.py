@@ -62,6 +62,19 @@ WAYS = [
 ]
 
 
+class Forgiving(Explicit):
+    """Goes on without what cannot be read."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.left_out = set()
+
+    def unreadable(self, error):
+        self.left_out.add(error.rows)
+        self.q[slice(*error.rows)] = 0
+        self.q /= self.q.sum()
+
+
 class TestEveryWay:
     @pytest.mark.parametrize(("compressed", "memory", "disk", "kind", "says"), WAYS)
     def test_gives_the_rows_it_drew_and_says_why(self, tmp_path, compressed, memory, disk, kind, says):
@@ -76,6 +89,23 @@ class TestEveryWay:
             assert_array_equal(rows.inputs[1], AGE[draw.indices])
             assert [a.dtype for a in (*rows.inputs, rows.target)] == ["f4", "u1", "i8"]
             assert_allclose(draw.coefficients * draw.probabilities * N, 1)
+        source.close()
+
+    @pytest.mark.parametrize(("compressed", "memory", "disk", "kind", "says"), WAYS)
+    def test_goes_on_without_what_cannot_be_read(self, tmp_path, compressed, memory, disk, kind, says):
+        data = write(tmp_path / "d", compressed=compressed)
+        (tmp_path / "d/train/image/c/3/0/0").write_bytes(b"abc")
+        (tmp_path / "d/train/age/c/5").unlink()
+        draws = Forgiving(np.ones(N), batch=32)
+        source = open_source(data, draws, learning(memory, disk), folder=str(tmp_path))
+        assert type(source) is kind
+        for step in range(60):
+            draw, rows = source.minibatch(step)
+            assert not {3, 5} & set(draw.indices // CHUNK)
+            assert_array_equal(rows.target, LABEL[draw.indices])
+            assert_array_equal(rows.inputs[0], IMAGE[draw.indices])
+            assert_array_equal(rows.inputs[1], AGE[draw.indices])
+        assert draws.left_out == {(3 * CHUNK, 4 * CHUNK), (5 * CHUNK, 6 * CHUNK)}
         source.close()
 
     def test_remote_data_are_copied(self, tmp_path):

@@ -34,7 +34,7 @@ class ChunkFiles(RowSource):
             size = dataset.length * array.row_bytes
             if size <= left:
                 left -= size
-                self._readers.append(_Held(dataset.load_array(name)))
+                self._readers.append(_Held(dataset.load_array(name, draws.unreadable)))
             else:
                 self._readers.append(_Reader(array, dataset.missing == "fill", max(1, most // len(arrays))))
         self._verified = np.zeros(dataset.n_chunks, bool)

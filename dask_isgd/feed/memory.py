@@ -16,7 +16,7 @@ class InMemory(RowSource):
 
     def __init__(self, dataset: Dataset, draws: Draws, why: str) -> None:
         super().__init__(draws, why)
-        self._rows = dataset.load()
+        self._rows = dataset.load(draws.unreadable)
 
     def gather(self, indices: NDArray[np.int64]) -> Rows:
         return Rows(tuple(x.take(indices, axis=0) for x in self._rows.inputs), self._rows.target.take(indices, axis=0))

@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_isgd.errors import DataError
 from dask_isgd.feed.source import Draws, Run
 from dask_isgd.sampling import Draw
 from dask_isgd.storage import Dataset, Rows
@@ -117,7 +118,13 @@ class ChunkPool:
     def _swap(self) -> None:
         """Put the chunk that is next into the oldest slot, and order another."""
         run, coming = self._coming[0]
-        rows = coming.result()  # an error stays first in line: the next draw meets it again
+        try:
+            rows = coming.result()  # an error stays first in line: the next draw meets it again
+        except DataError as error:
+            self._draws.unreadable(error)
+            self._coming.popleft()
+            self._order()
+            return
         self._coming.popleft()
         slot, count = self._next, len(run.probabilities)
         for slab, values in zip(self._slab, (*rows.inputs, rows.target), strict=True):

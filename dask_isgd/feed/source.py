@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_isgd.errors import DataError
 from dask_isgd.sampling import Draw
 from dask_isgd.storage import Rows
 
@@ -38,6 +39,9 @@ class Draws(Protocol):
     def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
         """(B,) positions in [0, 1) of a step's minibatch, spread as the run wants its draws spread."""
 
+    def unreadable(self, error: DataError) -> None:
+        """Draw no more of the examples ``error.rows``, if the run is to go on without them; else raise ``error``."""
+
 
 class Source(Protocol):
     """Where minibatches come from."""
@@ -63,8 +67,12 @@ class RowSource(ABC):
         self.why = why
 
     def minibatch(self, step: int) -> tuple[Draw, Rows]:
-        draw = self._draws.draw(step)
-        return draw, self.gather(draw.indices)
+        while True:
+            draw = self._draws.draw(step)
+            try:
+                return draw, self.gather(draw.indices)
+            except DataError as error:
+                self._draws.unreadable(error)
 
     @abstractmethod
     def gather(self, indices: NDArray[np.int64]) -> Rows:

@@ -37,17 +37,19 @@ LEAST_USABLE = 0.1
 class Ageing:
     """What follows from the K chunks' lengths, scored examples and ages, and not from their weights."""
 
-    def __init__(self, sampling: Sampling, lengths: Integers, scored: NDArray[Any], age: Floats) -> None:
+    def __init__(
+        self, sampling: Sampling, lengths: Integers, scored: NDArray[Any], age: Floats, out: NDArray[np.bool_]
+    ) -> None:
         k = len(lengths)
-        self.usable: NDArray[np.bool_] = np.ones(k, bool)
-        """(K,) False where the ``drop`` policy leaves a chunk out."""
+        self.usable: NDArray[np.bool_] = ~out
+        """(K,) False for the chunks that are ``out``, and where the ``drop`` policy leaves one out."""
         self.blind = False
         """Too few examples are usable: draw uniformly from all."""
         if sampling.drop_after is not None:
-            self.usable = age <= sampling.drop_after
-            self.blind = bool(lengths[self.usable].sum() < LEAST_USABLE * lengths.sum())
+            self.usable = ~out & (age <= sampling.drop_after)
+            self.blind = bool(lengths[self.usable].sum() < LEAST_USABLE * lengths[~out].sum())
             if self.blind:
-                self.usable = np.ones(k, bool)
+                self.usable = ~out
         self.scale: Floats = np.ones(k)
         """(K,) a."""
         if sampling.fade is not None:
@@ -120,13 +122,13 @@ def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[
     ``squares`` gives Σ u² (K,), and is asked for by an effective sample size only.
     """
     if ageing.blind:
-        return _flat(ageing, blank=False)
+        return flat(ageing, blank=False)
     used = sums * ageing.used_scale
     faded = sampling.fade is not None
     known = float((sums * ageing.in_use).sum()) if faded else float(used.sum())
     fill = known / ageing.known if ageing.known else 0.0
     if fill == 0.0:
-        return _flat(ageing, blank=ageing.known > 0)
+        return flat(ageing, blank=ageing.known > 0)
     mean = ((float(used.sum()) if faded else known) + fill * ageing.towards_total) / ageing.count
     constant = max(FLOOR, sampling.smoothing) * mean
     if sampling.max_coefficient is not None:
@@ -137,7 +139,7 @@ def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[
         total = _squares(ageing, ageing.scale, shift, fill, sums, squares())
         variance = max(0.0, total / ageing.count - mean * mean)
         if variance > 0.0 and wanted == 1.0:
-            return _flat(ageing, blank=False)
+            return flat(ageing, blank=False)
         if variance > 0.0:
             constant = max(constant, math.sqrt(variance * wanted / (1.0 - wanted)) - mean)
     shift += constant
@@ -147,7 +149,7 @@ def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[
     return Proposal(ageing, ageing.scale, shift, fill, constant, np.cumsum(used), plain=not faded)
 
 
-def _flat(ageing: Ageing, *, blank: bool) -> Proposal:
+def flat(ageing: Ageing, *, blank: bool) -> Proposal:
     """Every example that can be drawn has weight one."""
     k = len(ageing.lengths)
     return Proposal(ageing, np.zeros(k), np.ones(k), 0.0, 1.0, np.cumsum(ageing.lengths), blank=blank)

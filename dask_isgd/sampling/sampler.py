@@ -17,7 +17,7 @@ from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.descent import Descent
 from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
-from dask_isgd.sampling.proposal import Ageing, Proposal, propose
+from dask_isgd.sampling.proposal import Ageing, Proposal, flat, propose
 
 logger = logging.getLogger("dask_isgd.sampling")
 
@@ -55,6 +55,7 @@ class ImportanceSampler:
         self.versions: Floats = np.full(self.n_chunks, np.nan)
         """(n_chunks,) version each chunk was last scored at, NaN: never."""
         self._age: Floats = np.full(self.n_chunks, np.inf)
+        self._out: NDArray[np.bool_] = np.zeros(self.n_chunks, bool)
         self._step = 0
         self._ageing: Ageing | None = None
         self._settled: Proposal | None = None
@@ -81,7 +82,9 @@ class ImportanceSampler:
         """``batch`` examples from the proposal in force, spread as ``kind`` or else ``sampling.draw`` says."""
         if self.sampling.uniform:
             return self.draw_uniform(batch, rng, kind)
-        proposal = self._proposal()
+        return self._drawn(self._proposal(), batch, rng, kind)
+
+    def _drawn(self, proposal: Proposal, batch: int, rng: np.random.Generator, kind: str | None) -> Draw:
         chunks, q, inside = pick_shared(proposal.edges, positions(kind or self.sampling.draw, batch, rng))
         indices = chunks * self.chunk_size
         descent = Descent(proposal, self._weights, chunks)
@@ -93,8 +96,19 @@ class ImportanceSampler:
         return Draw(indices, 1.0 / (proposal.count * q), q)
 
     def draw_uniform(self, batch: int, rng: np.random.Generator, kind: str | None = None) -> Draw:
-        """``batch`` examples, all equally probable: coefficients 1."""
+        """``batch`` examples, all equally probable but for those left out: coefficients 1."""
+        if self._out.any():
+            return self._drawn(self._even(), batch, rng, kind)
         return uniform(self.n, kind or self.sampling.draw, batch, rng)
+
+    def uniform_probabilities(self, indices: ArrayLike) -> Floats:
+        """(B,) probabilities of ``indices`` (B,) in ``draw_uniform``."""
+        out = self._out[self._checked(indices) // self.chunk_size]
+        return np.where(out, 0.0, 1.0 / int(self._weights.lengths[~self._out].sum()))
+
+    def _even(self) -> Proposal:
+        w = self._weights
+        return flat(Ageing(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._out), blank=False)
 
     def probabilities(self, indices: ArrayLike | None = None) -> Floats:
         """The probabilities q in force, float64: of ``indices`` (B,), or of all N where None (O(N)).
@@ -130,6 +144,17 @@ class ImportanceSampler:
         """(chunk_len,) float64 proposal weights s in force, zero in a dropped chunk."""
         self._check_chunk(chunk)
         return np.asarray(self._chunk_weights(chunk) * self._proposal().usable[chunk])
+
+    def leave_out(self, chunk: int) -> None:
+        """Draw nothing of a chunk any more: what is estimated from then on is the mean over the others.
+
+        EmptyDatasetError where none is left.
+        """
+        self._check_chunk(chunk)
+        self._out[chunk] = True
+        if self._out.all():
+            raise EmptyDatasetError(f"all {self.n_chunks} chunks were left out, wanted at least one to draw from")
+        self._ageing = self._settled = None
 
     # Learning the weights
 
@@ -272,13 +297,17 @@ class ImportanceSampler:
 
     @property
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        return self._weights.arrays | self._feedback.arrays | {"versions": self.versions, "age": self._age}
+        return (
+            self._weights.arrays
+            | self._feedback.arrays
+            | {"versions": self.versions, "age": self._age, "out": self._out}
+        )
 
     def _proposal(self) -> Proposal:
         if self._settled is None:
             w = self._weights
             if self._ageing is None:
-                self._ageing = Ageing(self.sampling, w.lengths, w.scored.chunks, self._age)
+                self._ageing = Ageing(self.sampling, w.lengths, w.scored.chunks, self._age, self._out)
             self._settled = propose(self.sampling, self._ageing, w.sums.chunks, lambda: w.squares)
             if self._settled.blank and not self._warned:
                 logger.warning("all weights are zero: drawing uniformly until a norm is not")

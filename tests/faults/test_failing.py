@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -19,12 +21,13 @@ import dask_isgd as isgd
 from dask_isgd.errors import (
     ClusterMismatchError,
     ConfigError,
+    CorruptChunkError,
     NoLearnerWorkerError,
     NonFiniteLossError,
     StorageFullError,
 )
 from dask_isgd.spec import topic_of
-from dask_isgd.storage import WeightArray
+from dask_isgd.storage import Dataset, WeightArray
 
 
 def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(client, digits, run_dir):
@@ -116,6 +119,39 @@ def test_a_disk_that_takes_no_more_is_named_and_the_run_goes_on_once_it_does(
     again.wait(timeout=WAIT)
     assert lowest_step(again, again.directory.leases().highest()) == found.step
     no_gaps(again)
+
+
+@pytest.fixture
+def damaged(digits, tmp_path) -> Dataset:
+    """The digits with a chunk cut short, and another one lost."""
+    shutil.copytree(str(digits.url).removesuffix("/train"), tmp_path / "damaged.zarr")
+    chunks = tmp_path / "damaged.zarr" / "train" / "image" / "c"
+    (chunks / "3" / "0" / "0").write_bytes(b"abc")
+    (chunks / "7" / "0" / "0").unlink()
+    return Dataset(tmp_path / "damaged.zarr", group="train")
+
+
+def test_a_chunk_that_cannot_be_read_ends_the_run_by_its_name(client, damaged, run_dir):
+    run = fit(client, damaged, run_dir)
+    with pytest.raises(CorruptChunkError, match="image', chunk 3"):
+        run.wait(timeout=WAIT)
+
+
+def test_a_run_that_is_told_to_goes_on_without_bad_chunks_and_says_so(client, damaged, run_dir):
+    settings = learning(steps=300)
+    run = fit(client, damaged, run_dir, learning=settings, scoring=isgd.Scoring(skip_bad_chunks=True))
+    run.wait(timeout=WAIT)
+    weights = WeightArray.open(run.directory.weights)
+    size = damaged.chunk_size
+    bad = {start // weights.chunk_size for start in (3 * size, 7 * size)}
+    for chunk in range(weights.n_chunks):
+        assert np.isfinite(weights.read(chunk)).all() == (chunk not in bad)
+    faults = [e for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "fault"]
+    said = [e["detail"] for e in faults if e["what"] == "data"]
+    assert {int(re.match(r"scoring chunk (\d+) is left out", detail)[1]) for detail in said} == bad
+    assert {int(re.match(r"chunk (\d+): ", e["detail"])[1]) for e in faults if e["what"] == "score"} == bad
+    assert float(run.history.loss[-1]) < 0.5
+    no_gaps(run)
 
 
 def hear_nothing(yes: bool) -> None:

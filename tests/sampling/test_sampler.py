@@ -408,6 +408,39 @@ class TestDrop:
         assert np.isfinite(sampler.update(0, np.arange(10.0), 90).squares_over_proposal)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"fade": 5.0}, {"drop_after": 50}, {"uniform": True}, {"effective_sample_size": 0.9}]
+)
+@pytest.mark.parametrize("even", [False, True])
+def test_a_chunk_that_is_left_out_is_drawn_no_more_and_the_others_stay_unbiased(settings, even):
+    n, chunk_size = 50, 8
+    sampler = ImportanceSampler(n, chunk_size, Sampling(**settings))
+    rng = np.random.default_rng(0)
+    for chunk in (0, 1, 2, 4, 6):  # two were never scored
+        sampler.update(chunk, rng.gamma(1.0, size=sampler.weights(chunk).shape), 10)
+    sampler.refresh(20)
+    for chunk in (1, 5):
+        sampler.leave_out(chunk)
+    sampler.refresh(30)
+    kept = ~np.isin(np.arange(n) // chunk_size, [1, 5])
+    if even or settings.get("uniform"):
+        q, draw = sampler.uniform_probabilities(np.arange(n)), sampler.draw_uniform(20_000, rng)
+    else:
+        q, draw = sampler.probabilities(), sampler.draw(20_000, rng)
+    if "drop_after" in settings and not even:
+        kept &= np.isin(np.arange(n) // chunk_size, [0, 2, 4, 6])
+    assert (q[~kept] == 0).all()
+    assert (q[kept] > 0).all()
+    np.testing.assert_allclose(q.sum(), 1)
+    assert kept[draw.indices].all()
+    np.testing.assert_allclose(draw.probabilities, q[draw.indices], rtol=1e-12)
+    np.testing.assert_allclose(draw.coefficients, 1 / (kept.sum() * q[draw.indices]), rtol=1e-12)
+    for chunk in (0, 2, 3, 4):
+        sampler.leave_out(chunk)
+    with pytest.raises(EmptyDatasetError, match="all 7 chunks were left out"):
+        sampler.leave_out(6)
+
+
 def test_stats_against_brute_force():
     rng = np.random.default_rng(10)
     for power in (1.0, 2.0):

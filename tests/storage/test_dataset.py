@@ -234,6 +234,23 @@ class TestBrokenChunks:
         with pytest.raises(CorruptChunkError, match=r"image', chunk 3"):
             read(data)
 
+    def test_all_that_can_be_read(self, tmp_path):
+        data = write(tmp_path / "d")
+        whole = data.load()
+        (tmp_path / "d/train/image/c/1/0/0").unlink()
+        (tmp_path / "d/train/image/c/3/0/0").write_bytes(b"abc")
+        found = []
+        rest = data.load(found.append)
+        assert [(type(e), e.rows) for e in found] == [
+            (MissingChunkError, (CHUNK, 2 * CHUNK)),
+            (CorruptChunkError, (3 * CHUNK, 4 * CHUNK)),
+        ]
+        assert [pickle.loads(pickle.dumps(e)).rows for e in found] == [e.rows for e in found]  # noqa: S301
+        kept = [i for i in range(len(data)) if i // CHUNK not in (1, 3)]
+        for got, wanted in zip((*rest.inputs, rest.target), (*whole.inputs, whole.target), strict=True):
+            np.testing.assert_array_equal(got[kept], wanted[kept])
+        np.testing.assert_array_equal(rest.target, whole.target)
+
     def test_all_zero_chunks_are_not_missing(self, url):
         zeros = {"x": np.zeros((40, 2), "f4"), "y": np.zeros(40, "i8")}
         write_dataset(url, "train", zeros, inputs="x", target="y", chunk_size=7)
