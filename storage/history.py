@@ -22,7 +22,7 @@ from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 
 from dask_isgd.storage.folder import PARTIAL, writing
-from dask_isgd.storage.stores import Array, StorageOptions, children, decoding, normalise, open_store, redact
+from dask_isgd.storage.stores import Array, StorageOptions, children, decoding, for_each, normalise, open_store, redact
 
 if TYPE_CHECKING:
     import xarray
@@ -82,7 +82,7 @@ class History:
             raise ValueError(f"history: got group {group!r}, wanted letters, digits, '-' and '_'")
         history = cls(url, group, columns, rows, attrs=attrs, chunk_rows=chunk_rows, storage_options=storage_options)
         with writing(redact(history.url)):
-            zarr.open_group(history._store, mode="a")
+            zarr.open_group(history._store, mode="a", zarr_format=3)
             history._lay_out()
         return history
 
@@ -114,12 +114,18 @@ class History:
                 taken = np.array(self._waiting[: stop - self._row]).T
                 end = self._row + taken.shape[1]
                 self._block[:, self._row - start : end - start] = taken
-                for array, values in zip(self._arrays, self._block, strict=True):
-                    array[start:stop] = values[: stop - start]
+                self._write(start, stop)
                 del self._waiting[: taken.shape[1]]
                 self._row = end
                 if end == stop:
                     self._block[:] = np.nan
+
+    def _write(self, start: int, stop: int) -> None:
+        def write(column: int) -> None:
+            self._arrays[column][start:stop] = self._block[column, : stop - start]
+
+        for_each(self._store, write, range(len(self.columns)))
+        write(-1)  # the step
 
     @property
     def _name(self) -> str:
@@ -127,13 +133,14 @@ class History:
 
     def _lay_out(self) -> None:
         try:
-            group = zarr.create_group(self._store, path=self._name, attributes=self.attrs)
+            group = zarr.create_group(self._store, path=self._name, attributes=self.attrs, zarr_format=3)
         except zarr.errors.ContainsGroupError:
             raise ValueError(
                 f"history: group {self._name!r} exists in {redact(self.url)}; each incarnation writes its own"
             ) from None
-        self._arrays = [
-            group.create_array(
+
+        def create(name: str) -> Array:
+            return group.create_array(
                 name,
                 shape=(self.rows,),
                 chunks=(self.chunk_rows,),
@@ -143,8 +150,9 @@ class History:
                 filters=None,
                 dimension_names=("report",),
             )
-            for name in (*self.columns, "step")  # a group with a step is complete
-        ]
+
+        self._arrays = for_each(self._store, create, self.columns)
+        self._arrays.append(create("step"))  # a group with a step is complete
 
 
 def read_history(url: str | Path, prefix: str = "learner", *, storage_options: StorageOptions = None) -> xarray.Dataset:
@@ -194,17 +202,18 @@ def _parts(store: Store, prefix: str) -> list[str]:
 def _read_group(store: Store, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray] | None]:
     """Attributes and finished rows of one group; None while it is being laid out."""
     try:
-        group = zarr.open_group(store, path=name, mode="r")
-        step = _front(zarr.open_array(store, path=f"{name}/step", mode="r"))
+        group = zarr.open_group(store, path=name, mode="r", zarr_format=3)
+        step = _front(_open(store, f"{name}/step"))
     except FileNotFoundError:
         return {}, None
     done = len(step)
-    found: dict[str, np.ndarray] = {}
-    for column in children(store, name):
-        if column in ("step", "zarr.json") or column.endswith(PARTIAL):
-            continue
-        found[column] = np.asarray(zarr.open_array(store, path=f"{name}/{column}", mode="r")[:done])
-    return group.attrs.asdict(), {**found, "step": step}
+    columns = [c for c in children(store, name) if c not in ("step", "zarr.json") and not c.endswith(PARTIAL)]
+    values = for_each(store, lambda column: np.asarray(_open(store, f"{name}/{column}")[:done]), columns)
+    return group.attrs.asdict(), {**dict(zip(columns, values, strict=True)), "step": step}
+
+
+def _open(store: Store, path: str) -> Array:
+    return zarr.open_array(store, path=path, mode="r", zarr_format=3)
 
 
 def _front(array: Array) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -21,7 +22,9 @@ from dask_isgd.storage.files import LocalFolder
 from dask_isgd.storage.folder import Folder
 from dask_isgd.storage.objects import ObjectFolder
 
+_A = TypeVar("_A")
 _T = TypeVar("_T")
+_AT_ONCE = 8
 
 StorageOptions: TypeAlias = Mapping[str, Any] | None
 Array: TypeAlias = "zarr.Array[Any]"
@@ -64,6 +67,8 @@ def open_store(url: str | Path, *, read_only: bool, storage_options: StorageOpti
     options = dict(storage_options or {})
     if "::" not in str(url):  # a remembered listing hides what other processes have written since
         options = {"use_listings_cache": False, **options}
+    if str(url).startswith("s3"):  # an object in one request: half as many, and never parts of two versions
+        options = {"max_concurrency": 1, **options}
     return FsspecStore.from_url(str(url), storage_options=options, read_only=read_only)
 
 
@@ -109,6 +114,14 @@ def consolidate(store: Store, path: str = "") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         zarr.consolidate_metadata(store, path=path)
+
+
+def for_each(store: Store, function: Callable[[_A], _T], items: Iterable[_A]) -> list[_T]:
+    """``function`` of each item, in order; several at once where each has to wait for a remote store."""
+    if isinstance(store, LocalStore):
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(function, items))
 
 
 def has_key(store: Store, key: str) -> bool:

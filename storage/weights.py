@@ -66,7 +66,7 @@ class WeightArray:
         store = open_store(weights.url, read_only=False, storage_options=weights._storage_options)
         with writing(redact(weights.url)):
             try:
-                group = zarr.create_group(store, attributes={"isgd": {"format_version": FORMAT_VERSION}})
+                group = zarr.create_group(store, attributes={"isgd": {"format_version": FORMAT_VERSION}}, zarr_format=3)
             except zarr.errors.ContainsGroupError:
                 raise ValueError(f"weights exist at {redact(weights.url)}; open them or choose another place") from None
             group.create_array(
@@ -108,8 +108,8 @@ class WeightArray:
                 )
             # One by one: a group's listing warns about other writers' temporary files.
             self._opened = (
-                zarr.open_array(store, path="weight", mode="r+"),
-                zarr.open_array(store, path="stamp", mode="r+"),
+                zarr.open_array(store, path="weight", mode="r+", zarr_format=3),
+                zarr.open_array(store, path="stamp", mode="r+", zarr_format=3),
             )
         return self._opened
 
