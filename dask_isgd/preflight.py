@@ -285,7 +285,7 @@ def _proof(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
         if spec.data.fingerprint() != document["data"]:
             wrong.append(f"data {spec.data!r}: differs from what the client sees")
     except Exception as error:
-        wrong.append(f"data {spec.data!r}: {error}")
+        wrong.append(f"data: {error}")  # which names it; a dataset that is not there cannot be shown
     try:
         if models.signature(models.build(spec.model)) != document["model"]["signature"]:
             wrong.append(f"model {models.name_of(spec.model)}: other parameters than on the client")

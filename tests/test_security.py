@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import gzip
 import hashlib
+import http.server
 import io
 import ipaddress
 import json
 import pickle
 import re
+import ssl
+import threading
 import tracemalloc
 import zipfile
 import zlib
@@ -33,6 +37,7 @@ from dask_isgd.errors import CheckpointError, DataError, RunNotFoundError
 from dask_isgd.pipelines import svhn
 from dask_isgd.pipelines.idx import read_idx
 from dask_isgd.pipelines.ingest_tables import open_table
+from dask_isgd.pipelines.sources import Source
 from dask_isgd.storage import Checkpoints, Dataset, RunDirectory, write_dataset
 from dask_isgd.storage.checkpoints import MANIFEST, TENSORS, _digest
 
@@ -198,6 +203,92 @@ class TestBombs:
         (tmp_path / "cat" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
         with self.refused(r"a\.png: cannot be read as an image .*400000000 pixels"):
             open_table({"images": str(tmp_path)})
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """An https server of this machine, whose certificate is trusted: its folder and its URL."""
+    folder = tmp_path_factory.mktemp("site")
+    authority = Authority(folder / "ca", "site")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/moved"):
+                self.send_response(302)
+                self.send_header("Location", f"http://127.0.0.1:{plain.server_port}/digits")
+                self.end_headers()
+            else:
+                super().do_GET()
+
+        def copyfile(self, source, outputfile) -> None:
+            with contextlib.suppress(ConnectionError):  # they hang up on what is too large
+                super().copyfile(source, outputfile)
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    handler = functools.partial(Handler, directory=str(folder))
+    server, plain = (http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.security().tls_scheduler_cert)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    (folder / "digits").write_bytes(b"x" * 5_000_000)
+    for each in (server, plain):
+        threading.Thread(target=each.serve_forever, daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(authority.file))
+        yield folder, f"https://127.0.0.1:{server.server_port}"
+    for each in (server, plain):
+        each.shutdown()
+        each.server_close()
+
+
+class TestDownloads:
+    @pytest.mark.parametrize(
+        ("path", "changes", "says"),
+        [
+            ("digits", {}, None),
+            ("digits", {"limit": 4_000_000}, "more than 4,000,000 bytes"),
+            ("digits", {"sha": "0" * 64}, "hash"),
+            ("moved", {}, "redirected to http://127.*wanted https"),
+        ],
+        ids=["right", "too large", "another hash", "no https"],
+    )
+    def test_https_to_the_end_no_larger_than_promised_and_the_hash_that_was_published(
+        self, site, tmp_path, monkeypatch, path, changes, says
+    ):
+        folder, url = site
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        right = hashlib.sha256((folder / "digits").read_bytes()).hexdigest()
+        source = Source(
+            name="test", files={path: changes.pop("sha", right)}, base_url=url, variable="ISGD_TEST",
+            **{"limit": 10_000_000, **changes},
+        )  # fmt: skip
+        if says is None:
+            assert source.find()[path].read_bytes() == (folder / "digits").read_bytes()
+            return
+        with pytest.raises(DataError, match=rf"cannot download {url}/{path} .*{says}"):
+            source.find()
+        assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]
+
+    def test_a_certificate_that_nobody_signed_is_refused(self, site, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.delenv("SSL_CERT_FILE")
+        source = Source(name="test", files={"digits": "0" * 64}, base_url=site[1], variable="ISGD_TEST", limit=10**9)
+        with pytest.raises(DataError, match="CERTIFICATE_VERIFY_FAILED"):
+            source.find()
+
+
+def test_a_cluster_of_ours_listens_on_the_loopback_address_only(client):
+    def listening() -> set[str]:
+        import psutil
+
+        return {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+
+    places = [listening(), *client.run(listening).values()]
+    assert client.dashboard_link.startswith("http://127.0.0.1:")
+    assert all(places)
+    assert set().union(*places) == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,21 @@ import dask.config
 import numpy as np
 import pytest
 import torch
-from harness import MODEL, OPEN, WAIT, committed, fit, holder, kill, learning, lowest_step, no_gaps, reaches, until
+from harness import (
+    MODEL,
+    OPEN,
+    WAIT,
+    committed,
+    fit,
+    holder,
+    kill,
+    learning,
+    lowest_step,
+    no_gaps,
+    reaches,
+    trained,
+    until,
+)
 
 import dask_isgd as isgd
 from dask_isgd.errors import (
@@ -26,8 +40,9 @@ from dask_isgd.errors import (
     NonFiniteLossError,
     StorageFullError,
 )
+from dask_isgd.pipelines import PIPELINES
 from dask_isgd.spec import topic_of
-from dask_isgd.storage import Dataset, WeightArray
+from dask_isgd.storage import Dataset, WeightArray, write_dataset
 
 
 def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(client, digits, run_dir):
@@ -222,8 +237,54 @@ def test_without_a_worker_for_the_learner_the_wait_ends_and_the_run_goes_on_when
         seconds = until(run, reaches(1, incarnation=2))
     with capsys.disabled():
         print(f"\nlearner's worker retired: trains {seconds:.1f} s after the user was told, on a worker that was added")
+    assert trained(run, 1) <= lowest_step(run, 2) < trained(run, 1) + 10  # reports come every 10 steps
+    published = [e["incarnation"] for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "published"]
+    assert published == sorted(published)
     assert run.stop(timeout=WAIT) == "stopped"
     no_gaps(run)
+
+
+def test_one_example_is_enough_to_train_on(client, run_dir, tmp_path):
+    arrays = {"image": np.ones((1, 8, 8), "f4"), "label": np.array([3])}
+    write_dataset(str(tmp_path / "one.zarr"), "train", arrays, inputs="image", target="label", chunk_size=4, classes=10)
+    run = fit(client, Dataset(tmp_path / "one.zarr", group="train"), run_dir, learning=learning(steps=60))
+    assert run.wait(timeout=WAIT)["steps"] == 60
+    assert float(run.history.loss[-1]) < float(run.history.loss[0])
+    assert (run.history.largest_coefficient == 1).all()
+
+
+@pytest.mark.parametrize("what", ["data", "run directory"])
+def test_what_workers_do_not_see_is_named_with_the_worker(client, digits, run_dir, what):
+    """The memory of this process is a store like any other, that no other process sees."""
+    here = f"memory://{run_dir.parent.name}"
+    data = digits
+    if what == "data":
+        data = Dataset(PIPELINES["digits"].prepare(f"{here}/digits.zarr"), group="train")
+    with pytest.raises(ClusterMismatchError, match=rf"tcp://.*: {what}.* {here}"):
+        fit(client, data, run_dir if what == "data" else f"{here}/run")
+    assert not run_dir.exists()
+
+
+def installed(version: str | None) -> None:
+    """Pretend to a version of zarr in this process, or end the pretence."""
+    from importlib import metadata
+
+    if version is None:
+        metadata.version = metadata._version
+    else:
+        metadata._version = metadata.version
+        metadata.version = lambda name: version if name == "zarr" else metadata._version(name)
+
+
+def test_another_version_is_named_with_the_worker(client, digits, run_dir):
+    worker = next(iter(client.scheduler_info()["workers"]))
+    client.run(installed, "2.18.0", workers=[worker])
+    try:
+        with pytest.raises(ClusterMismatchError, match=rf"{worker}: zarr is 2\.18\.0, here it is "):
+            fit(client, digits, run_dir)
+    finally:
+        client.run(installed, None, workers=[worker])
+    assert not run_dir.exists()
 
 
 def test_a_model_that_workers_cannot_import_is_named_with_the_worker(client, digits, run_dir, tmp_path, monkeypatch):
