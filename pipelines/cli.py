@@ -103,7 +103,9 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
 @click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster; else one is started on this machine.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of the cluster that is started here.")
 @click.option("--cluster", metavar="YAML", help="Describes the cluster to start or use; see docs/clusters.md.")
-@click.option("--run", "run_dir", metavar="DIR", help="Run directory.  [default: runs/NAME-DATE-TIME]")
+@click.option(
+    "--run", "run_dir", metavar="DIR", help="Path or URL of the run directory.  [default: runs/NAME-DATE-TIME]"
+)
 @click.option("--data", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
 @click.option("--from", "source", metavar="PATH", help="Folder that holds the dataset's original files.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer updates.  [default: the recipe's]")
