@@ -98,8 +98,7 @@ class History:
         if not math.isfinite(step):
             raise ValueError(f"history: got step {row.get('step')!r}, wanted a finite number")
         values = (*(float(row.get(name, math.nan)) for name in self.columns), step)
-        with self._lock:
-            self._waiting.append(values)
+        self._waiting.append(values)  # without the lock: nobody waits for the store while `flush` takes the first ones
 
     def flush(self) -> None:
         """Write the waiting rows, whole chunks, ``step`` last. On StorageFullError they go on waiting."""

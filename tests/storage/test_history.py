@@ -1,5 +1,8 @@
 """Promises of History: a reader at any moment sees whole rows, in order, each step once."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import xarray
@@ -152,6 +155,26 @@ def test_a_failed_flush_loses_no_row(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_history(tmp_path).step, range(5))
     history.flush()
     np.testing.assert_array_equal(read_history(tmp_path).step, range(20))
+
+
+def test_a_row_does_not_wait_for_a_store_that_takes_its_time(tmp_path, monkeypatch):
+    history = write(tmp_path, 1, range(5))
+    asked, answered, put = threading.Event(), threading.Event(), history._write
+
+    def slow(*rows):
+        asked.set()
+        assert answered.wait(60)
+        put(*rows)
+
+    monkeypatch.setattr(history, "_write", slow)
+    history.append({"step": 5})
+    with ThreadPoolExecutor(2) as pool:
+        flushed = pool.submit(history.flush)
+        assert asked.wait(60)
+        pool.submit(history.append, {"step": 6}).result(timeout=60)
+        answered.set()
+        flushed.result(timeout=60)
+    np.testing.assert_array_equal(read_history(tmp_path).step, range(7))
 
 
 def test_a_flipped_bit_is_an_error(tmp_path):
