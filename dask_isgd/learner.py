@@ -8,43 +8,29 @@ whether the cluster still wants it.
 from __future__ import annotations
 
 import logging
-import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import dask.config
 from dask.typing import Key
-from distributed import Client, Future, Worker, get_client, get_worker
+from distributed import Client, Worker, get_client, get_worker
 
 from dask_isgd import config, models, pubsub, threads
 from dask_isgd.dask_internals import Fate, fate
 from dask_isgd.drawing import Drawing, WeightReader
 from dask_isgd.errors import LearnerFenced, WaitTimeout
-from dask_isgd.events import Alive, Control, Ended, Event, Fault, Progress, Published, Scored
+from dask_isgd.events import Alive, Control, Ended, Event, Fault, Scored
 from dask_isgd.feed import open_feed
-from dask_isgd.publisher import Background, Snapshots
+from dask_isgd.publisher import Background
+from dask_isgd.publishing import Publications
 from dask_isgd.recovery import Recovery
+from dask_isgd.reports import COLUMNS, Reports
 from dask_isgd.spec import RunSpec
 from dask_isgd.training import Trainer
 
 logger = logging.getLogger(__name__)
 
-SAID = (
-    *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
-    *("mean_square", "variance_ideal", "variance_stale", "variance_uniform"),
-    *("gain", "candidate_gain", "chunk_gain", "ideal_gain", "gate"),
-    *("effective_sample_size", "largest_coefficient", "mean_weight", "scored", "mean_age", "max_age"),
-)
-"""What of a row is announced: an event stays below a kilobyte."""
-COLUMNS = (
-    *SAID,
-    *("variance_ideal_error", "variance_stale_error", "variance_uniform_error", "gain_error", "candidate_gain_error"),
-    *("smoothing_cost", "staleness_cost", "gate_gain", "gate_state", "threads"),
-)
-_SAY_EVERY = 0.5
 _ALIVE_EVERY = 1.0
 
 
@@ -103,16 +89,15 @@ class Learner:
         )
         self.incarnation, self.step = self.recovery.incarnation, self.recovery.step
         self._look, self._told = Background("control", self.timeout), 0
-        self.publisher, self.snapshots = Background("publication", self.timeout), Snapshots()
-        self.held: deque[Future[Any]] = deque(maxlen=2)
+        address = worker.address
+        self.publications = Publications(
+            spec, client, self.recovery, address=address, timeout=self.timeout, say=self._say
+        )
+        self.reports = Reports(spec, self.incarnation, address, self.recovery.report, self._say)
         self.deserted = False
         """Whether the coordinator has failed for good."""
         self._entered = False
-        self._published = time.monotonic()
-        self._losses: list[float] = []
-        self._norms: list[float] = []
-        self._clipped = 0
-        self._said = self._alive = self._reported = time.monotonic()
+        self._alive = time.monotonic()
 
     @property
     def _fate(self) -> Fate:
@@ -175,8 +160,8 @@ class Learner:
         self.recovery.boundary = None
         if not self.recovery.finished:  # Dask runs a task again when the worker that holds its result dies
             self.recovery.commit_now(self.step, finished=True)
-        self._publish(final=True)
-        self.publisher.finish()
+        self.publications.offer(self.trainer.model, self.step, final=True)
+        self.publications.finish()
         return "finished"
 
     def _leave(self) -> str:
@@ -202,12 +187,9 @@ class Learner:
         )
         self.drawing.learned(self.step, batch.draw, result, probe=probe)
         self.step += 1
-        self._losses.append(result.loss)
-        if not math.isnan(result.gradient_norm):
-            self._norms.append(result.gradient_norm)
-        self._clipped += result.clipped
+        self.reports.add(result)
         if probe:
-            self._report(result.mean_square)
+            self._report()
         while not self.drawing.left_out.empty():
             detail = self.drawing.left_out.get()[:400]
             self._say(Fault(run=self.spec.run, incarnation=self.incarnation, what="data", detail=detail))
@@ -253,55 +235,14 @@ class Learner:
         exact = self.spec.learning.exact
         if exact:
             self.recovery.bound(self.step)
-        if exact or not self.publisher.busy:
-            self._publish()
+        if exact or not self.publications.busy:
+            self.publications.offer(self.trainer.model, self.step)
         if exact and not self.spec.sampling.uniform:
-            self.publisher.finish()
+            self.publications.finish()
             if not self._await_scores():
                 return False
         self.drawing.refresh(self.step)
         return True
-
-    def _publish(self, *, final: bool = False) -> None:
-        state, dtype = models.state_of(self.trainer.model), self.spec.learning.publish_dtype
-        tensors, version = self.snapshots.take(state, dtype), self.step
-
-        def job() -> None:
-            self.recovery.check()
-            try:
-                parameters = pubsub.publish(
-                    self.client,
-                    self.spec.variable,
-                    tensors,
-                    run=self.spec.run,
-                    incarnation=self.incarnation,
-                    version=version,
-                    timeout=self.timeout,
-                )
-            except (OSError, TimeoutError) as error:
-                self._unpublished(version, error, last=final)
-                return
-            self._published = time.monotonic()
-            self.held.append(parameters.future)
-            self._say(
-                Published(
-                    run=self.spec.run,
-                    incarnation=self.incarnation,
-                    version=version,
-                    address=self.worker.address,
-                    checkpoint=self.recovery.newest,
-                    final=final,
-                )
-            )
-
-        self.publisher.offer(job)
-
-    def _unpublished(self, version: int, error: Exception, *, last: bool) -> None:
-        """A version that did not go out is made good by the next one, unless somebody waits for this one."""
-        if last or self.spec.learning.exact or time.monotonic() - self._published > self.timeout:
-            raise error
-        detail = f"version {version}: {type(error).__name__}: {error}"[:400]
-        self._say(Fault(run=self.spec.run, incarnation=self.incarnation, what="publication", detail=detail))
 
     def _await_scores(self) -> bool:
         """Exact mode: every chunk at this very version, taken over in order; False if interrupted."""
@@ -329,39 +270,14 @@ class Learner:
 
     # Reports --------------------------------------------------------------------------------
 
-    def _report(self, mean_square: float) -> None:
-        now = time.monotonic()
-        count = len(self._losses)
-        row: dict[str, float] = {
-            "step": self.step,
-            "seconds": self.recovery.seconds(),
-            "examples": self.step * self.spec.learning.batch_size,
-            "loss": math.fsum(self._losses) / count,
-            "gradient_norm": statistics.fmean(self._norms) if self._norms else math.nan,
-            "clipped": self._clipped / count,
-            "learning_rate": float(self.trainer.optimizer.param_groups[0]["lr"]),
-            "steps_per_second": count / max(now - self._reported, 1e-9),
-            "mean_square": mean_square,
-            "threads": threads.learner_has(self._threads + self._spare * self.drawing.idle),
-            **self.drawing.report(self.step),
-        }
-        self._losses, self._norms, self._clipped, self._reported = [], [], 0, now
-        say = now - self._said >= _SAY_EVERY or self.step >= self.spec.learning.steps
-        self.recovery.report({name: float(row[name]) for name in COLUMNS}, write=say)
-        if say:
-            self._said = now
-            self._say(
-                Progress(
-                    run=self.spec.run,
-                    incarnation=self.incarnation,
-                    step=self.step,
-                    address=self.worker.address,
-                    open=self.drawing.open,
-                    probing=self.drawing.gate.probing and not self.spec.learning.exact,
-                    why=self.drawing.gate.why,
-                    values={name: float(f"{row[name]:.6g}") for name in SAID},
-                )
-            )
+    def _report(self) -> None:
+        self.reports.report(
+            self.step,
+            self.drawing,
+            seconds=self.recovery.seconds(),
+            learning_rate=float(self.trainer.optimizer.param_groups[0]["lr"]),
+            threads=threads.learner_has(self._threads + self._spare * self.drawing.idle),
+        )
 
     def _live(self) -> bool:
         """About once a second a sign of life, and a look at what an event may have failed to tell; whether it was."""
@@ -377,7 +293,11 @@ class Learner:
         return True
 
     def _look_what_is_wanted(self, told: int) -> None:
-        wanted = self.spec.directory.control()
+        try:
+            wanted = self.spec.directory.control()
+        except OSError as error:  # it is looked at again in a second, and events tell the same
+            logger.warning("run %s: what is wanted cannot be read: %s", self.spec.run, error)
+            return
         if wanted.get("attempt") == self.spec.attempt and told == self._told:  # nothing newer was heard meanwhile
             self.want = str(wanted["want"])
 
@@ -391,8 +311,7 @@ class Learner:
         pubsub.announce(self.worker, self.spec.topic, event)
 
     def _close(self) -> None:
-        self.held.clear()
-        for part in (self.feed, self._look, self.publisher, self.recovery, self.reader, self.control):
+        for part in (self.feed, self._look, self.publications, self.recovery, self.reader, self.control):
             try:
                 part.close()
             except Exception:

@@ -86,7 +86,8 @@ class Watch:
         latest = self._latest
         if isinstance(event, Progress | Published) or (isinstance(event, Alive) and event.role == LEARNER):
             self._heard = time.monotonic()
-            self._ended.pop(LEARNER, None)
+            if LEARNER in self._ended and event.incarnation > self._ended[LEARNER].incarnation:
+                del self._ended[LEARNER]  # it has a successor; its own last publication may be heard after its end
             if isinstance(event, Published) and event.incarnation != latest.get("incarnation"):
                 latest["step"] = event.version  # back at a checkpoint
             latest.update(incarnation=event.incarnation)

@@ -32,6 +32,7 @@ from harness import (
 )
 
 import dask_isgd as isgd
+from dask_isgd import pubsub
 from dask_isgd.errors import (
     ClusterMismatchError,
     ConfigError,
@@ -40,6 +41,7 @@ from dask_isgd.errors import (
     NonFiniteLossError,
     StorageFullError,
 )
+from dask_isgd.events import Published
 from dask_isgd.pipelines import PIPELINES
 from dask_isgd.spec import topic_of
 from dask_isgd.storage import Dataset, WeightArray, write_dataset
@@ -53,6 +55,9 @@ def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(c
     assert run.status == "failed"
     found = run.directory.checkpoints().latest()
     assert found is None or all(np.isfinite(a).all() for n, a in found.tensors.items() if n.startswith("model."))
+    # a publication on its way when the learner failed may be heard after its end
+    late = Published(run=run.name, incarnation=1, version=0, address="", checkpoint=None)
+    pubsub.announce(client, f"isgd-{run.name}", late)
     other = isgd.attach(client, run_dir)  # nothing but the events tell this one
     with pytest.raises(NonFiniteLossError, match=r"step \d+"):
         other.wait(timeout=WAIT)
