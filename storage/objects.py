@@ -219,7 +219,8 @@ class ObjectFolder(Folder):
             request = getattr(self._fs, f"_{verb}")
             return fsspec.asyn.sync(self._fs.loop, request, *args, timeout=max(seconds, _PAUSE), **kwargs)
         except TimeoutError as error:
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:.0f} s", self.url) from error
+            late = f"no answer within {self._timeout:g} s (isgd.storage.timeout)"
+            raise TimeoutError(errno.ETIMEDOUT, late, self.url) from error
         except OSError:
             raise
         except Exception as error:  # of the client's own kind: no connection passes, no credentials does not
