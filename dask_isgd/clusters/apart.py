@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _AFTER = 0.1
 _PATIENCE = 8
-"""Timeouts after which a nanny is given up that still starts its worker."""
+"""Further timeouts after which a nanny is given up that still starts its worker."""
 
 
 class LearnerApart(SpecCluster):
@@ -41,8 +41,8 @@ class LearnerApart(SpecCluster):
             self.status = Status.closed  # nothing was started
             raise
         self._arrived: set[str] = set()
-        self._looks: dict[str, int] = {}
-        """How often each of those that are gone was looked for."""
+        self._due: dict[str, float] = {}
+        """When each of those that are gone is given up, by the event loop's clock."""
         workers = {**self._learners, **(kwargs.pop("workers", None) or {})}
         super().__init__(workers=workers, **kwargs)  # type: ignore[no-untyped-call]
 
@@ -110,9 +110,14 @@ class LearnerApart(SpecCluster):
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # not SpecCluster's own: it gives up a worker after the timeout even while its nanny restarts it
         super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
-        self._arrived |= self._present()
+        present = self._present()
+        self._arrived |= present
+        self._due = {name: due for name, due in self._due.items() if name not in present}
         if op == "remove":
-            self._look_again(parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout")))
+            seconds = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+            due = asyncio.get_running_loop().time() + seconds
+            self._due = dict.fromkeys(self._arrived - present, due) | self._due
+            self._look_again(seconds)
 
     def _look_again(self, seconds: float) -> None:
         def look() -> None:
@@ -126,18 +131,18 @@ class LearnerApart(SpecCluster):
         """Ask again for what is specified and gone."""
         if self.status is not Status.running:
             return
-        present, timeout = self._present(), parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
-        for name in [n for n in self._arrived if n in self.workers and n in self.worker_spec and n not in present]:
+        timeout = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+        now, gone = asyncio.get_running_loop().time(), self._arrived - self._present()
+        for name in [n for n in gone if n in self.workers and n in self.worker_spec and now >= self._due.get(n, now)]:
             lost = self.workers[name]
-            looks = self._looks[name] = self._looks.get(name, 0) + 1
-            if _restarts(lost) and looks < _PATIENCE:  # a busy machine starts a process slowly
+            # a busy machine starts a process slowly
+            if _restarts(lost) and now < self._due.get(name, now) + _PATIENCE * timeout:
                 self._look_again(timeout)
                 continue
             self._arrived.discard(name)
             del self.workers[name]
             with contextlib.suppress(OSError, RuntimeError):
                 await lost.close()
-        self._looks = {name: looks for name, looks in self._looks.items() if name in self._arrived - present}
         try:
             await self._correct_state()  # type: ignore[no-untyped-call]
         except Exception as error:

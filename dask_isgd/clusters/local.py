@@ -11,6 +11,7 @@ from typing import Any
 import dask.config
 from distributed import Nanny, Scheduler, Security
 
+import dask_isgd.config  # noqa: F401  # its defaults
 from dask_isgd.clusters.apart import LearnerApart, learner_names
 from dask_isgd.errors import ConfigError
 from dask_isgd.placement import LEARNER, SCORER
@@ -93,7 +94,9 @@ class LocalCluster(LearnerApart):
         # costs each other's time slices, a hundredfold for small models
         env = {"OMP_WAIT_POLICY": "PASSIVE"}
         # not by the environment: a nanny's worker takes the nanny's configuration over that
-        config = {"isgd": {"cluster": {"learner-threads": torch_threads, "spare-threads": spare}}}
+        own = {"isgd": {"cluster": {"learner-threads": torch_threads, "spare-threads": spare}}}
+        # with all the rest of isgd: the nanny replaces whole sections
+        config = dask.config.merge({"isgd": dask.config.get("isgd")}, own)
         if self._gpus:
             env["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
         options = {"host": "127.0.0.1", "dashboard": False, "silence_logs": self._silence, "memory_limit": 0}

@@ -233,7 +233,7 @@ def test_without_a_worker_for_the_learner_the_wait_ends_and_the_run_goes_on_when
 ):
     run = fit(client, digits, run_dir)
     until(run, reaches(100))
-    with dask.config.set({"isgd.cluster.timeout": "1s", "distributed.deploy.lost-worker-timeout": "20s"}):
+    with dask.config.set({"isgd.cluster.timeout": "1s", "distributed.deploy.lost-worker-timeout": "12s"}):
         watcher = isgd.attach(client, run_dir)
         until(watcher, reaches(100))
         client.retire_workers([holder(run)["address"]])
