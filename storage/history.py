@@ -103,18 +103,20 @@ class History:
     def flush(self) -> None:
         """Write the waiting rows, whole chunks, ``step`` last. On StorageFullError they go on waiting."""
         with self._lock, writing(redact(self.url)):
-            while self._waiting:
+            left = len(self._waiting)  # not those that come meanwhile: a store slower than they are never caught up
+            while left:
                 if self._row == self.rows:
                     self._part += 1
                     self._row = 0
                     self._lay_out()
                 start = self._row - self._row % self.chunk_rows
                 stop = min(start + self.chunk_rows, self.rows)
-                taken = np.array(self._waiting[: stop - self._row]).T
+                taken = np.array(self._waiting[: min(left, stop - self._row)]).T
                 end = self._row + taken.shape[1]
                 self._block[:, self._row - start : end - start] = taken
                 self._write(start, stop)
                 del self._waiting[: taken.shape[1]]
+                left -= taken.shape[1]
                 self._row = end
                 if end == stop:
                     self._block[:] = np.nan

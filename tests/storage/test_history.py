@@ -174,6 +174,7 @@ def test_a_row_does_not_wait_for_a_store_that_takes_its_time(tmp_path, monkeypat
         pool.submit(history.append, {"step": 6}).result(timeout=60)
         answered.set()
         flushed.result(timeout=60)
+    history.flush()
     np.testing.assert_array_equal(read_history(tmp_path).step, range(7))
 
 
@@ -215,3 +216,20 @@ def test_reading_while_another_process_appends(tmp_path):
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 5
     assert read_history(tmp_path).sizes["report"] == 600
+
+
+def test_rows_that_come_while_it_writes_wait_for_the_next_flush(tmp_path, monkeypatch):
+    history = History.create(str(tmp_path / "h"), "learner-0001", ["loss"], 100)
+    history.append({"step": 1, "loss": 1.0})
+    write = History._write
+
+    def slow(self, start, stop):
+        write(self, start, stop)
+        self.append({"step": 2, "loss": 2.0})  # a learner faster than its store
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "_write", slow)
+        history.flush()
+    assert read_history(str(tmp_path / "h")).step.values.tolist() == [1]
+    history.flush()
+    assert read_history(str(tmp_path / "h")).step.values.tolist() == [1, 2]
