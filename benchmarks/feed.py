@@ -30,6 +30,7 @@ import zarr
 
 from dask_isgd import models
 from dask_isgd.config import Learning
+from dask_isgd.errors import DataError
 from dask_isgd.feed import Run, open_feed, open_source
 from dask_isgd.sampling import Draw
 from dask_isgd.sampling.draws import positions, uniform
@@ -58,6 +59,9 @@ class Uniform:
 
     def positions(self, step: int, generator: np.random.Generator) -> Any:
         return positions("independent", BATCH, generator)
+
+    def unreadable(self, error: DataError) -> None:
+        raise error
 
 
 def write(folder: Path, n: int) -> dict[str, Dataset]:
