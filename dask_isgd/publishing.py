@@ -63,6 +63,7 @@ class Publications:
             except (OSError, TimeoutError) as error:
                 self._failed(version, error, last=final)
                 return
+            self._recovery.check()  # a process that hung meanwhile says nothing after its successor
             self._last = time.monotonic()
             self._held.append(parameters.future)
             self._say(

@@ -185,8 +185,8 @@ class Recovery:
     def _commit(self, what: Boundary) -> None:
         self.check()
         arrays, odd = models.to_arrays(what.tensors)
+        self.history.flush()  # first: what a checkpoint goes on from has its rows, wherever a kill falls
         self.newest = self._checkpoints.commit(what.step, self.incarnation, arrays, {**what.state, "dtypes": odd})
-        self.history.flush()
 
     def report(self, row: Mapping[str, float], *, write: bool) -> None:
         """One row of the history; ``write`` puts those that wait on disk, in the background."""
