@@ -103,9 +103,9 @@ class Scorers:
 
     def room(self) -> int:
         """Scoring tasks that may be in flight: ``in_flight`` for each place of each scorer."""
+        addresses, places = self.addresses(), 0  # first: it looks, and what is asked for follows what is there
         wanted = self._resources()
-        places = 0
-        for address in self.addresses():
+        for address in addresses:
             worker = self._workers[address]
             threads = int(worker["nthreads"])
             shared = [int((worker.get("resources") or {})[name] // amount) for name, amount in wanted.items()]
