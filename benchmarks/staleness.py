@@ -39,6 +39,8 @@ POLICIES = {
     "no clipping": Policy(clip=None),
     "uniform, no clipping": Policy(sampling={"uniform": True}, clip=None),
     "smoothing 0.1": Policy(sampling={"smoothing": 0.1}),
+    "smoothing 0.3": Policy(sampling={"smoothing": 0.3}),
+    "smoothing 0.5": Policy(sampling={"smoothing": 0.5}),
     "smoothing 1": Policy(sampling={"smoothing": 1.0}),
     "coefficient ≤ 3": Policy(sampling={"smoothing": 0.0, "max_coefficient": 3.0}),
     "effective sample size 0.5": Policy(sampling={"smoothing": 0.0, "effective_sample_size": 0.5}),

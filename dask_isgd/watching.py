@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -236,6 +237,8 @@ class Watch:
 def _as_raised(run: str, ended: Ended) -> IsgdError:
     """The error that an event tells of, of its own kind."""
     name, _, message = ended.message.partition(": ")
+    if told := re.match(r"(\w+)\((['\"])(.*)", ended.message, re.DOTALL):  # by the scheduler, which knows the repr
+        name, message = told[1], told[3].removesuffix(f"{told[2]})")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, IsgdError):
         return kind(message)

@@ -26,7 +26,9 @@ def scored_on(client: Client, run: isgd.Run) -> set[str]:
 @pytest.mark.parametrize("workers", [2, 1])
 def test_a_plain_client_keeps_scorers_off_the_learner_where_it_can(digits, run_dir, workers, caplog):
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=2, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=2, dashboard_address="127.0.0.1:0", memory_limit=0
+        ) as cluster,
         Client(cluster) as client,
         caplog.at_level(logging.WARNING, "dask_isgd"),
     ):
