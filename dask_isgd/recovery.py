@@ -76,7 +76,7 @@ class Lookout:
     def close(self) -> None:
         self._over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_GRACE)
         self._given.close()
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dask_isgd.storage.folder import PARTIAL, Folder, writing
@@ -57,36 +57,24 @@ class LocalFolder(Folder):
         show an empty file first. File systems without links get ``O_EXCL``.
         """
         path = self.path / name
-        with writing(path):
-            _make_folder(path.parent)
-            partial = temporary(path)
+        with _whole(path, data) as partial:
             try:
-                _write_new(partial, data)
-                try:
-                    os.link(partial, path)
-                except OSError as error:
-                    if error.errno not in _NO_LINKS:
-                        raise
-                    _write_new(path, data)
+                os.link(partial, path)
             except FileExistsError:
                 return False
-            finally:
-                partial.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                try:
+                    _write_new(path, data)
+                except FileExistsError:
+                    return False
             return True
 
     def replace(self, name: str, data: bytes) -> None:
         path = self.path / name
-        with writing(path):
-            _make_folder(path.parent)
-            partial = temporary(path)
-            try:
-                _write_new(partial, data)
-                os.replace(partial, path)
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
-            _sync_folder(path.parent)
+        with _whole(path, data) as partial:
+            os.replace(partial, path)
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         folder = self.path / name
@@ -148,6 +136,20 @@ class LocalFolder(Folder):
 def temporary(path: Path) -> Path:
     """A sibling of ``path`` that `sweep` knows as unfinished."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+@contextlib.contextmanager
+def _whole(path: Path, data: bytes) -> Iterator[Path]:
+    """``data`` under a temporary name beside ``path``, to be given that name; durable afterwards, name and all."""
+    with writing(path):
+        _make_folder(path.parent)
+        partial = temporary(path)
+        try:
+            _write_new(partial, data)
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 def _make_folder(path: Path) -> None:

@@ -56,6 +56,8 @@ class ImportanceSampler:
         """(n_chunks,) version each chunk was last scored at, NaN: never."""
         self._age: Floats = np.full(self.n_chunks, np.inf)
         self._out: NDArray[np.bool_] = np.zeros(self.n_chunks, bool)
+        self._even: Proposal | None = None
+        """What uniform draws are of once chunks are left out."""
         self._step = 0
         self._ageing: Ageing | None = None
         self._settled: Proposal | None = None
@@ -97,18 +99,14 @@ class ImportanceSampler:
 
     def draw_uniform(self, batch: int, rng: np.random.Generator, kind: str | None = None) -> Draw:
         """``batch`` examples, all equally probable but for those left out: coefficients 1."""
-        if self._out.any():
-            return self._drawn(self._even(), batch, rng, kind)
+        if self._even is not None:
+            return self._drawn(self._even, batch, rng, kind)
         return uniform(self.n, kind or self.sampling.draw, batch, rng)
 
     def uniform_probabilities(self, indices: ArrayLike) -> Floats:
         """(B,) probabilities of ``indices`` (B,) in ``draw_uniform``."""
         out = self._out[self._checked(indices) // self.chunk_size]
-        return np.where(out, 0.0, 1.0 / int(self._weights.lengths[~self._out].sum()))
-
-    def _even(self) -> Proposal:
-        w = self._weights
-        return flat(Ageing(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._out), blank=False)
+        return np.where(out, 0.0, 1.0 / (self.n if self._even is None else self._even.count))
 
     def probabilities(self, indices: ArrayLike | None = None) -> Floats:
         """The probabilities q in force, float64: of ``indices`` (B,), or of all N where None (O(N)).
@@ -154,6 +152,12 @@ class ImportanceSampler:
         self._out[chunk] = True
         if self._out.all():
             raise EmptyDatasetError(f"all {self.n_chunks} chunks were left out, wanted at least one to draw from")
+        self._left_out()
+
+    def _left_out(self) -> None:
+        w = self._weights
+        ageing = Ageing(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._out)
+        self._even = flat(ageing, blank=False) if self._out.any() else None
         self._ageing = self._settled = None
 
     # Learning the weights
@@ -291,7 +295,7 @@ class ImportanceSampler:
             array[...] = state[name]
         self._weights.restored()
         self._step, self._warned = int(state["step"]), bool(state["warned"])
-        self._ageing = self._settled = None
+        self._left_out()
 
     # Inside
 
