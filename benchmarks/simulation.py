@@ -252,7 +252,7 @@ class Simulation:
         self.monitor.observe(norms, coefficients, None, 0.0)
         if candidate is not None:
             self.monitor.observe_candidate(*candidate)
-            self.gate.observe(self.monitor.candidate_gain, step)
+            self.gate.observe(self.monitor.candidate_gain, step, whole=self.sampler.whole)
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]

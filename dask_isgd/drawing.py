@@ -139,7 +139,7 @@ class Drawing:
         self.monitor.observe(norms, coefficients, None, mean_square, uniform_share=share)
         if candidate is not None:
             self.monitor.observe_candidate(*candidate)
-            self.gate.observe(self.monitor.candidate_gain, step)
+            self.gate.observe(self.monitor.candidate_gain, step, whole=self.sampler.whole)
 
     def report(self, step: int) -> dict[str, float]:
         """The row of the history that speaks of draws."""

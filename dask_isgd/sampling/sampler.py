@@ -134,6 +134,11 @@ class ImportanceSampler:
         proposal = self._proposal()
         return min(1.0, proposal.constant * proposal.count / proposal.total)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every chunk that can be drawn from has been scored."""
+        return not (np.isnan(self.versions) & ~self._out).any()
+
     def seen(self, indices: Integers) -> NDArray[np.bool_]:
         """(B,) whether each of ``indices`` (B,) lies in a chunk that was scored."""
         return ~np.isnan(self.versions[indices // self.chunk_size])

@@ -7,6 +7,7 @@ import pytest
 
 from dask_isgd.config import Sampling
 from dask_isgd.sampling import Draw, Evidence, Gate, ImportanceSampler, next_chunks, probe_chunks
+from dask_isgd.sampling.gate import SETTLED
 from dask_isgd.variance import VarianceMonitor, gradient_variance
 
 N, CHUNK = 4000, 100
@@ -23,7 +24,7 @@ def scored(norms, chunks=None, **settings):
 def closed():
     """A gate that measured and found nothing."""
     gate = Gate(Sampling())
-    for step in range(10):
+    for step in range(SETTLED):
         gate.observe(1.0, step)
     assert gate.probing
     return gate

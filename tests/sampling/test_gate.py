@@ -20,7 +20,7 @@ def feed(gate, gain, times=40, step=0):
 def test_closed_until_measured():
     gate = Gate(Sampling(gate="auto"))
     assert not gate.open
-    assert gate.why == "measuring, 0 of 5 observations"
+    assert gate.why == "measuring, 0 of 20 observations with all chunks scored"
     assert not feed(gate, 50.0, times=4)
     assert feed(gate, 50.0, times=1)
 
@@ -35,6 +35,27 @@ def test_opens_above_closes_halfway_to_one_and_holds_between():
     assert gate.why.startswith("closed since step 30")
     assert "opens above 1.20" in gate.why
     assert not feed(gate, 1.15, step=400), "and a closed one closed"
+
+
+def test_a_part_of_the_chunks_may_open_it_but_lets_no_scorer_rest():
+    """Unscored chunks have a prior for weights: a gain below one is no verdict on importance sampling."""
+    gate = Gate(Sampling())
+    for step in range(100):
+        gate.observe(0.96, step, whole=False)
+    assert not gate.open
+    assert not gate.probing
+    assert STATES[gate.code] == "measuring"
+    again = Gate(Sampling())
+    again.restore(gate.state())
+    for step in range(19):
+        again.observe(0.96, step)
+        assert not again.probing
+    again.observe(0.96, 20)
+    assert again.probing
+    assert again.why.startswith("closed since")
+    for step in range(20):
+        gate.observe(1.5, step, whole=False)
+    assert gate.open
 
 
 def test_one_lucky_measurement_opens_nothing():
@@ -77,8 +98,8 @@ def test_held_by_the_configuration(settings, open_, why):
     [
         pytest.param({"uniform": True}, [9.0] * 9, 0, False, id="uniform: nothing is scored at all"),
         pytest.param({"gate": "open"}, [0.5] * 9, 1, False, id="kept open"),
-        pytest.param({}, [1.0] * 4, 2, False, id="measuring: with all scorers"),
-        pytest.param({}, [1.0] * 5, 3, True, id="closed: a probe is enough"),
+        pytest.param({}, [1.0] * 19, 2, False, id="measuring: with all scorers"),
+        pytest.param({}, [1.0] * 20, 3, True, id="closed: a probe is enough"),
         pytest.param({}, [2.0] * 5, 4, False, id="open"),
     ],
 )
