@@ -57,6 +57,11 @@ def committed(run: isgd.Run) -> int:
     return found.step if found is not None else 0
 
 
+def saved(run: isgd.Run) -> Callable[[dict[str, Any]], bool]:
+    """There is a checkpoint: it is committed beside the loop, some steps after the one it is of."""
+    return lambda latest: committed(run) > 0
+
+
 def lowest_step(run: isgd.Run, incarnation: int) -> int:
     """The step an incarnation of the learner went on from."""
     import zarr

@@ -27,6 +27,7 @@ from harness import (
     lowest_step,
     no_gaps,
     reaches,
+    saved,
     trained,
     until,
 )
@@ -70,7 +71,7 @@ def limit(size: int) -> None:
 
 def test_a_full_disk_is_named_and_the_older_checkpoint_stays(client, digits, run_dir):
     run = fit(client, digits, run_dir)
-    until(run, reaches(100))
+    until(run, saved(run))
     worker = [holder(run)["address"]]
     client.run(limit, 4096, workers=worker)
     try:
@@ -124,7 +125,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_run_goes_on_once_it_does(
 ):
     run_dir = small_disk / "run"
     run = fit(client, digits, run_dir)
-    until(run, reaches(100))
+    until(run, saved(run))
     kept = committed(run)
     spoil(small_disk)
     with pytest.raises(StorageFullError, match=f"cannot write {run_dir}.*{says}.*What was committed before is intact"):

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from harness import OPEN, WAIT, committed, fit, holder, kill, learning, lowest_step, no_gaps, reaches, state, until
+from harness import (
+    OPEN,
+    WAIT,
+    committed,
+    fit,
+    holder,
+    kill,
+    learning,
+    lowest_step,
+    no_gaps,
+    reaches,
+    saved,
+    state,
+    until,
+)
 
 PROMISE = 5.0
 """Seconds from a kill to the first report of the successor; asserted five times over on a busy machine."""
@@ -11,7 +25,7 @@ PROMISE = 5.0
 
 def test_a_killed_learner_is_back_and_loses_the_steps_since_its_checkpoint(client, digits, run_dir, capsys):
     run = fit(client, digits, run_dir)
-    until(run, reaches(100))
+    until(run, saved(run))
     kept = committed(run)
     kill(holder(run)["pid"])
     seconds = until(run, lambda latest: latest["incarnation"] == 2 and latest["step"] > kept)

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from harness import WAIT, Apart, fit, holder, learning, lowest_step, no_gaps, reaches, trained, until
+from harness import WAIT, Apart, fit, holder, learning, lowest_step, no_gaps, reaches, saved, trained, until
 
 from dask_isgd.spec import topic_of
 
@@ -49,7 +49,7 @@ def status_of(client, address: str) -> str:
 def test_a_worker_killed_for_memory_is_named_and_its_learner_goes_on(apart, client, digits, run_dir, capsys):
     worker = apart.worker("learner", "--memory-limit", str(LIMIT), threads=2)
     run = fit(client, digits, run_dir)
-    until(run, reaches(100))
+    until(run, saved(run))
     address = holder(run)["address"]
 
     client.run(hog, 0.87, workers=[address])  # paused from 80 % on: no new tasks, the learner is none
