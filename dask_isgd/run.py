@@ -207,7 +207,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The run in a few figures, from its directory."""
-        return summarise(self.directory, str(self.latest.get("scored_examples", "")))
+        return summarise(self.directory, self.latest.get("scored_examples"))
 
     def plot(self) -> Figure:
         """Loss, test error, variance and gain: a matplotlib figure."""
@@ -278,11 +278,12 @@ class Run:
         return module.eval()
 
 
-def summarise(directory: RunDirectory, scored: str = "") -> dict[str, Any]:
+def summarise(directory: RunDirectory, scored: int | None = None) -> dict[str, Any]:
     """A run's figures from its directory; None where there is no figure.
 
     train_loss: mean of the unbiased estimates of the last tenth of the reports; test_error: share
-    wrong of the whole validation data at the last version evaluated; variance: traces for one draw.
+    wrong of the whole validation data at the last version evaluated; variance: traces for one draw;
+    scored: what the run's coordinator said, of which the directory knows nothing.
     """
     document = directory.document()
     history = directory.read_history()
@@ -301,6 +302,7 @@ def summarise(directory: RunDirectory, scored: str = "") -> dict[str, Any]:
         raise RunNotFoundError(f"{directory.url}: nothing was trained yet; wait for the first checkpoint")
     seconds = float(found.state["seconds"]) if found is not None else (last("seconds") or 0.0)
     step = found.step if found is not None else int(last("step") or 0)
+    uniform = bool(document["config"]["sampling"]["uniform"])
     error = float(evaluations["error"][-1]) if evaluations.sizes.get("report", 0) else math.nan
     return {
         "run": str(directory.url),
@@ -310,9 +312,9 @@ def summarise(directory: RunDirectory, scored: str = "") -> dict[str, Any]:
         "test_error": error if math.isfinite(error) else None,
         "variance": {kind: last(f"variance_{kind}", mean=True) for kind in ("ideal", "stale", "uniform")},
         "gain": last("gain", mean=True),
-        "scored": int(scored) if scored else 0,
+        "scored": 0 if uniform else scored,
         "steps_per_second": round(step / seconds, 3) if seconds else None,
-        "sampling": "uniform" if document["config"]["sampling"]["uniform"] else "importance",
+        "sampling": "uniform" if uniform else "importance",
     }
 
 

@@ -15,6 +15,7 @@ import dask_isgd as isgd
 from dask_isgd import models
 from dask_isgd.errors import ConfigError, RunExistsError, RunMismatchError
 from dask_isgd.norms import NormEngine
+from dask_isgd.run import summarise
 from dask_isgd.storage import Dataset, WeightArray
 
 WAIT = 120
@@ -64,6 +65,11 @@ def test_the_stamps_are_those_of_the_last_scores(trained, client):
     last = dict(scored_events(client, trained))
     assert weights.read_stamps()[:, 0].tolist() == [last[chunk] for chunk in range(weights.n_chunks)]
     assert np.isfinite(weights.read_all()).all()
+
+
+def test_a_figure_that_is_not_known_is_none(trained):
+    assert trained.summary()["scored"] > 0
+    assert summarise(trained.directory)["scored"] is None, "the directory does not say"
 
 
 def test_importance_sampling_pays_on_the_digits(trained):
