@@ -33,6 +33,16 @@ def fate(worker: Worker, key: Key) -> Fate:
     return "wanted" if task is not None and task.state in ("executing", "long-running") else "cancelled"
 
 
+def close_key_files(cluster: Any) -> None:
+    """Close, and so delete, the files in which a ``JobQueueCluster`` shares a temporary key with its jobs.
+
+    dask-jobqueue leaves them, open and readable on the shared file system, to the garbage collector.
+    """
+    for name in ("_job_ca_file", "_job_cert", "_job_key"):
+        if (file := getattr(cluster, name, None)) is not None:
+            file.close()
+
+
 # The dashboard. Dask has no public way to add a page to it: other projects (dask-cuda's NVLink page,
 # for one) write to the same table. The imports wait until they are needed: they bring in Bokeh.
 

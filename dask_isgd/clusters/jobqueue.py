@@ -23,6 +23,7 @@ import dask.config
 from distributed.deploy.spec import ProcessInterface
 
 from dask_isgd.clusters.apart import LearnerApart, learner_names
+from dask_isgd.dask_internals import close_key_files
 from dask_isgd.errors import ConfigError
 from dask_isgd.placement import LEARNER, SCORER
 
@@ -140,6 +141,12 @@ def with_learner(kind: type[Any]) -> type[Any]:
             scheduler = getattr(self, "scheduler", None)
             address = getattr(scheduler, "address", None) or "tcp://<insert-scheduler-address-here>:8786"
             return self.job_cls(address, name=LEARNER, **self._learner_kwargs)
+
+        async def _close(self) -> None:
+            try:
+                await super()._close()  # type: ignore[no-untyped-call]
+            finally:
+                close_key_files(self)
 
         def job_script(self, role: str = SCORER) -> str:
             """The script of a ``"scorer"``'s or the ``"learner"``'s job."""

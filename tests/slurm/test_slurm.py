@@ -191,6 +191,8 @@ def test_a_scorers_job_that_is_cancelled_is_replaced_and_jobs_speak_tls(slurm: L
         until(lambda: len(present(client)) == 2, "another scorer", logs)
         addresses = [client.scheduler.address, *client.scheduler_info(n_workers=-1)["workers"]]
         assert all(address.startswith("tls://") for address in addresses)
+        assert len(list(logs.glob(".dask-jobqueue.worker.*"))) == 3, "the certificate, its key and authority"
+    assert not list(logs.glob(".dask-jobqueue.worker.*")), "no key outlives its cluster"
 
 
 def steps_lost(run: isgd.Run) -> int:
