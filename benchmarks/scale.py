@@ -1,6 +1,6 @@
 """Hundreds of scorers on one machine: does the coordinator keep them busy, and what does that cost?
 
-    python benchmarks/scale.py                    # 64 and 256 threads, about three minutes
+    python benchmarks/scale.py                    # 64 and 256 threads, about eight minutes
     python benchmarks/scale.py --threads 64 --seconds 20
     python benchmarks/scale.py --tiny             # what the tests run
 
@@ -13,7 +13,10 @@ turn, with the same processes and the same learner:
   submit) in the coordinator's process that keeps as many stubs in flight.
 
 ``busy``: share of the threads' time in stubs. ``coordinator ms/task``: CPU time of the coordinator's
-process, all its threads, for each task. ``learner``: its steps a second in ``ours`` over those in ``bare``.
+process, all its threads, for each task. ``learner``: its steps a second in ``ours`` over those in the ``bare``
+window right after it. All are medians over the windows, with the least and the greatest ratio of a pair. ``cpu``:
+cores that each process keeps busy. On a machine with fewer cores than that the learner waits for one; ``ms/step``,
+CPU time of its loop, says what a step costs without that.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from distributed import Client, Nanny, Scheduler, SpecCluster, get_client, secede
 from torch import nn
 
@@ -83,31 +87,38 @@ def use_stubs(scoring: bool) -> None:
 
 
 def bare_loop(in_flight: int, seconds: float) -> int:
-    """Keep ``in_flight`` stubs in flight for a while; how many landed."""
+    """Keep ``in_flight`` stubs in flight for a while, as many submitted at once as have landed; how many landed."""
     import stubs
 
     client, over, landed = get_client(), queue.SimpleQueue(), 0
     secede()
     futures: dict[int, Any] = {}
 
-    def launch(number: int) -> None:
-        futures[number] = client.submit(stubs.bare, number, pure=False, resources={"scorer": 1})
-        futures[number].add_done_callback(lambda _: over.put(number))
+    def launch(count: int) -> None:
+        numbers = list(range(landed + len(futures), landed + len(futures) + count))
+        submitted = client.map(stubs.bare, numbers, pure=False, resources={"scorer": 1})
+        for number, future in zip(numbers, submitted, strict=True):
+            futures[number] = future
+            future.add_done_callback(lambda _, number=number: over.put(number))
 
-    for number in range(in_flight):
-        launch(number)
+    launch(in_flight)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        number = over.get()
-        futures.pop(number).result()
-        landed += 1
-        launch(in_flight + landed)
+        done = [over.get()]
+        while not over.empty():
+            done.append(over.get())
+        for number in done:
+            futures.pop(number).result()
+        landed += len(done)
+        launch(len(done))
     client.cancel(list(futures.values()))
     return landed
 
 
-def cpu() -> float:
-    return time.process_time()
+def cpu() -> tuple[float, float]:
+    """CPU seconds of this process, and of the thread of it that has used most: on the learner's worker its loop."""
+    threads = [thread.user_time + thread.system_time for thread in psutil.Process().threads()]
+    return time.process_time(), max(threads)
 
 
 def busy(since: float, until: float) -> float:
@@ -134,19 +145,24 @@ def measure(client: Client, where: dict[str, str], run: isgd.Run, threads: int, 
     def on(name: str, function: Any, *args: Any) -> Any:
         return client.run(function, *args, workers=[where[name]])[where[name]]
 
-    began, first, cpu_first = time.time(), run.latest["step"], on("coordinator", cpu)
+    def used() -> dict[str, tuple[float, float]]:
+        return {"scheduler": cpu(), **{name: on(name, cpu) for name in ("learner", "coordinator", "scorers")}}
+
+    began, first, cpu_first = time.time(), run.latest["step"], used()
     step_began = time.monotonic()
     time.sleep(seconds)
-    ended, last, cpu_last = time.time(), run.latest["step"], on("coordinator", cpu)
+    ended, last, cpu_last = time.time(), run.latest["step"], used()
     step_seconds = time.monotonic() - step_began
     time.sleep(1.5)  # stubs that began in the window have ended
-    worked = on("scorers", busy, began, ended)
-    tasks = worked  # a second each
+    tasks = on("scorers", busy, began, ended)  # a second each
+    spent = {name: cpu_last[name][0] - cpu_first[name][0] for name in cpu_first}
     return {
-        "busy": worked / (threads * (ended - began)),
+        "busy": tasks / (threads * (ended - began)),
         "tasks_per_second": tasks / (ended - began),
-        "coordinator_ms_per_task": 1e3 * (cpu_last - cpu_first) / max(1.0, tasks),
+        "coordinator_ms_per_task": 1e3 * spent["coordinator"] / max(1.0, tasks),
         "steps_per_second": (last - first) / step_seconds,
+        "learner_cpu_ms_per_step": 1e3 * (cpu_last["learner"][1] - cpu_first["learner"][1]) / max(1, last - first),
+        **{f"cpu_{name}": seconds / step_seconds for name, seconds in spent.items()},
     }
 
 
@@ -190,18 +206,15 @@ def compare(threads: int, seconds: float, repeats: int) -> dict[str, Any]:
     medians = {
         name: {key: float(np.median([row[key] for row in found])) for key in found[0]} for name, found in rows.items()
     }
-    return {
-        "threads": threads,
-        **medians,
-        "learner": medians["ours"]["steps_per_second"] / medians["bare"]["steps_per_second"],
-    }
+    ratios = [a["steps_per_second"] / b["steps_per_second"] for a, b in zip(rows["ours"], rows["bare"], strict=True)]
+    return {"threads": threads, **medians, "learner": float(np.median(ratios)), "pairs": sorted(ratios)}
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, action="append", help="Scorers.  [default: 64 and 256]")
-    parser.add_argument("--seconds", type=float, default=15.0, help="Of each window.")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=8.0, help="Of each window.")
+    parser.add_argument("--repeats", type=int, default=9, help="Pairs of windows.")
     parser.add_argument("--tiny", action="store_true", help="Four threads, two seconds: what the tests run.")
     options = parser.parse_args(argv)
     if options.tiny:
@@ -216,9 +229,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             print(
                 f"{threads:4d} threads  {name}  busy {row['busy']:.3f}  tasks/s {row['tasks_per_second']:6.1f}  "
                 f"coordinator {row['coordinator_ms_per_task']:.2f} ms/task  "
-                f"learner {row['steps_per_second']:.1f} steps/s"
+                f"learner {row['steps_per_second']:.1f} steps/s, {row['learner_cpu_ms_per_step']:.1f} ms/step"
             )
-        print(f"{threads:4d} threads  learner, ours over bare: {found['learner']:.3f}")
+            print(f"{threads:4d} threads  {name}  cpu " + ", ".join(
+                f"{key[4:]} {value:.2f}" for key, value in row.items() if key.startswith("cpu_")
+            ))  # fmt: skip
+        least, most = found["pairs"][0], found["pairs"][-1]
+        print(f"{threads:4d} threads  learner, ours over bare: {found['learner']:.3f} ({least:.3f} to {most:.3f})")
     return results
 
 

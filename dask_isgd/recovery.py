@@ -22,9 +22,11 @@ logger = logging.getLogger(__name__)
 _GRACE = 35.0
 """Seconds a worker that retires or closes leaves to its tasks, and a little more."""
 _LOOK = 0.05
+_PAUSE, _MOST_PAUSE = 50.0, 10.0
+"""What a write of the history took, so many times, and at most so many seconds pass before the next one.
 
-_STORE_EVERY = 5.0
-"""Seconds between two writes of the history to an object store."""
+A write is one of each column: it holds up the learner's interpreter, and in a store each is a request to be paid for.
+"""
 
 
 class Boundary(NamedTuple):
@@ -124,8 +126,7 @@ class Recovery:
             (spec.learning.steps - self.step) // spec.learning.report_every + 1,
             attrs={"incarnation": self.incarnation, "start_step": self.step},
         )
-        # In a store each column is a request, to be waited and paid for.
-        self._write_every, self._written = 0.0 if directory.local else _STORE_EVERY, self._began
+        self._write_from = self._began
         self._lookout = Lookout(leaves, lambda: self._leases.leaving(self.incarnation))
         self._lookout.start()
 
@@ -191,10 +192,14 @@ class Recovery:
     def report(self, row: Mapping[str, float], *, write: bool) -> None:
         """One row of the history; ``write`` puts those that wait on disk, in the background."""
         self.history.append(row)
-        due = time.monotonic() - self._written >= self._write_every
-        if write and due and not self._committer.busy:  # a checkpoint writes them too
-            self._written = time.monotonic()
-            self._committer.offer(self.history.flush)
+        if write and time.monotonic() >= self._write_from and not self._committer.busy:  # a checkpoint writes them too
+            self._committer.offer(self._write)
+
+    def _write(self) -> None:
+        began = time.monotonic()
+        self.history.flush()
+        ended = time.monotonic()
+        self._write_from = ended + min(_PAUSE * (ended - began), _MOST_PAUSE)
 
     def _state(self, *, finished: bool = False) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from zarr.codecs import Crc32cCodec
 
 from dask_isgd.errors import CorruptChunkError, DataError, RunNotFoundError
 from dask_isgd.storage.folder import writing
+from dask_isgd.storage.raw import RawArray, raw_array
 from dask_isgd.storage.stores import (
     Array,
     StorageOptions,
@@ -56,6 +57,7 @@ class WeightArray:
         """Examples a scoring chunk; the last may be shorter."""
         self._storage_options = dict(storage_options or {})
         self._opened: tuple[Array, Array] | None = None
+        self._files: RawArray | None = None
 
     @classmethod
     def create(cls, url: str | Path, n: int, chunk_size: int, *, storage_options: StorageOptions = None) -> WeightArray:
@@ -114,7 +116,7 @@ class WeightArray:
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_opened": None, "_files": None}
 
     def __repr__(self) -> str:
         return f"<WeightArray {redact(self.url)}: {self.n} weights in {self.n_chunks} chunks of {self.chunk_size}>"
@@ -143,8 +145,11 @@ class WeightArray:
     def read(self, chunk: int) -> npt.NDArray[np.float32]:
         """Weights of one chunk; NaN where never scored. CorruptChunkError where the checksum fails."""
         start, stop = self.bounds(chunk)
+        weight, _ = self._arrays
+        self._files = self._files or raw_array(weight)  # here: a writer has no use for it
         with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}"):
-            return np.asarray(self._arrays[0][start:stop], np.float32)
+            found = weight[start:stop] if self._files is None else self._files.read(chunk)[: stop - start]
+            return np.array(found, np.float32)
 
     def read_all(self) -> npt.NDArray[np.float32]:
         """All weights (n,); a corrupt chunk reads as never scored, with a warning in the log."""

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine, for as long as a ``with`` block lasts: munged, slurmctld, three slurmd.
+"""A real Slurm on this machine, for as long as a ``with`` block lasts: munged, slurmctld, a slurmd a node.
 
 Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge; no systemd, no cgroups.
 The daemons are children of this process and run in the foreground; all they write lies in one
@@ -7,8 +7,10 @@ temporary directory. It proves how jobs are handled, not how fast: the nodes sha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -33,7 +35,10 @@ class Node:
     gpus: int = 0
 
 
-NODES = (Node("learn0", "learner", gpus=1), Node("score0", "scorer"), Node("score1", "scorer"))
+NODES = (
+    *(Node("learn0", "learner", gpus=1), Node("learn1", "learner", gpus=1)),
+    *(Node("score0", "scorer"), Node("score1", "scorer")),
+)
 
 
 def unavailable() -> str | None:
@@ -53,6 +58,7 @@ class LocalSlurm:
         self.nodes = nodes
         self.home = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: it holds a unix socket
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._of_nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._before: str | None = None
 
     def __enter__(self) -> LocalSlurm:
@@ -66,7 +72,7 @@ class LocalSlurm:
             self._until(lambda: (self.home / "munge").is_socket(), "munged opens its socket")
             self._daemon("slurmctld", "-D", "-c")
             for node in self.nodes:
-                self._daemon("slurmd", "-D", "-N", node.name)
+                self._switch_on(node.name)
             self._until(self._idle, "all nodes are idle")
         except BaseException:
             self.__exit__(None, None, None)
@@ -111,13 +117,40 @@ class LocalSlurm:
         words = self.run("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    # Nodes that fail --------------------------------------------------------------------------
+
+    def power_off(self, node: str) -> None:
+        """What a node without power leaves: nothing of its jobs and daemons runs, and nobody was told."""
+        daemon = self._of_nodes.pop(node)
+        self._daemons.remove(daemon)
+        daemon.kill()
+        daemon.wait(15)
+        jobs = self.run("squeue", "--noheader", "--format=%i", "--nodelist", node).split()
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and _belongs(process, node, self.home, jobs):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    def power_on(self, node: str) -> None:
+        self._switch_on(node)
+        self._until(lambda: self.state(node) in ("idle", "mixed", "allocated"), f"{node} is back")
+
+    def state(self, node: str) -> str:
+        """What Slurm believes of a node: idle, mixed, down and so on; with an asterisk while it does not answer."""
+        return self.run("sinfo", "--noheader", "--partition=all", "--nodes", node, "--format=%T").strip()
+
+    def _switch_on(self, node: str) -> None:
+        self._of_nodes[node] = self._daemon("slurmd", "-D", "-N", node)
+
     # Starting ---------------------------------------------------------------------------------
 
-    def _daemon(self, program: str, *arguments: str) -> None:
+    def _daemon(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [shutil.which(program, path=_PATH) or program, *arguments]
-        with (self.home / f"{program}-{len(self._daemons)}.out").open("wb") as out:
+        with (self.home / f"{program}-{len(list(self.home.glob('*.out')))}.out").open("wb") as out:
             # a session of its own: Ctrl-C in the terminal is not for it
-            self._daemons.append(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
+            daemon = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        self._daemons.append(daemon)
+        return daemon
 
     def _idle(self) -> bool:
         try:
@@ -156,7 +189,7 @@ class LocalSlurm:
             # nodes are what is written here, not what the machine has
             *("SlurmdParameters=config_overrides", "ReturnToService=2"),
             "SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1",
-            *("KillWait=10", "MinJobAge=600", "MessageTimeout=10"),
+            *("KillWait=10", "MinJobAge=600", "MessageTimeout=10", "SlurmdTimeout=10"),
             *(f"StateSaveLocation={home}/state", f"SlurmdSpoolDir={home}/spool-%n"),
             *(f"SlurmctldPidFile={home}/slurmctld.pid", f"SlurmdPidFile={home}/slurmd-%n.pid"),
         ]
@@ -178,6 +211,19 @@ class LocalSlurm:
         lines.append("PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
         (home / "slurm.conf").write_text("\n".join(lines) + "\n")
         (home / "gres.conf").write_text("\n".join(gres) + "\n")
+
+
+def _belongs(process: Path, node: str, home: Path, jobs: list[str]) -> bool:
+    """Whether a process is a job's on a node of the Slurm in ``home``, or the daemon that watches over one."""
+    try:
+        environment = (process / "environ").read_bytes().split(b"\0")
+        command = (process / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return False
+    of_job = (
+        f"SLURMD_NODENAME={node}".encode() in environment and f"SLURM_CONF={home}/slurm.conf".encode() in environment
+    )
+    return of_job or any(command.startswith(f"slurmstepd: [{job}.") for job in jobs)
 
 
 def _free_ports(count: int) -> list[int]:

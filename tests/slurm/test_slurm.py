@@ -5,6 +5,7 @@ All on one machine: it shows how jobs are handled, not how fast they are.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -158,6 +159,46 @@ def test_a_learner_that_reaches_its_lifetime_goes_on_in_the_next_job(slurm: Loca
     assert steps_lost(run) == 0
 
 
+def test_a_learner_that_slurm_warns_before_its_walltime_goes_on_in_the_next_job(
+    slurm: LocalSlurm, logs, digits, run_dir
+):
+    """``--signal=B:TERM@60``: Slurm sends it at most a minute early, and counts a walltime in minutes."""
+    warned = {"walltime": "00:02:00", "job_extra_directives": ["--gres=gpu:1", "--signal=B:TERM@60"]}
+    with queue(logs, learner=warned) as (cluster, client):
+        run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
+        (first,) = cluster.job_id("learner")
+        until(lambda: run.latest["step"] > 50, "the first steps", logs)
+        began = run.latest["incarnation"]
+        until(lambda: run.latest["incarnation"] > began, "another incarnation", logs)
+        went_on = run.latest["step"]
+        until(lambda: run.latest["step"] > went_on, "further steps", logs)
+        assert cluster.job_id("learner") != [first]
+        assert slurm.show(first)["JobState"] != "TIMEOUT", "it left before its time was over"
+        run.stop(timeout=WAIT)
+    assert steps_lost(run) == 0
+
+
+def test_a_learner_whose_node_goes_down_goes_on_at_another(slurm: LocalSlurm, logs, digits, run_dir):
+    """Power off: no signal, no closed connection that Slurm knows of. What is lost are the steps since a checkpoint."""
+    with queue(logs) as (cluster, client):
+        run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
+        (first,) = cluster.job_id("learner")
+        node = slurm.show(first)["NodeList"]
+        until(lambda: list(run.directory.checkpoints().names()), "a checkpoint", logs)
+        slurm.power_off(node)
+        try:
+            until(lambda: run.latest.get("incarnation") == 2, "a second incarnation", logs)
+            went_on = run.latest["step"]
+            until(lambda: run.latest["step"] > went_on, "further steps", logs)
+            (second,) = cluster.job_id("learner")
+            assert slurm.show(second)["NodeList"] not in (node, "(null)")
+            run.stop(timeout=WAIT)
+        finally:
+            slurm.power_on(node)
+    _, (start, _) = incarnations(run)
+    assert start > 0, "from a checkpoint, not from the beginning"
+
+
 def test_adapt_up_and_down_without_touching_the_learner(slurm: LocalSlurm, logs, digits, run_dir):
     class Told(clusters.Need):
         """The need, said by the test."""
@@ -195,15 +236,19 @@ def test_a_scorers_job_that_is_cancelled_is_replaced_and_jobs_speak_tls(slurm: L
     assert not list(logs.glob(".dask-jobqueue.worker.*")), "no key outlives its cluster"
 
 
-def steps_lost(run: isgd.Run) -> int:
-    """The most steps that one incarnation reported and the next had to take again."""
+def incarnations(run: isgd.Run) -> list[tuple[int, int]]:
+    """Of each incarnation of the learner the step it went on from, and the last one it reported (-1: none)."""
     root = zarr.open_group(str(run.directory.history), mode="r")
     learners = [group for name, group in sorted(root.groups()) if name.startswith("learner")]
-    ends = [np.nanmax(group["step"][:], initial=-1) for group in learners]
-    starts = [int(group.attrs["start_step"]) for group in learners]
-    assert len(learners) >= 2
-    assert ends[0] > 0
-    return int(max(max(0, end - start) for end, start in zip(ends, starts[1:], strict=False)))
+    return [(int(g.attrs["start_step"]), int(np.nanmax(g["step"][:], initial=-1))) for g in learners]
+
+
+def steps_lost(run: isgd.Run) -> int:
+    """The most steps that one incarnation reported and the next had to take again."""
+    found = incarnations(run)
+    assert len(found) >= 2
+    assert found[0][1] > 0
+    return max(max(0, end - start) for (_, end), (start, _) in itertools.pairwise(found))
 
 
 def test_the_command_trains_on_slurm_by_the_example(slurm: LocalSlurm, tmp_path):
