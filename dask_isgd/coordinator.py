@@ -7,6 +7,7 @@ and has the validation data evaluated. Its own loss costs the tasks in flight an
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -186,22 +187,20 @@ class Coordinator:
         incarnation, version = self.parameters.order
         orders = self.bulletins.orders
         taken = set(self.flight.chunks) | self._skipped
-        placement = self.scorers.placement()
         probe = probe_chunks(self.spec.n_chunks) if self._probing is not None else None
-        for chunk in next_chunks(orders, taken, room, among=probe):
-            if orders[chunk] >= incarnation * 1e12 + version:
-                break  # the stalest is as fresh as can be
-            future = self.client.submit(
-                score,
-                self.parameters.future,
-                self.spec,
-                chunk,
-                incarnation,
-                version,
-                key=(f"score-{self.spec.run}", chunk, incarnation, version, uuid.uuid4().hex[:8]),
-                pure=False,
-                **placement,
-            )
+        found = next_chunks(orders, taken, room, among=probe)
+        # the stalest first: behind one that is as fresh as can be all are
+        chunks = list(itertools.takewhile(lambda chunk: not orders[chunk] >= incarnation * 1e12 + version, found))
+        if not chunks:
+            return
+        futures = self.client.map(  # one graph: each costs the scheduler and this worker a millisecond
+            score,
+            *zip(*((self.parameters.future, self.spec, chunk, incarnation, version) for chunk in chunks), strict=True),
+            key=[(f"score-{self.spec.run}", c, incarnation, version, uuid.uuid4().hex[:8]) for c in chunks],
+            pure=False,
+            **self.scorers.placement(),
+        )
+        for chunk, future in zip(chunks, futures, strict=True):
             self.flight.launch(chunk, future, self.parameters.order)
 
     def _room(self) -> int:
