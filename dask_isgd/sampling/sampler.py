@@ -61,6 +61,8 @@ class ImportanceSampler:
         self._step = 0
         self._ageing: Ageing | None = None
         self._settled: Proposal | None = None
+        self._last: Proposal | None = None
+        """What was settled last; weights may have changed since."""
         self._warned = False
 
     @property
@@ -71,12 +73,11 @@ class ImportanceSampler:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        arrays = [*self._arrays.values(), self._weights.lengths]
-        ageing = self._ageing
-        arrays += [] if ageing is None else [a for a in vars(ageing).values() if isinstance(a, np.ndarray)]
-        settled = self._settled
-        arrays += [] if settled is None else [settled.shift, settled.edges]
-        return sum(array.nbytes for array in arrays)
+        proposals = [p for p in (self._settled, self._last) if p is not None]
+        held = [*self._arrays.values(), self._weights.lengths, *(a for p in proposals for a in (p.shift, p.edges))]
+        for ageing in (self._ageing, *(p.ageing for p in proposals)):
+            held += [] if ageing is None else [a for a in vars(ageing).values() if isinstance(a, np.ndarray)]
+        return sum({id(array): array.nbytes for array in held}.values())
 
     # Drawing
 
@@ -146,7 +147,8 @@ class ImportanceSampler:
     def weights(self, chunk: int) -> Floats:
         """(chunk_len,) float64 proposal weights s in force, zero in a dropped chunk."""
         self._check_chunk(chunk)
-        return np.asarray(self._chunk_weights(chunk) * self._proposal().usable[chunk])
+        proposal = self._proposal()
+        return np.asarray(self._chunk_weights(chunk, proposal) * proposal.usable[chunk])
 
     def leave_out(self, chunk: int) -> None:
         """Draw nothing of a chunk any more: what is estimated from then on is the mean over the others.
@@ -163,7 +165,7 @@ class ImportanceSampler:
         w = self._weights
         ageing = Ageing(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._out)
         self._even = flat(ageing, blank=False) if self._out.any() else None
-        self._ageing = self._settled = None
+        self._ageing = self._settled = self._last = None
 
     # Learning the weights
 
@@ -178,7 +180,8 @@ class ImportanceSampler:
         otherwise: a kept weight is never older than its chunk's version says, at the price of
         losing feedback a little newer than the scores when feedback and scores interleave.
 
-        The sums are against the proposal in force before, the ``drop`` policy aside.
+        The sums are against the proposal that was drawn from last (where nothing was drawn yet, the one
+        in force), the ``drop`` policy aside.
         """
         self._check_chunk(chunk)
         former = self._weights.chunk(chunk)
@@ -197,7 +200,9 @@ class ImportanceSampler:
             )
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
-        sums = ChunkSums.of(fresh[good].astype(np.float64), self._chunk_weights(chunk)[good], bad)
+        # not settled anew: that is O(chunks), and many are updated between two draws
+        proposal = self._chunk_weights(chunk, self._last or self._proposal())
+        sums = ChunkSums.of(fresh[good].astype(np.float64), proposal[good], bad)
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
         self._weights.put(chunk, np.where(replaced, self._blended(former, fresh), former))
         self.versions[chunk] = version
@@ -317,7 +322,7 @@ class ImportanceSampler:
             w = self._weights
             if self._ageing is None:
                 self._ageing = Ageing(self.sampling, w.lengths, w.scored.chunks, self._age, self._out)
-            self._settled = propose(self.sampling, self._ageing, w.sums.chunks, lambda: w.squares)
+            self._settled = self._last = propose(self.sampling, self._ageing, w.sums.chunks, lambda: w.squares)
             if self._settled.blank and not self._warned:
                 logger.warning("all weights are zero: drawing uniformly until a norm is not")
                 self._warned = True
@@ -331,8 +336,7 @@ class ImportanceSampler:
         squares = inertia * np.square(former, dtype=np.float64) + (1.0 - inertia) * np.square(fresh, dtype=np.float64)
         return np.where(np.isnan(former), fresh, np.sqrt(squares)).astype(np.float32)
 
-    def _chunk_weights(self, chunk: int) -> Floats:
-        proposal = self._proposal()
+    def _chunk_weights(self, chunk: int, proposal: Proposal) -> Floats:
         u = self._weights.raised(self._weights.chunk(chunk).astype(np.float64))
         u[np.isnan(u)] = proposal.fill
         return np.asarray(proposal.scale[chunk] * u + proposal.shift[chunk])

@@ -18,6 +18,7 @@ from dask_isgd.errors import (
     RunMismatchError,
 )
 from dask_isgd.sampling import Draw, ImportanceSampler
+from dask_isgd.sampling import sampler as sampler_module
 from dask_isgd.variance import square_of_mean
 
 
@@ -251,6 +252,21 @@ def test_update_returns_sums_against_the_proposal_it_replaces():
     assert sums.squares == pytest.approx((f * f).sum(), rel=1e-12)
     assert sums.squares_over_proposal == pytest.approx((f * f / s).sum(), rel=1e-12)
     assert sums.proposal == pytest.approx(s.sum(), rel=1e-12)
+
+
+def test_updates_between_two_draws_settle_the_proposal_once(monkeypatch):
+    """An update is O(chunk), whatever the number of chunks."""
+    sampler = sampler_of(np.arange(1.0, 1001.0), 10)
+    rng = np.random.default_rng(0)
+    sampler.draw(4, rng)
+    settled = []
+    propose = sampler_module.propose
+    monkeypatch.setattr(sampler_module, "propose", lambda *given: settled.append(given) or propose(*given))
+    for chunk in range(100):
+        sampler.update(chunk, np.full(10, 2.0 + chunk), 1)
+    assert not settled
+    sampler.draw(4, rng)
+    assert len(settled) == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1.0, 1e300])
