@@ -74,7 +74,8 @@ class Flight:
         results: dict[int, Any] = {}
         if whole:
             gathered = self._client.gather(dict(enumerate(whole.values())), errors="skip")
-            results = {chunk: gathered[i] for i, chunk in enumerate(whole) if i in gathered}
+            # what was lost meanwhile is left out of a list, but None in a dict
+            results = {chunk: gathered[i] for i, chunk in enumerate(whole) if gathered.get(i) is not None}
         for chunk, future in over.items():
             result = results[chunk] if chunk in results else _error(future)
             yield Landed(chunk, self._tasks.pop(chunk)[1], result)
