@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.errors import DataError, WaitTimeout
+from dask_isgd.errors import CorruptChunkError, DataError, WaitTimeout
 from dask_isgd.feed import Run
 from dask_isgd.sampling import ChunkSums, Draw, Evidence, Gate, ImportanceSampler
 from dask_isgd.sampling.draws import positions
@@ -103,10 +103,15 @@ class Drawing:
         self.left_out.put(f"scoring chunk {chunk} is left out: {error}")
 
     def load(self, weights: WeightArray) -> None:
-        """Take over what the weight array holds: the weights of an earlier incarnation."""
-        versions = weights.read_stamps()[:, 0]
-        for chunk in np.flatnonzero(np.isfinite(versions)):
-            self.update(int(chunk), weights.read(int(chunk)), int(versions[chunk]))
+        """Take over what the weight array holds: the weights of an earlier incarnation.
+
+        A corrupt chunk counts as never scored.
+        """
+        versions, everything = weights.read_stamps()[:, 0], weights.read_all()
+        for chunk in np.flatnonzero(np.isfinite(versions)).tolist():
+            found = everything[slice(*weights.bounds(chunk))]
+            if not np.isnan(found).all():
+                self.update(chunk, found, int(versions[chunk]))
 
     def update(self, chunk: int, weights: NDArray[np.float32], version: int) -> None:
         """Fresh weights of a chunk, computed at ``version``."""
@@ -187,10 +192,14 @@ class Drawing:
 
 
 class WeightReader:
-    """Reads rewritten chunks of the weight array in a thread, so that the loop only takes them over."""
+    """Reads rewritten chunks of the weight array in a thread, so that the loop only takes them over.
 
-    def __init__(self, weights: WeightArray, timeout: float) -> None:
-        self._weights, self._timeout = weights, timeout
+    A chunk whose bytes are not those that were written keeps its former weights until it is scored again;
+    if ``strict`` that is an error.
+    """
+
+    def __init__(self, weights: WeightArray, timeout: float, *, strict: bool) -> None:
+        self._weights, self._timeout, self._strict = weights, timeout, strict
         self._wanted: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._read: queue.SimpleQueue[tuple[int, NDArray[np.float32], int] | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="isgd-weights", daemon=True)
@@ -220,5 +229,8 @@ class WeightReader:
         while (item := self._wanted.get()) is not None:
             try:
                 self._read.put((item[0], self._weights.read(item[0]), item[1]))
-            except BaseException as error:  # raised by the learner's next take
-                self._read.put(error)
+            except BaseException as error:
+                if isinstance(error, CorruptChunkError) and not self._strict:
+                    logger.warning("%s; it keeps its former weights", error)
+                else:
+                    self._read.put(error)  # raised by the learner's next take

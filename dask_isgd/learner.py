@@ -72,7 +72,7 @@ class Learner:
         self.weights = directory.open_weights()
         if not spec.learning.exact:
             self.drawing.load(self.weights)
-        self.reader = WeightReader(self.weights, self.timeout)
+        self.reader = WeightReader(self.weights, self.timeout, strict=spec.learning.exact)
         prepare, folder = models.Prepare(spec.data, self.trainer.device), worker.local_directory
         self.feed = open_feed(spec.data, self.drawing, prepare, spec.learning, folder=folder, timeout=self.timeout)
         logger.info("feed: %s", self.feed.why)

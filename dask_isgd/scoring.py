@@ -6,6 +6,7 @@ and that the next task of this worker shares: it is copied into a model of this 
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dask_isgd import models, threads, wire
-from dask_isgd.errors import NonFiniteNormsError
+from dask_isgd.errors import CorruptChunkError, NonFiniteNormsError
 from dask_isgd.fitting import Fitting
 from dask_isgd.norms import NormEngine
 from dask_isgd.scan import shared_scan
 from dask_isgd.spec import RunSpec
 from dask_isgd.storage import WeightArray
+
+logger = logging.getLogger(__name__)
 
 _BAD_SHARE = 0.01
 _RUNS = 4
@@ -143,7 +146,11 @@ def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, s
             f"(first: example {start + bad[0]}), wanted at most 1 %; look at those examples, or lower the learning rate"
         )
     if len(bad):
-        norms[bad] = weights.read(chunk)[bad]
+        try:
+            norms[bad] = weights.read(chunk)[bad]
+        except CorruptChunkError as error:
+            logger.warning("%s; its %d bad norms count as never scored", error, len(bad))
+            norms[bad] = np.nan
     return len(bad)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -145,15 +146,15 @@ class WeightArray:
     def read(self, chunk: int) -> npt.NDArray[np.float32]:
         """Weights of one chunk; NaN where never scored. CorruptChunkError where the checksum fails."""
         start, stop = self.bounds(chunk)
-        weight, _ = self._arrays
-        self._files = self._files or raw_array(weight)  # here: a writer has no use for it
+        files = self._on_disk()
         with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}"):
-            found = weight[start:stop] if self._files is None else self._files.read(chunk)[: stop - start]
+            found = self._arrays[0][start:stop] if files is None else files.read(chunk)[: stop - start]
             return np.array(found, np.float32)
 
     def read_all(self) -> npt.NDArray[np.float32]:
         """All weights (n,); a corrupt chunk reads as never scored, with a warning in the log."""
-        return self._whole(self._arrays[0], self.read, np.float32, self.chunk_size)
+        at_once = self._on_disk() is None  # Zarr asks a store for many chunks at a time
+        return self._whole(self._arrays[0], self.read, np.float32, self.chunk_size, at_once)
 
     def write_stamps(self, stamps: npt.ArrayLike) -> None:
         """Write all stamps (n_chunks, 3): version, incarnation, wall time; NaN = never. One writer only."""
@@ -169,24 +170,31 @@ class WeightArray:
             with decoding(f"{redact(self.url)}: array 'stamp', chunk {i}"):
                 return np.asarray(stamp[i * STAMPS_PER_CHUNK : (i + 1) * STAMPS_PER_CHUNK])
 
-        return self._whole(stamp, read, np.float64, STAMPS_PER_CHUNK)
+        return self._whole(stamp, read, np.float64, STAMPS_PER_CHUNK, at_once=True)
 
     def sweep(self, seconds: float | None = None) -> list[str]:
         """Remove temporary files that killed writers left more than ``seconds`` ago; what was removed."""
         return open_folder(self.url, self._storage_options).sweep(seconds, recursive=True)
 
-    def _whole(self, array: Array, read: Callable[[int], np.ndarray], dtype: Any, size: int) -> np.ndarray:
-        try:
-            with decoding(array.path):
+    def _on_disk(self) -> RawArray | None:
+        """How to read the weights without Zarr, where they are files."""
+        if self._files is None:
+            self._files = raw_array(self._arrays[0])
+        return self._files
+
+    def _whole(
+        self, array: Array, read: Callable[[int], np.ndarray], dtype: Any, size: int, at_once: bool
+    ) -> np.ndarray:
+        with contextlib.suppress(CorruptChunkError), decoding(array.path):
+            if at_once:
                 return np.asarray(array[...], dtype)
-        except CorruptChunkError:
-            found = np.full(array.shape, np.nan, dtype)
-            for i in range(-(-array.shape[0] // size)):
-                try:
-                    found[i * size : (i + 1) * size] = read(i)
-                except DataError as error:
-                    logger.warning("%s It counts as never scored.", error)
-            return found
+        found = np.full(array.shape, np.nan, dtype)
+        for i in range(-(-array.shape[0] // size)):
+            try:
+                found[i * size : (i + 1) * size] = read(i)
+            except DataError as error:
+                logger.warning("%s; it counts as never scored", error)
+        return found
 
 
 def _cast(values: npt.ArrayLike, dtype: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

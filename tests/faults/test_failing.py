@@ -199,6 +199,24 @@ def test_events_that_are_lost_lose_nothing(client, digits, run_dir):
     assert np.isfinite(weights.read_all()).all()
 
 
+def test_weights_that_were_damaged_on_disk_are_scored_anew(client, digits, run_dir):
+    """Weights can be made again: a run is not lost with them."""
+    run = fit(client, digits, run_dir)
+    weights = WeightArray.open(run.directory.weights)
+    until(run, lambda latest: np.isfinite(weights.read_all()).all())
+    assert run.stop(timeout=WAIT) == "stopped"
+    path = Path(run.directory.weights) / "weight" / "c" / "1"
+    damaged = bytearray(path.read_bytes())
+    damaged[5] ^= 16
+    path.write_bytes(damaged)
+    again = fit(client, digits, run_dir, resume=True)
+    until(again, lambda latest: np.isfinite(weights.read_all()).all())
+    until(again, reaches(again.latest["step"] + 50, incarnation=2))
+    assert again.stop(timeout=WAIT) == "stopped"
+    assert again.directory.leases().highest() == 2, "the learner did not fail on the way"
+    no_gaps(again)
+
+
 def test_a_killed_scorer_costs_its_scores_in_flight(client, digits, run_dir):
     run = fit(client, digits, run_dir)
     until(run, lambda latest: latest.get("scored_examples", 0) > 0)
