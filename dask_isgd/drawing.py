@@ -105,7 +105,7 @@ class Drawing:
     def load(self, weights: WeightArray) -> None:
         """Take over what the weight array holds: the weights of an earlier incarnation.
 
-        A corrupt chunk counts as never scored.
+        A chunk that is corrupt or gone counts as never scored.
         """
         versions, everything = weights.read_stamps()[:, 0], weights.read_all()
         for chunk in np.flatnonzero(np.isfinite(versions)).tolist():

@@ -36,7 +36,7 @@ class Landed:
 
 
 class Flight:
-    """Bounded by its owner; nothing in it is waited for longer than ``timeout`` seconds.
+    """Bounded by its owner; nothing in it is waited for longer than ``timeout`` seconds, results 30.
 
     ``wake`` is called, from Dask's thread, once a quarter of the tasks is over: a lone scorer gets its
     next task at once, while hundreds are served in batches, whenever the owner looks.
@@ -73,11 +73,11 @@ class Flight:
         whole = {chunk: future for chunk, future in over.items() if future.status == "finished"}
         results: dict[int, Any] = {}
         if whole:
-            gathered = self._client.gather(dict(enumerate(whole.values())), errors="skip")
+            gathered = self._gather(list(whole.values()))
             # what was lost meanwhile is left out of a list, but None in a dict
             results = {chunk: gathered[i] for i, chunk in enumerate(whole) if gathered.get(i) is not None}
         for chunk, future in over.items():
-            result = results[chunk] if chunk in results else _error(future)
+            result = results[chunk] if chunk in results else _error(future, min(self._timeout, _GATHER))
             yield Landed(chunk, self._tasks.pop(chunk)[1], result)
         for chunk, (future, order, began) in list(self._tasks.items()):
             if time.monotonic() - began > self._timeout:
@@ -89,6 +89,17 @@ class Flight:
                     WaitTimeout(f"{future.key}: no result within {self._timeout:g} s (status {future.status})"),
                 )
 
+    def _gather(self, futures: list[Future[Any]]) -> dict[int, Any]:
+        """Results by position. Those whose worker has died since are computed again: not waited for without end."""
+        fetch = partial(self._client.gather, dict(enumerate(futures)), errors="skip", asynchronous=True)
+        try:
+            found: dict[int, Any] = self._client.sync(fetch, callback_timeout=min(self._timeout, _GATHER))
+        except TimeoutError:
+            self._client.cancel(futures)
+            lost = WaitTimeout(f"results of {len(futures)} tasks could not be fetched: has their worker died?")
+            return dict.fromkeys(range(len(futures)), lost)
+        return found
+
     def cancel(self) -> None:
         """Give up what is in flight."""
         if self._tasks and self._client.status == "running":
@@ -96,9 +107,9 @@ class Flight:
         self._tasks.clear()
 
 
-def _error(future: Future[Any]) -> BaseException:
+def _error(future: Future[Any], timeout: float) -> BaseException:
     try:
-        error = future.exception(timeout=_GATHER)
+        error = future.exception(timeout=timeout)
     except (CancelledError, asyncio.CancelledError, TimeoutError) as gone:
         error = gone
     if isinstance(error, BaseException):

@@ -214,5 +214,6 @@ class Recovery:
     def close(self) -> None:
         try:
             self._committer.close()
+            self.history.flush()  # of a run that failed the last rows say most
         finally:
             self._lookout.close()

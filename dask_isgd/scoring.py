@@ -130,15 +130,15 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
         norms[first : first + len(targets)] = norms_B.cpu().numpy()
         first += len(targets)
         loss += float(losses_B.double().sum())
-    bad = _keep_former(norms, local.weights, chunk, start)
+    bad = _keep_former(norms, local.weights, chunk, start, strict=spec.learning.exact)
     if spec.learning.exact:  # a straggler's weights are as good as any elsewhere
         spec.directory.leases("learner").check(incarnation)
     local.weights.write(chunk, norms)
     return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
 
 
-def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, start: int) -> int:
-    """Put the former weights in the place of bad norms; how many there were."""
+def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, start: int, *, strict: bool) -> int:
+    """Put the former weights, NaN where those are damaged and not ``strict``, in the place of bad norms; how many."""
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms >= 0)))
     if len(bad) > max(1, _BAD_SHARE * len(norms)):
         raise NonFiniteNormsError(
@@ -149,6 +149,8 @@ def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, s
         try:
             norms[bad] = weights.read(chunk)[bad]
         except CorruptChunkError as error:
+            if strict:
+                raise
             logger.warning("%s; its %d bad norms count as never scored", error, len(bad))
             norms[bad] = np.nan
     return len(bad)

@@ -138,7 +138,7 @@ def chunk_key(array: Array, coordinates: tuple[int, ...]) -> str:
 
 
 @contextmanager
-def decoding(where: str) -> Iterator[None]:
+def decoding(where: str, advice: str = "restore the chunk from a copy or prepare the data again") -> Iterator[None]:
     """Whatever a codec raises becomes CorruptChunkError; the operating system's errors pass."""
     try:
         yield
@@ -147,15 +147,14 @@ def decoding(where: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise _corrupt(where, error) from error
+        raise _corrupt(where, advice, error) from error
     except Exception as error:
-        raise _corrupt(where, error) from error
+        raise _corrupt(where, advice, error) from error
 
 
-def _corrupt(where: str, error: Exception) -> CorruptChunkError:
+def _corrupt(where: str, advice: str, error: Exception) -> CorruptChunkError:
     return CorruptChunkError(
-        f"{where} cannot be decoded: {type(error).__name__}: {error}. "
-        "Wanted the bytes that were written; restore the chunk from a copy or prepare the data again"
+        f"{where} cannot be decoded: {type(error).__name__}: {error}. Wanted the bytes that were written; {advice}"
     )
 
 

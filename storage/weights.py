@@ -147,7 +147,7 @@ class WeightArray:
         """Weights of one chunk; NaN where never scored. CorruptChunkError where the checksum fails."""
         start, stop = self.bounds(chunk)
         files = self._on_disk()
-        with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}"):
+        with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}", "a run that goes on scores it anew"):
             found = self._arrays[0][start:stop] if files is None else files.read(chunk)[: stop - start]
             return np.array(found, np.float32)
 
@@ -167,7 +167,7 @@ class WeightArray:
         stamp = self._arrays[1]
 
         def read(i: int) -> np.ndarray:
-            with decoding(f"{redact(self.url)}: array 'stamp', chunk {i}"):
+            with decoding(f"{redact(self.url)}: array 'stamp', chunk {i}", "a run that goes on scores its chunks anew"):
                 return np.asarray(stamp[i * STAMPS_PER_CHUNK : (i + 1) * STAMPS_PER_CHUNK])
 
         return self._whole(stamp, read, np.float64, STAMPS_PER_CHUNK, at_once=True)

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dask_isgd.config import Sampling
 from dask_isgd.drawing import WeightReader
 from dask_isgd.errors import CorruptChunkError
+from dask_isgd.sampling import ImportanceSampler
 from dask_isgd.scoring import _keep_former
 from dask_isgd.storage import WeightArray
 
@@ -24,7 +26,9 @@ def weights(tmp_path: Path) -> WeightArray:
     for chunk in range(3):
         array.write(chunk, np.ones(CHUNK))
     path = tmp_path / "weights.zarr" / "weight" / "c" / "1"
-    path.write_bytes(b"\0" + path.read_bytes()[1:-1] + b"\0")
+    damaged = bytearray(path.read_bytes())
+    damaged[5] ^= 16
+    path.write_bytes(damaged)
     return array
 
 
@@ -52,6 +56,17 @@ def test_a_bad_norm_has_no_former_weight_in_a_damaged_chunk(weights):
     norms = {chunk: np.full(CHUNK, 2.0, np.float32) for chunk in (0, 1)}
     for chunk, values in norms.items():
         values[4] = np.inf
-        assert _keep_former(values, weights, chunk, 0) == 1
+        assert _keep_former(values, weights, chunk, 0, strict=False) == 1
     assert norms[0][4] == 1
     assert np.isnan(norms[1][4])
+    with pytest.raises(CorruptChunkError):
+        _keep_former(np.array([np.nan], np.float32), weights, 1, CHUNK, strict=True)
+
+
+def test_what_scoring_lets_pass_the_sampler_takes():
+    """One bad norm, in a chunk of ten never scored before."""
+    norms = np.ones(10, np.float32)
+    norms[3] = np.nan
+    sampler = ImportanceSampler(10, 10, Sampling())
+    assert sampler.update(0, norms, 1).bad == 1
+    assert np.isfinite(sampler.probabilities()).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 
@@ -56,11 +57,26 @@ def test_a_result_that_is_lost_while_it_is_fetched_is_lost(client, monkeypatch):
         future.result(timeout=WAIT)
     gather = client.gather
 
-    def late(wanted, **options):
-        client.cancel([futures[0]])
-        return gather(wanted, **options)
+    async def late(wanted, **options):
+        await client.cancel([futures[0]], asynchronous=True)
+        return await gather(wanted, **options)
 
     monkeypatch.setattr(client, "gather", late)
     found = over(flight, 2)
     assert found[0].lost, found[0]
     assert found[1].result == 8
+
+
+def test_results_that_cannot_be_fetched_are_not_waited_for_without_end(client, monkeypatch):
+    """As when the last worker dies that held them: Dask's ``gather`` then waits for another to compute them."""
+    flight = fly(client, stuck=client.submit(int, 7, pure=False))
+    flight._timeout = 0.5
+
+    async def without_end():
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(client, "gather", lambda wanted, **options: without_end())
+    found = over(flight, 1)
+    assert found[0].lost
+    assert "could not be fetched" in str(found[0].result)
+    assert len(flight) == 0

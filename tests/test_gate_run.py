@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import dask
 import numpy as np
@@ -16,6 +17,8 @@ from dask_isgd.storage import Dataset, write_dataset
 
 WAIT = 240
 ROWS, CHUNK = 4096, 64
+DRAINED = 2.0
+"""Seconds after which what was in flight as the gate closed has landed and been told."""
 
 
 def linear() -> nn.Module:
@@ -36,6 +39,11 @@ def threads_of_the_learner(client: Client) -> tuple[int, int]:
     return client.run(read, workers=[address])[address]
 
 
+def heard(client: Client, run: isgd.Run, kind: str) -> list[tuple[float, dict[str, Any]]]:
+    """What the run has said of one kind so far, and when."""
+    return [(time, event) for time, event in client.get_events(f"isgd-{run.name}") if event["kind"] == kind]
+
+
 def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp_path):
     rng = np.random.default_rng(0)
     x = rng.choice([-1.0, 1.0], (ROWS, 8)).astype(np.float32)
@@ -48,10 +56,15 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
         Dataset(url, group="train"),
         tmp_path / "run",
         loss=equal_gradients,
-        learning=isgd.Learning(steps=1500, batch_size=32, report_every=10, publish_every=20),
+        learning=isgd.Learning(steps=10**7, batch_size=32, report_every=10, publish_every=20),
         scoring=isgd.Scoring(chunk=CHUNK),
     )
-    run.wait(timeout=WAIT)
+    concluded = None
+    for _ in run.watch(WAIT):
+        concluded = concluded or next((time for time, e in heard(client, run, "progress") if e["probing"]), None)
+        if concluded is not None and heard(client, run, "progress")[-1][0] > concluded + 2 * DRAINED:
+            break
+    run.stop(timeout=WAIT)
     history = run.history
     assert float(history.gate.max()) == 0
     np.testing.assert_allclose(history.gain, 1.0)
@@ -60,11 +73,7 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
     assert history.threads[0] == own
     assert history.threads[-1] == own + spare, "the learner takes what a closed gate leaves idle"
     np.testing.assert_allclose(history.candidate_gain[20:], 1.0, atol=1e-3)
-    scored = [
-        (chunk, version)
-        for _, event in client.get_events(f"isgd-{run.name}")
-        if event["kind"] == "scored"
-        for chunk, _, version in event["chunks"]
-    ]
-    late = [chunk for chunk, version in scored if version > 1000]
-    assert set(late) <= set(probe_chunks(ROWS // CHUNK))
+    late = [event for time, event in heard(client, run, "scored") if time > concluded + DRAINED]
+    chunks = {chunk for event in late for chunk, _, _ in event["chunks"]}
+    assert chunks, "a closed gate goes on probing"
+    assert chunks <= set(probe_chunks(ROWS // CHUNK))

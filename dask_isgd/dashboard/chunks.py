@@ -148,7 +148,7 @@ class Weights(Bars):
         super().update(record)
         portrait, text = record.portrait, self.title
         if portrait is not None and portrait.top_share is not None:
-            text += f": the top 1 % hold {100 * portrait.top_share:.0f} %"
+            text += f": 1 % hold {100 * portrait.top_share:.0f} % of the sum"
         if portrait is not None and portrait.zeros:
             text += f"; {portrait.zeros:,} are zero"
         self.root.title.text = text

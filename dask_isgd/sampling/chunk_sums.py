@@ -9,7 +9,10 @@ from dask_isgd.sampling.draws import Floats
 
 @dataclass(frozen=True, slots=True)
 class ChunkSums:
-    """Sums over the good examples of a chunk, the fresh norms against the proposal weights s they replace."""
+    """Sums over the good examples of a chunk, the fresh norms against the proposal weights s they replace.
+
+    s is in units of the proposal's mean: sums of several chunks go together, whichever proposals they are against.
+    """
 
     norms: float
     """Σ fresh."""

@@ -173,15 +173,15 @@ class ImportanceSampler:
         """Replace one chunk's weights by norms scored at ``version``; O(chunk).
 
         ``weights`` (chunk_len,): a norm that is NaN, infinite (in float32) or negative leaves that example's
-        former weight, is counted and logged; more than one in a hundred raise
-        ``NonFiniteNormsError`` and change nothing. The caller orders updates: the last one counts.
+        former weight, is counted and logged; more than one in a hundred (and
+        more than one) raise ``NonFiniteNormsError`` and change nothing. The caller orders updates: the last one counts.
 
         Feedback is kept where all of the chunk's feedback is newer than ``version``, and replaced
         otherwise: a kept weight is never older than its chunk's version says, at the price of
         losing feedback a little newer than the scores when feedback and scores interleave.
 
-        The sums are against the proposal that was drawn from last (where nothing was drawn yet, the one
-        in force), the ``drop`` policy aside.
+        The sums are against the chunk's present weights in the proposal that was settled last, by a draw as a
+        rule, in units of its mean, the ``drop`` policy aside.
         """
         self._check_chunk(chunk)
         former = self._weights.chunk(chunk)
@@ -193,7 +193,7 @@ class ImportanceSampler:
             )
         good = np.isfinite(fresh) & (fresh >= 0)
         bad = int(len(fresh) - good.sum())
-        if bad > BAD_SHARE * len(fresh):
+        if bad > max(1.0, BAD_SHARE * len(fresh)):
             raise NonFiniteNormsError(
                 f"chunk {chunk} at version {version}: got {bad} of {len(fresh)} norms NaN, infinite or negative, "
                 f"wanted at most {BAD_SHARE:.0%}; lower the learning rate or check the data of this chunk"
@@ -201,8 +201,9 @@ class ImportanceSampler:
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
         # not settled anew: that is O(chunks), and many are updated between two draws
-        proposal = self._chunk_weights(chunk, self._last or self._proposal())
-        sums = ChunkSums.of(fresh[good].astype(np.float64), proposal[good], bad)
+        last = self._last or self._proposal()
+        proposal = self._chunk_weights(chunk, last)[good] * (last.count / last.total)
+        sums = ChunkSums.of(fresh[good].astype(np.float64), proposal, bad)
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
         self._weights.put(chunk, np.where(replaced, self._blended(former, fresh), former))
         self.versions[chunk] = version

@@ -64,6 +64,27 @@ def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(c
         other.wait(timeout=WAIT)
 
 
+class BreaksLater:
+    """Losses that are not finite from a call on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        losses = torch.nn.functional.cross_entropy(output, target, reduction="none")
+        return losses * float("nan") if self.calls > 500 else losses
+
+
+def test_the_history_of_a_run_that_fails_goes_up_to_its_failure(client, digits, run_dir):
+    settings = learning(report_every=1, checkpoint_steps=None)
+    run = fit(client, digits, run_dir, loss=BreaksLater(), learning=settings, sampling=isgd.Sampling(uniform=True))
+    with pytest.raises(NonFiniteLossError) as failure:
+        run.wait(timeout=WAIT)
+    (step,) = re.findall(r"step (\d+)", str(failure.value))
+    assert int(run.history.step[-1]) == int(step)
+
+
 def limit(size: int) -> None:
     """The largest file this process may write, in bytes: a disk that is full."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -19,7 +19,7 @@ from dask_isgd.errors import (
 )
 from dask_isgd.sampling import Draw, ImportanceSampler
 from dask_isgd.sampling import sampler as sampler_module
-from dask_isgd.variance import square_of_mean
+from dask_isgd.variance import from_chunk_sums, square_of_mean
 
 
 class Positions:
@@ -241,7 +241,7 @@ def test_effective_sample_size_is_met_exactly_where_it_binds(wanted):
 def test_update_returns_sums_against_the_proposal_it_replaces():
     rng = np.random.default_rng(8)
     sampler = sampler_of(rng.exponential(size=500), 200)
-    s = sampler.weights(1)
+    s = sampler.weights(1) / np.concatenate([sampler.weights(k) for k in range(3)]).mean()
     fresh = rng.exponential(size=200).astype(np.float32)
     fresh[17] = np.nan
     sums = sampler.update(1, fresh, 5)
@@ -252,6 +252,24 @@ def test_update_returns_sums_against_the_proposal_it_replaces():
     assert sums.squares == pytest.approx((f * f).sum(), rel=1e-12)
     assert sums.squares_over_proposal == pytest.approx((f * f / s).sum(), rel=1e-12)
     assert sums.proposal == pytest.approx(s.sum(), rel=1e-12)
+
+
+def test_sums_of_chunks_against_different_proposals_go_together():
+    """At first the proposal is flat, then as large as the norms: the gain of both together lies between theirs."""
+    rng = np.random.default_rng(9)
+    norms = 50 * rng.exponential(size=(20, 100))
+    sampler = ImportanceSampler(2000, 100, Sampling(smoothing=0.1))
+    first = [sampler.update(k, norms[k], 1) for k in range(20)]
+    sampler.draw(8, rng)
+    second = [sampler.update(k, norms[k] * rng.uniform(0.9, 1.1, 100), 2) for k in range(20)]
+
+    def gain(sums):
+        columns = ("norms", "squares", "squares_over_proposal", "proposal", "count")
+        return from_chunk_sums(*([getattr(c, name) for c in sums] for name in columns), mean_square=0.0).gain
+
+    assert gain(first) == pytest.approx(1.0), "drawn uniformly"
+    assert gain(second) > 1.5
+    assert gain(first) < gain(first + second) < gain(second)
 
 
 def test_updates_between_two_draws_settle_the_proposal_once(monkeypatch):

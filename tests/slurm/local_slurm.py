@@ -120,7 +120,7 @@ class LocalSlurm:
     # Nodes that fail --------------------------------------------------------------------------
 
     def power_off(self, node: str) -> None:
-        """What a node without power leaves: nothing of its jobs and daemons runs, and nobody was told."""
+        """What a node that dies leaves: nothing of its jobs and daemons runs, and Slurm was not told."""
         daemon = self._of_nodes.pop(node)
         self._daemons.remove(daemon)
         daemon.kill()
@@ -132,7 +132,8 @@ class LocalSlurm:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def power_on(self, node: str) -> None:
-        self._switch_on(node)
+        if node not in self._of_nodes:
+            self._switch_on(node)
         self._until(lambda: self.state(node) in ("idle", "mixed", "allocated"), f"{node} is back")
 
     def state(self, node: str) -> str:
@@ -218,12 +219,12 @@ def _belongs(process: Path, node: str, home: Path, jobs: list[str]) -> bool:
     try:
         environment = (process / "environ").read_bytes().split(b"\0")
         command = (process / "cmdline").read_bytes().decode(errors="replace")
+        if any(command.startswith(f"slurmstepd: [{job}.") for job in jobs):
+            # of this Slurm? another one's jobs have the same numbers
+            return any(os.readlink(file).startswith(str(home)) for file in (process / "fd").iterdir())
     except OSError:
         return False
-    of_job = (
-        f"SLURMD_NODENAME={node}".encode() in environment and f"SLURM_CONF={home}/slurm.conf".encode() in environment
-    )
-    return of_job or any(command.startswith(f"slurmstepd: [{job}.") for job in jobs)
+    return {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={home}/slurm.conf".encode()} <= set(environment)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -179,14 +179,14 @@ def test_a_learner_that_slurm_warns_before_its_walltime_goes_on_in_the_next_job(
 
 
 def test_a_learner_whose_node_goes_down_goes_on_at_another(slurm: LocalSlurm, logs, digits, run_dir):
-    """Power off: no signal, no closed connection that Slurm knows of. What is lost are the steps since a checkpoint."""
+    """Nothing of its jobs and of Slurm runs there any more. What is lost are the steps since a checkpoint."""
     with queue(logs) as (cluster, client):
         run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
         (first,) = cluster.job_id("learner")
         node = slurm.show(first)["NodeList"]
         until(lambda: list(run.directory.checkpoints().names()), "a checkpoint", logs)
-        slurm.power_off(node)
         try:
+            slurm.power_off(node)
             until(lambda: run.latest.get("incarnation") == 2, "a second incarnation", logs)
             went_on = run.latest["step"]
             until(lambda: run.latest["step"] > went_on, "further steps", logs)
