@@ -32,6 +32,8 @@ from dask_isgd.trial import check_parameters, try_model
 FORMAT_VERSION = 1
 _PACKAGES = ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed")
 _TASK_SECONDS = 1.0
+_LEAVING = 5.0
+"""Seconds within which the scheduler is to have noticed that a worker is gone."""
 _LEAST_CHUNKS = 8
 
 
@@ -224,7 +226,8 @@ def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
         return found
 
     wrong: list[str] = []
-    for address, there in _ask(client, versions, timeout).items():
+    answers = _ask(client, versions, timeout)
+    for address, there in answers.items():
         if isinstance(there, Exception):
             wrong.append(f"{address}: {there!r}")
             continue
@@ -234,7 +237,8 @@ def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
             if there.get(name) != here[name]
         ]
     if not wrong:
-        for address, answer in _ask(client, _prove, timeout, plan.spec, plan.document).items():
+        answers = _ask(client, _prove, timeout, plan.spec, plan.document)
+        for address, answer in answers.items():
             wrong += (
                 [f"{address}: {answer!r}"] if isinstance(answer, Exception) else [f"{address}: {a}" for a in answer]
             )
@@ -245,7 +249,7 @@ def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
             + "\nWorkers need the same versions, the model "
             "importable, and the data and run directory under the same path or URL (a shared file system or store)"
         )
-    return workers
+    return {address: worker for address, worker in workers.items() if address in answers}
 
 
 def _ask(client: Client, function: Any, timeout: float, *args: Any) -> dict[str, Any]:
@@ -261,7 +265,18 @@ def _ask(client: Client, function: Any, timeout: float, *args: Any) -> dict[str,
         raise ClusterMismatchError(
             f"workers did not answer the first check within {timeout:g} s; is one of them hanging or starting?"
         ) from error
-    return found
+    return _of_the_living(client, found)
+
+
+def _of_the_living(client: Client, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers without those of workers that died or left meanwhile: they take no part."""
+    # the operating system's errors have a number: those are of a path, say, and the worker's own
+    silent = {a for a, answer in answers.items() if isinstance(answer, OSError) and answer.errno is None}
+    deadline = time.monotonic() + _LEAVING
+    while silent and silent & workers_of(client).keys() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    there = workers_of(client) if silent else answers
+    return {address: answer for address, answer in answers.items() if address not in silent or address in there}
 
 
 def _versions() -> dict[str, str]:
