@@ -249,7 +249,9 @@ def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
             + "\nWorkers need the same versions, the model "
             "importable, and the data and run directory under the same path or URL (a shared file system or store)"
         )
-    return {address: worker for address, worker in workers.items() if address in answers}
+    if workers.keys() - answers.keys():  # one has died since: was it the learner's?
+        return check_cluster(client, plan)
+    return workers
 
 
 def _ask(client: Client, function: Any, timeout: float, *args: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from distributed.comm import CommClosedError
 
+import dask_isgd as isgd
 from dask_isgd import preflight
 
 CLOSED = CommClosedError("in <TCP>: Connection reset by peer")
@@ -34,3 +37,20 @@ def test_a_workers_own_errors_are_its_answer(looks):
     looks.append({})
     answers = {"a": PermissionError(13, "no"), "b": ValueError("no")}
     assert preflight._of_the_living(None, answers) == answers
+
+
+def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypatch):
+    """Else its run would train on a scorer: nobody declares the learner's resource any more."""
+    learner, scorer = {"nthreads": 2, "resources": {"learner": 1}}, {"nthreads": 1, "resources": {"scorer": 1}}
+    there = [{"dead": learner, "scorer": scorer}, {"new": learner, "scorer": scorer}]
+    monkeypatch.setattr(preflight, "wait_for_workers", lambda client: there.pop(0))
+    answering = [{"scorer": 0}, {"scorer": 0}, {"new": 0, "scorer": 0}, {"new": 0, "scorer": 0}]
+
+    def ask(client, function, timeout, *arguments):
+        right = [] if arguments else preflight._versions()
+        return dict.fromkeys(answering.pop(0), right)
+
+    monkeypatch.setattr(preflight, "_ask", ask)
+    plan = SimpleNamespace(spec=SimpleNamespace(scoring=isgd.Scoring()), document={})
+    assert preflight.check_cluster(None, plan) == {"new": learner, "scorer": scorer}
+    assert not answering
