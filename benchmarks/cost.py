@@ -36,10 +36,12 @@ from distributed import Client, get_worker
 from torch import nn
 
 import dask_isgd as isgd
-from dask_isgd import models
+from dask_isgd.core import models
+from dask_isgd.core.batch import Prepare
+from dask_isgd.core.loss import cross_entropy
+from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.norms import NormEngine
 from dask_isgd.pipelines.models import mlp
-from dask_isgd.publisher import Snapshots
 from dask_isgd.storage import Dataset, write_dataset
 
 BATCH = 128
@@ -103,7 +105,7 @@ def bare_scoring(data: Dataset, name: str, chunk: int, batch: int, until: str | 
     """
     torch.set_num_threads(1)
     model = MODELS[name]()
-    engine, prepare = NormEngine(model, models.cross_entropy), models.Prepare(data, torch.device("cpu"))
+    engine, prepare = NormEngine(model, cross_entropy), Prepare(data, torch.device("cpu"))
     warm = data.read(0, min(batch, len(data)))
     inputs, targets = prepare(warm.inputs, warm.target)
     engine(inputs[0], targets)

@@ -28,15 +28,16 @@ import numpy as np
 import torch
 import zarr
 
-from dask_isgd import models
 from dask_isgd.config import Learning
+from dask_isgd.core.batch import Prepare, as_tensor
+from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import DataError
-from dask_isgd.feed import Run, open_feed, open_source
+from dask_isgd.learner.feed import Run, open_feed, open_source
+from dask_isgd.learner.trainer import Trainer
 from dask_isgd.sampling import Draw
 from dask_isgd.sampling.draws import positions, uniform
-from dask_isgd.scan import Scan
+from dask_isgd.scorer.chunk_reader import Scan
 from dask_isgd.storage import Dataset, write_dataset
-from dask_isgd.training import Trainer
 
 BATCH, CHUNK = 128, 512
 
@@ -126,7 +127,7 @@ def random_rows(data: dict[str, Dataset], batches: int) -> Iterator[tuple[str, f
 
         def give(step: int, source: Any = source) -> Any:
             _, rows = source.minibatch(step)
-            return [models.as_tensor(array) for array in (*rows.inputs, rows.target)]
+            return [as_tensor(array) for array in (*rows.inputs, rows.target)]
 
         yield name, rate(give, batches, mean=hasattr(source, "slots"))
         source.close()
@@ -210,7 +211,7 @@ def model() -> torch.nn.Module:
     return torch.nn.Sequential(*layers[:-1])
 
 
-class Scaled(models.Prepare):
+class Scaled(Prepare):
     """As if the dataset had a normalisation."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -231,7 +232,7 @@ def training(data: dict[str, Dataset], steps: int) -> Iterator[tuple[str, float]
     for name, (of, memory, disk) in ways.items():
         learning = Learning(steps=10**6, batch_size=BATCH, memory=memory, disk=disk)
         feeds[name] = open_feed(of, Uniform(len(of)), Scaled(of), learning, timeout=60)
-        trainer = Trainer(model(), models.cross_entropy, Learning(steps=10**6, device="cpu"))
+        trainer = Trainer(model(), cross_entropy, Learning(steps=10**6, device="cpu"))
     at = dict.fromkeys(ways, 0)
     for _ in range(7):
         for name, feed in feeds.items():

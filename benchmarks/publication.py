@@ -6,7 +6,7 @@
 Each scorer is a process of its own on this machine. In turn, several times each, medians:
 
 * ``stall``: milliseconds for which the learner's loop stands still: the copy of the parameters and the
-  offer to the thread that publishes, as in ``dask_isgd.learner``; ``cpu``: the loop's own CPU time of it,
+  offer to the thread that publishes, as in ``dask_isgd.learner.task``; ``cpu``: the loop's own CPU time of it,
   which a busy machine does not lengthen;
 * ``ours``: seconds from the publication until a task on every scorer has the tensors: scatter on the learner's
   worker, the ``Variable``, the announcement on a topic, a coordinator's task that hears it and submits one
@@ -26,9 +26,11 @@ from typing import Any
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, get_client, get_worker, secede, wait
 
-from dask_isgd import pubsub
 from dask_isgd.events import Published
-from dask_isgd.publisher import Background, Snapshots
+from dask_isgd.learner.background import Background
+from dask_isgd.learner.snapshots import Snapshots
+from dask_isgd.runtime import pubsub
+from dask_isgd.runtime.parameters import forget, newest, open_variable, publish
 
 SIZES = (1, 2, 4, 8)
 
@@ -69,7 +71,7 @@ def publish_ours(megabytes: float, run: str, versions: int) -> list[tuple[float,
         tensors = snapshots.take(state)
 
         def job(tensors: dict[str, torch.Tensor] = tensors, version: int = version) -> None:
-            done = pubsub.publish(client, run, tensors, run=run, incarnation=1, version=version)
+            done = publish(client, run, tensors, run=run, incarnation=1, version=version)
             held.append(done.future)
             del held[:-2]
             event = Published(run=run, incarnation=1, version=version, address=worker.address, checkpoint=None)
@@ -94,10 +96,10 @@ def coordinate(run: str, versions: int, scorers: list[str]) -> list[float]:
         event = heard.get(60)
         if not isinstance(event, Published):
             continue
-        newest = pubsub.newest(client, run, 60)
-        assert newest is not None
+        found = newest(client, run, 60)
+        assert found is not None
         futures = [
-            client.submit(look, newest.future, uuid.uuid4().hex, workers=[address], pure=False) for address in scorers
+            client.submit(look, found.future, uuid.uuid4().hex, workers=[address], pure=False) for address in scorers
         ]
         rows.append(max(client.gather(futures)))
         pubsub.announce(worker, f"{run}-done", event)
@@ -121,7 +123,7 @@ def measure(scorers: int, megabytes: float, versions: int) -> dict[str, float]:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         addresses = [a for a, w in workers.items() if "scorer" in w["resources"]]
         run = f"bench-{uuid.uuid4().hex[:6]}"
-        pubsub.open_variable(client, run)
+        open_variable(client, run)
         bare = []
         for _ in range(versions):
             one = client.submit(publish_bare, megabytes, addresses, pure=False, resources={"learner": 1})
@@ -130,7 +132,7 @@ def measure(scorers: int, megabytes: float, versions: int) -> dict[str, float]:
         offered = client.submit(publish_ours, megabytes, run, versions, pure=False, resources={"learner": 1})
         wait([arrived, offered], timeout=300)
         rows = list(zip(offered.result(), arrived.result(), strict=True))
-        pubsub.forget(client, run)
+        forget(client, run)
     later = rows[1:] or rows  # the first meets fresh buffers and processes that have not imported torch
     return {
         "scorers": scorers,

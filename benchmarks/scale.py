@@ -78,7 +78,8 @@ def use_stubs(scoring: bool) -> None:
     """In the coordinator's process: its scoring tasks are stubs, or there are none."""
     import stubs
 
-    from dask_isgd import coordinator, placement
+    from dask_isgd import coordinator
+    from dask_isgd.runtime import placement
 
     coordinator.score = stubs.score
     if not hasattr(placement.Scorers, "_room"):

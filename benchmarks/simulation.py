@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from dask_isgd.config import Sampling
-from dask_isgd.pipelines.idx import read_idx
+from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.sampling import Evidence, Gate, ImportanceSampler, next_chunks, probe_chunks, restless_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
-from dask_isgd.variance import VarianceMonitor
+from dask_isgd.sampling.variance import VarianceMonitor
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 BATCH, CHUNK = 64, 512

@@ -40,10 +40,10 @@ from distributed import Client
 from scipy import stats
 
 import dask_isgd as isgd
-from dask_isgd import pubsub
 from dask_isgd.errors import WaitTimeout
 from dask_isgd.events import Progress, Published, topic_of
 from dask_isgd.pipelines import PIPELINES
+from dask_isgd.runtime import pubsub
 from dask_isgd.sampling import ImportanceSampler
 from dask_isgd.storage import Dataset, WeightArray
 

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from dask_isgd.scoring import ScoreReport
+from dask_isgd.scorer.task import ScoreReport
 
 SECONDS = 1.0
 _lock = threading.Lock()
@@ -14,7 +14,7 @@ _spans: list[tuple[float, float]] = []
 
 
 def score(tensors: dict[str, Any], spec: Any, chunk: int, incarnation: int, version: int) -> ScoreReport:
-    """What ``dask_isgd.scoring.score`` returns, after ``SECONDS`` of waiting; the weights stay as they are."""
+    """What ``dask_isgd.scorer.task.score`` returns, after ``SECONDS`` of waiting; the weights stay as they are."""
     wait()
     return ScoreReport(chunk, incarnation, version, spec.chunk, SECONDS, 0.0, 0)
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "fit": "run",
-    "attach": "run",
-    "Run": "run",
+    "fit": "run.api",
+    "attach": "run.api",
+    "Run": "run.run",
     "Learning": "config",
     "Scoring": "config",
     "Sampling": "config",
     "gradient_norms": "norms",
     "ImportanceSampler": "sampling",
     "Draw": "sampling",
-    "gradient_variance": "variance",
-    "Variance": "variance",
+    "gradient_variance": "sampling.variance",
+    "Variance": "sampling.variance",
     "LocalCluster": "clusters",
     "attach_dashboard": "dashboard",
     "Dataset": "storage",
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from dask_isgd.config import Scoring as Scoring
     from dask_isgd.dashboard import attach_dashboard as attach_dashboard
     from dask_isgd.norms import gradient_norms as gradient_norms
-    from dask_isgd.run import Run as Run
-    from dask_isgd.run import attach as attach
-    from dask_isgd.run import fit as fit
+    from dask_isgd.run.api import attach as attach
+    from dask_isgd.run.api import fit as fit
+    from dask_isgd.run.run import Run as Run
     from dask_isgd.sampling import Draw as Draw
     from dask_isgd.sampling import ImportanceSampler as ImportanceSampler
+    from dask_isgd.sampling.variance import Variance as Variance
+    from dask_isgd.sampling.variance import gradient_variance as gradient_variance
     from dask_isgd.storage import Dataset as Dataset
-    from dask_isgd.variance import Variance as Variance
-    from dask_isgd.variance import gradient_variance as gradient_variance
 
 
 def __getattr__(name: str) -> Any:

@@ -130,7 +130,7 @@ class Fault(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait(Event):
-    """What all weights look like, for people who watch; ``dask_isgd.portrait`` explains the fields."""
+    """What all weights look like, for people who watch; the fields: ``coordinator.weight_summary``."""
 
     kind: ClassVar[str] = "portrait"
     step: int

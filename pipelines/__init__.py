@@ -20,7 +20,7 @@ __all__ = ["PIPELINES", "Pipeline", "Recipe", "ingest", "load_recipe"]
 
 def __getattr__(name: str) -> Any:
     if name == "ingest":  # Zarr and xarray only where they are wanted: the command line lists pipelines without
-        from dask_isgd.pipelines.ingesting import ingest
+        from dask_isgd.pipelines.ingestion.ingest import ingest
 
         return ingest
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -68,19 +68,19 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
             Pipeline(
                 name="digits",
                 about="1,797 handwritten digits of 8×8, from scikit-learn; trains in seconds",
-                module="dask_isgd.pipelines.digits",
+                module="dask_isgd.pipelines.datasets.digits",
                 make_recipe=_digits,
             ),
             Pipeline(
                 name="fashion-mnist",
                 about="70,000 images of clothes, 28×28; trains in minutes",
-                module="dask_isgd.pipelines.fashion_mnist",
+                module="dask_isgd.pipelines.datasets.fashion_mnist",
                 make_recipe=_fashion_mnist,
             ),
             Pipeline(
                 name="svhn",
                 about="630,420 house numbers, 32×32 in colour: the paper's experiment; trains in hours",
-                module="dask_isgd.pipelines.svhn",
+                module="dask_isgd.pipelines.datasets.svhn",
                 make_recipe=_svhn,
             ),
         )

@@ -17,12 +17,9 @@ import click
 
 from dask_isgd.errors import IsgdError
 from dask_isgd.pipelines import PIPELINES, Recipe, load_recipe
+from dask_isgd.pipelines.commands.terminated import Terminated
 
 _DEBUG = "dask_isgd.debug"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, dealt with like Ctrl-C."""
 
 
 def _clean(command: Callable[..., None]) -> Callable[..., None]:
@@ -76,10 +73,10 @@ class _NameOrRecipe(click.Choice[str]):
 @click.option("--from", "source", metavar="PATH", help="Folder that holds the original files.")
 @_clean
 def prepare(name: str, url: str | None, source: str | None) -> None:
-    from dask_isgd.pipelines.training import default_data
+    from dask_isgd.pipelines.commands.train import default_data
 
     if name not in PIPELINES:
-        from dask_isgd.pipelines.ingest_recipe import ingest_recipe
+        from dask_isgd.pipelines.ingestion.recipe import ingest_recipe
 
         click.echo(ingest_recipe(name, url))
         return
@@ -126,8 +123,7 @@ def train(what: str, **options: Any) -> None:
         raise click.UsageError("--resume needs --run DIR: which run is to go on?")
     context = click.get_current_context()
     recipe = _recipe(context, context.command.params[0], what)
-
-    from dask_isgd.pipelines import training
+    from dask_isgd.pipelines.commands import train as training
 
     name = what if what in PIPELINES else Path(what).stem
     training.train(training.Options(name=name, recipe=recipe, debug=context.meta[_DEBUG], **options))
@@ -146,12 +142,12 @@ def status(run: str, as_json: bool, watch: bool, every: float) -> None:
 
     Reads the directory only: it needs no cluster and disturbs nothing.
     """
-    from dask_isgd.pipelines import looking
+    from dask_isgd.pipelines.commands import show
 
     if watch:
-        looking.watch(run, as_json=as_json, every=every)
+        show.watch(run, as_json=as_json, every=every)
     else:
-        looking.status(run, as_json=as_json)
+        show.status(run, as_json=as_json)
 
 
 @isgd.command()
@@ -162,9 +158,9 @@ def stop(run: str) -> None:
 
     Works from wherever the directory is seen; `train --resume` goes on with the run.
     """
-    from dask_isgd.pipelines import looking
+    from dask_isgd.pipelines.commands import show
 
-    click.echo(looking.stop(run))
+    click.echo(show.stop(run))
 
 
 @isgd.command()
@@ -173,10 +169,8 @@ def stop(run: str) -> None:
 @_clean
 def plot(run: str, path: str | None) -> None:
     """Draw loss, test error, variance and gain of the run in the directory RUN."""
-    from dask_isgd.pipelines import looking
+    from dask_isgd.pipelines.commands import show
 
-    if path is not None and Path(path).suffix.lower() not in looking.FORMATS:
-        raise click.BadParameter(
-            f"got {path!r}, wanted a file ending in {', '.join(looking.FORMATS)}.", param_hint="--to"
-        )
-    click.echo(looking.plot(run, path))
+    if path is not None and Path(path).suffix.lower() not in show.FORMATS:
+        raise click.BadParameter(f"got {path!r}, wanted a file ending in {', '.join(show.FORMATS)}.", param_hint="--to")
+    click.echo(show.plot(run, path))

@@ -34,7 +34,7 @@ class Pipeline:
 
     def model(self) -> nn.Module:
         """A new model, with fresh parameters."""
-        from dask_isgd import models
+        from dask_isgd.core import models
 
         return models.build(self.recipe.model)
 

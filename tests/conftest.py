@@ -17,8 +17,8 @@ from distributed import Client
 import dask_isgd as isgd
 from dask_isgd.pipelines import PIPELINES
 from dask_isgd.storage import Dataset
-from dask_isgd.storage.folder import Folder
-from dask_isgd.storage.stores import open_folder
+from dask_isgd.storage.backends.folder import Folder
+from dask_isgd.storage.backends.stores import open_folder
 
 MODEL = "dask_isgd.pipelines.models:digits"
 SECRET = "hunter2"

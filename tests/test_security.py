@@ -32,14 +32,15 @@ from distributed.security import Security
 from scipy.io import savemat
 
 import dask_isgd as isgd
-from dask_isgd import preflight
+from dask_isgd.checks.request import check, create
+from dask_isgd.display.html import html
 from dask_isgd.errors import CheckpointError, DataError, RunNotFoundError
-from dask_isgd.pipelines import svhn
-from dask_isgd.pipelines.idx import read_idx
-from dask_isgd.pipelines.ingest_tables import open_table
-from dask_isgd.pipelines.sources import Source
+from dask_isgd.pipelines.datasets import svhn
+from dask_isgd.pipelines.datasets.idx import read_idx
+from dask_isgd.pipelines.datasets.sources import Source
+from dask_isgd.pipelines.ingestion.tables import open_table
 from dask_isgd.storage import Checkpoints, Dataset, RunDirectory, write_dataset
-from dask_isgd.storage.checkpoints import MANIFEST, TENSORS, _digest
+from dask_isgd.storage.run.checkpoints import MANIFEST, TENSORS, _digest
 
 SOURCES = Path(isgd.__file__).parent
 SECRET = "hunter2-SECRET"
@@ -58,9 +59,8 @@ class TestNames:
         assert RunDirectory(tmp_path / "run").document()["run"] == "Run_1.2-x"
 
     def test_html_is_shown_as_text(self):
-        from dask_isgd import display
 
-        page = display.html("<script>alert(1)</script>", "<b>", {"step": 1, "fault": "<img src=x>"})
+        page = html("<script>alert(1)</script>", "<b>", {"step": 1, "fault": "<img src=x>"})
         assert "<script>" not in page
         assert "<b><" not in page.replace("<b>&lt;", "")
         assert "<img" not in page
@@ -306,8 +306,8 @@ def test_no_secret_gets_out(tmp_path):
     options = {"token": SECRET}
     write_dataset(place, "train", {"x": x, "y": y}, inputs=["x"], target="y", chunk_size=10)
     data = Dataset(place, group="train", storage_options=options)
-    plan = preflight.check(small, data, tmp_path / "run", learning=isgd.Learning(steps=1))
-    preflight.create(plan)
+    plan = check(small, data, tmp_path / "run", learning=isgd.Learning(steps=1))
+    create(plan)
     shown = [repr(plan), repr(plan.spec), json.dumps(plan.document), repr(data), str(plan.spec.directory)]
     shown += [path.read_text("latin-1") for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(SECRET in text for text in shown)

@@ -30,7 +30,7 @@ class MLflow(Callback):
         self._client = self._mlflow.MlflowClient(tracking_uri=self.tracking_uri)
         found = self._client.get_experiment_by_name(self.experiment)
         number = found.experiment_id if found is not None else self._client.create_experiment(self.experiment)
-        self.run_id = self._client.create_run(number, run_name=run, tags={"dask_isgd.run": run}).info.run_id
+        self.run_id = self._client.create_run(number, run_name=run, tags={"dask_isgd.run.api": run}).info.run_id
         for name, value in settings.items():
             self._client.log_param(self.run_id, name, str(value)[:_LIMIT])
 

@@ -12,19 +12,19 @@ from dask_isgd.clusters.local import LocalCluster
 
 if TYPE_CHECKING:
     from dask_isgd.clusters.adaptive import ByNeed as ByNeed
-    from dask_isgd.clusters.config import ClusterConfig as ClusterConfig
-    from dask_isgd.clusters.config import load_cluster as load_cluster
+    from dask_isgd.clusters.cluster_file import ClusterConfig as ClusterConfig
+    from dask_isgd.clusters.cluster_file import load_cluster as load_cluster
     from dask_isgd.clusters.jobqueue import with_learner as with_learner
-    from dask_isgd.clusters.need import Need as Need
-    from dask_isgd.clusters.opening import open_cluster as open_cluster
+    from dask_isgd.clusters.open import open_cluster as open_cluster
+    from dask_isgd.clusters.scorer_controller import Need as Need
 
 _QUEUES = ("SLURM", "PBS", "SGE", "LSF", "HTCondor", "OAR", "Moab")
 _HOME = {
     "ByNeed": "adaptive",
-    "ClusterConfig": "config",
-    "load_cluster": "config",
-    "open_cluster": "opening",
-    "Need": "need",
+    "ClusterConfig": "cluster_file",
+    "load_cluster": "cluster_file",
+    "open_cluster": "open",
+    "Need": "scorer_controller",
     "with_learner": "jobqueue",
     **{f"{name}Cluster": "jobqueue" for name in _QUEUES},
 }

@@ -11,7 +11,7 @@ from typing import Any
 from distributed.deploy.adaptive import Adaptive
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from dask_isgd.clusters.need import Need, Pays
+from dask_isgd.clusters.scorer_controller import Need, Pays
 
 _SILENT = 120.0
 
@@ -44,9 +44,9 @@ class _Listener(SchedulerPlugin):
 
 
 class ByNeed(Adaptive):
-    """Dask's ``Adaptive`` for a :class:`~dask_isgd.clusters.apart.LearnerApart` cluster.
+    """Dask's ``Adaptive`` for a :class:`~dask_isgd.clusters.base.LearnerApart` cluster.
 
-    While runs report, their gains decide (:class:`~dask_isgd.clusters.need.Need`); otherwise Dask's own
+    While runs report, their gains decide (:class:`~dask_isgd.clusters.scorer_controller.Need`); otherwise Dask's own
     estimate does. A coordinator keeps a bounded number of tasks in flight, so that the length of the
     queue, by which Dask judges, would say the same of any number of scorers.
     """

@@ -22,10 +22,10 @@ from typing import Any
 import dask.config
 from distributed.deploy.spec import ProcessInterface
 
-from dask_isgd.clusters.apart import LearnerApart, learner_names
-from dask_isgd.dask_internals import close_key_files
+from dask_isgd.clusters.base import LearnerApart, learner_names
 from dask_isgd.errors import ConfigError
-from dask_isgd.placement import LEARNER, SCORER
+from dask_isgd.runtime.dask_internals import close_key_files
+from dask_isgd.runtime.placement import LEARNER, SCORER
 
 QUEUES = {
     "slurm": "SLURMCluster",
@@ -36,7 +36,7 @@ QUEUES = {
     "oar": "OARCluster",
     "moab": "MoabCluster",
 }
-_GRACE = "dask_isgd.clusters.grace"
+_GRACE = "dask_isgd.clusters.sigterm_preload"
 _NOT_FOR_JOBS = {"self", "args", "kwargs", "scheduler", "name", "protocol", "security", "config_name"} | {
     *("extra", "job_extra", "env_extra", "header_skip", "project"),  # renamed by dask-jobqueue
 }

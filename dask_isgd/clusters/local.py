@@ -12,9 +12,9 @@ import dask.config
 from distributed import Nanny, Scheduler, Security
 
 import dask_isgd.config  # noqa: F401  # its defaults
-from dask_isgd.clusters.apart import LearnerApart, learner_names
+from dask_isgd.clusters.base import LearnerApart, learner_names
 from dask_isgd.errors import ConfigError
-from dask_isgd.placement import LEARNER, SCORER
+from dask_isgd.runtime.placement import LEARNER, SCORER
 
 
 class LocalCluster(LearnerApart):

@@ -17,9 +17,9 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dask_isgd import dask_internals
 from dask_isgd.dashboard.watch import watch
 from dask_isgd.errors import ClusterMismatchError
+from dask_isgd.runtime import dask_internals
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d, LinearAxis, NumeralTickFormatter, Range1d, Span
 
-from dask_isgd.curves import smooth
 from dask_isgd.dashboard import style
 from dask_isgd.dashboard.panel import Panel
 from dask_isgd.dashboard.record import RunRecord
 from dask_isgd.dashboard.style import BLUE, GREEN, ORANGE, PURPLE, RED
+from dask_isgd.display.smoothing import smooth
 
 
 def _smooth(values: Any) -> Any:

@@ -17,7 +17,7 @@ from dask_isgd.dashboard.panel import Panel
 from dask_isgd.dashboard.panels import PANELS
 from dask_isgd.dashboard.record import RunRecord
 from dask_isgd.dashboard.watch import Watch, watch
-from dask_isgd.dask_internals import page_template
+from dask_isgd.runtime.dask_internals import page_template
 
 INTERVAL = 1000
 """Milliseconds between two looks of a page at the records."""

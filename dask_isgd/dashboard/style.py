@@ -7,7 +7,7 @@ from typing import Any
 from bokeh.models import BasicTickFormatter, HoverTool, NumeralTickFormatter
 from bokeh.plotting import figure
 
-# Okabe and Ito's palette, as in dask_isgd.plots.
+# Okabe and Ito's palette, as in dask_isgd.display.plots.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, MUTED, GRID, SHADE, NEVER = "#222222", "#6b6b6b", "#e6e6e6", "#e9e9e9", "#bdbdbd"
 

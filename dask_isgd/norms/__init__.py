@@ -19,6 +19,6 @@
 
 from dask_isgd.norms.engine import NormEngine, gradient_norms
 from dask_isgd.norms.rules import RULES, Rule, register_rule
-from dask_isgd.norms.training import TrainingNorms, capture_norms
+from dask_isgd.norms.training_capture import TrainingNorms, capture_norms
 
 __all__ = ["RULES", "NormEngine", "Rule", "TrainingNorms", "capture_norms", "gradient_norms", "register_rule"]

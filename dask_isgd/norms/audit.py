@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
+from dask_isgd.norms.batch_layouts import Layout, guesses
 from dask_isgd.norms.capture import Capture, Site, fast_pass
 from dask_isgd.norms.coupling import close, refuse_changed_losses, refuse_mixed_inputs
-from dask_isgd.norms.examples import Loss, take, tensors
-from dask_isgd.norms.expansion import Shape, copies
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
-from dask_isgd.norms.layouts import Layout, guesses
-from dask_isgd.norms.observe import Seen, candidates, observe
-from dask_isgd.norms.state import random_state, set_random_state, trainable
+from dask_isgd.norms.graph_trace import Seen, candidates, observe
+from dask_isgd.norms.model_state import random_state, set_random_state, trainable
+from dask_isgd.norms.per_example_copies import Shape, copies
+from dask_isgd.norms.tensor_trees import Loss, take, tensors
 
 logger = logging.getLogger("dask_isgd.norms")
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dask_isgd.norms.examples import Loss, autocast_on, call, checked_losses, row_norms, wide
-from dask_isgd.norms.expansion import Shape, expanded
-from dask_isgd.norms.layouts import Layout
+from dask_isgd.norms.batch_layouts import Layout
+from dask_isgd.norms.model_state import frozen
+from dask_isgd.norms.per_example_copies import Shape, expanded
 from dask_isgd.norms.rules import Kept, Rule, rule_of
-from dask_isgd.norms.state import frozen
+from dask_isgd.norms.tensor_trees import Loss, autocast_on, call, checked_losses, row_norms, wide
 
 WORKSPACE = 1 << 24
 """Elements of materialised gradients at a time (64 MB in float32)."""

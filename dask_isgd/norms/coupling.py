@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
-from dask_isgd.norms.examples import Loss, autocast_on, call, checked_losses, take, tensors, with_tensors
+from dask_isgd.norms.tensor_trees import Loss, autocast_on, call, checked_losses, take, tensors, with_tensors
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Relative; half precision: 0.1. A wrong rule is off by far more, rounding by far less."""

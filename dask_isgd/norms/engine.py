@@ -12,7 +12,9 @@ from dask_isgd.norms.attention import Attentions
 from dask_isgd.norms.audit import Plan, audit
 from dask_isgd.norms.capture import fast_pass
 from dask_isgd.norms.coupling import mixes_rows, same_losses
-from dask_isgd.norms.examples import (
+from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
+from dask_isgd.norms.model_state import preserved, random_state, refuse, set_random_state
+from dask_isgd.norms.tensor_trees import (
     Loss,
     batch_size,
     call,
@@ -23,8 +25,6 @@ from dask_isgd.norms.examples import (
     take,
     tensors,
 )
-from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
-from dask_isgd.norms.state import preserved, random_state, refuse, set_random_state
 
 METHODS = ("exact", "bound", "loss")
 

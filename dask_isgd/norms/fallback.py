@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from dask_isgd.norms.examples import (
+from dask_isgd.norms.model_state import frozen
+from dask_isgd.norms.tensor_trees import (
     Loss,
     call,
     checked_losses,
@@ -24,7 +25,6 @@ from dask_isgd.norms.examples import (
     wide,
     with_tensors,
 )
-from dask_isgd.norms.state import frozen
 
 WORKSPACE = 1 << 26
 """Elements of per-example gradients at a time (256 MB in float32)."""

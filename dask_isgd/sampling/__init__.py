@@ -2,9 +2,8 @@
 
 from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw
-from dask_isgd.sampling.evidence import Evidence, Sample
+from dask_isgd.sampling.gain_samples import Evidence, Sample
 from dask_isgd.sampling.gate import Gate
-from dask_isgd.sampling.pace import may_start
 from dask_isgd.sampling.sampler import ImportanceSampler
 from dask_isgd.sampling.schedule import next_chunks, probe_chunks, restless_chunks
 
@@ -15,7 +14,6 @@ __all__ = [
     "Gate",
     "ImportanceSampler",
     "Sample",
-    "may_start",
     "next_chunks",
     "probe_chunks",
     "restless_chunks",

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError, RunMismatchError
-from dask_isgd.sampling.blocks import BlockedWeights
 from dask_isgd.sampling.chunk_sums import ChunkSums
-from dask_isgd.sampling.descent import Descent
 from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
 from dask_isgd.sampling.proposal import Ageing, Proposal, flat, propose
+from dask_isgd.sampling.tree_search import Descent
+from dask_isgd.sampling.weight_blocks import BlockedWeights
 
 logger = logging.getLogger("dask_isgd.sampling")
 

@@ -12,8 +12,8 @@ import distributed
 import pytest
 from distributed import Client, LocalCluster
 
-from dask_isgd.clusters.config import cluster_from_mapping, load_cluster
-from dask_isgd.clusters.opening import open_cluster, queue_options
+from dask_isgd.clusters.cluster_file import cluster_from_mapping, load_cluster
+from dask_isgd.clusters.open import open_cluster, queue_options
 from dask_isgd.errors import ConfigError, WaitTimeout
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "clusters"

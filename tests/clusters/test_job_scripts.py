@@ -62,7 +62,7 @@ def test_every_queue_is_here():
 def test_a_learners_job_is_unlike_a_scorers(name):
     options, only_learner, only_scorer = ASKED[name]
     learner, scorer = scripts(name, {"cores": 2, "memory": "32GB", **options})
-    for text in [*only_learner, "--resources learner=1", "--preload dask_isgd.clusters.grace"]:
+    for text in [*only_learner, "--resources learner=1", "--preload dask_isgd.clusters.sigterm_preload"]:
         assert text in learner
         assert text not in scorer
     for text in [*only_scorer, "--resources scorer=4"]:

@@ -12,7 +12,7 @@ import pytest
 from distributed import Client
 
 import dask_isgd as isgd
-from dask_isgd.clusters.need import Need
+from dask_isgd.clusters.scorer_controller import Need
 from dask_isgd.errors import ConfigError
 
 WAIT = 60
@@ -47,7 +47,7 @@ def test_scale_counts_scorers_and_lost_workers_come_back():
 
 
 def test_a_nanny_that_restarts_its_worker_is_not_given_up_however_slow_the_machine(monkeypatch):
-    monkeypatch.setattr("dask_isgd.clusters.apart._PATIENCE", 10**6)
+    monkeypatch.setattr("dask_isgd.clusters.base._PATIENCE", 10**6)
 
     with isgd.LocalCluster(1) as cluster, cluster.get_client() as client:
         nanny, (address,) = cluster.workers["learner"], present(client).values()

@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, LocalCluster, Scheduler
 
 import dask_isgd as isgd
-from dask_isgd import dask_internals, events
+from dask_isgd import events
 from dask_isgd.dashboard import dask_setup
 from dask_isgd.dashboard.lines import closed_spans
 from dask_isgd.dashboard.pages import PAGES, Page
@@ -22,6 +22,7 @@ from dask_isgd.dashboard.panels import PANELS
 from dask_isgd.dashboard.record import RunRecord
 from dask_isgd.dashboard.watch import Watch, watch
 from dask_isgd.errors import ClusterMismatchError
+from dask_isgd.runtime import dask_internals
 
 EVIL = "<img src=x onerror=alert(1)>"
 

@@ -24,7 +24,7 @@ from harness import (
     until,
 )
 
-from dask_isgd.spec import topic_of
+from dask_isgd.core.spec import topic_of
 
 TTL = 8
 

@@ -33,7 +33,7 @@ from harness import (
 )
 
 import dask_isgd as isgd
-from dask_isgd import pubsub
+from dask_isgd.core.spec import topic_of
 from dask_isgd.errors import (
     ClusterMismatchError,
     ConfigError,
@@ -44,7 +44,7 @@ from dask_isgd.errors import (
 )
 from dask_isgd.events import Published
 from dask_isgd.pipelines import PIPELINES
-from dask_isgd.spec import topic_of
+from dask_isgd.runtime import pubsub
 from dask_isgd.storage import Dataset, WeightArray, write_dataset
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_is_told_to_goes_on_without_bad_chunks_and_says_so(client, da
 
 def hear_nothing(yes: bool) -> None:
     """Every event is lost on its way to the tasks of this process."""
-    from dask_isgd import pubsub
+    from dask_isgd.runtime import pubsub
 
     fan = pubsub._Fan
     if yes:

@@ -8,7 +8,7 @@ import signal
 import pytest
 from harness import WAIT, Apart, fit, holder, learning, lowest_step, no_gaps, reaches, saved, trained, until
 
-from dask_isgd.spec import topic_of
+from dask_isgd.core.spec import topic_of
 
 LIMIT = 900_000_000
 PROMISE = 5.0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dask_isgd.norms import RULES
-from dask_isgd.norms.examples import call, take, tensors
+from dask_isgd.norms.tensor_trees import call, take, tensors
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:

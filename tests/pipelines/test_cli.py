@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dask_isgd.pipelines import training
 from dask_isgd.pipelines.cli import isgd
+from dask_isgd.pipelines.commands import show
+from dask_isgd.pipelines.commands import train as training
 from dask_isgd.storage import Dataset, History, RunDirectory, write_dataset
 
 
@@ -158,7 +159,6 @@ class TestStatusAndPlot:
 
     def test_watch_a_run_that_goes_on(self, here, monkeypatch):
         """Each look prints a line; the last one the table."""
-        from dask_isgd.pipelines import looking
 
         directory = make_run(here / "r", rows=10)
         looks = []
@@ -171,7 +171,7 @@ class TestStatusAndPlot:
             if len(looks) == 3:
                 directory.set_control(want="stop")
 
-        monkeypatch.setattr(looking.time, "sleep", sleep)
+        monkeypatch.setattr(show.time, "sleep", sleep)
         result = invoke("status", "r", "--watch", "--every", "0.1")
         assert result.exit_code == 0, result.output
         lines = result.stdout.splitlines()
@@ -180,10 +180,9 @@ class TestStatusAndPlot:
         assert "stopped, step 260 of 600" in result.stdout
 
     def test_watch_as_json_is_a_line_a_look(self, here, monkeypatch):
-        from dask_isgd.pipelines import looking
 
         directory = make_run(here / "r")
-        monkeypatch.setattr(looking.time, "sleep", lambda seconds: directory.set_control(want="stop"))
+        monkeypatch.setattr(show.time, "sleep", lambda seconds: directory.set_control(want="stop"))
         result = invoke("status", "r", "--watch", "--json")
         assert [json.loads(line)["step"] for line in result.stdout.splitlines()] == [600, 600]
 
@@ -227,7 +226,7 @@ class TestProcess:
         assert (result.returncode, result.stdout, result.stderr) == (0, "data/digits.zarr\n", "")
 
     def test_interrupts_have_their_codes(self, here, monkeypatch):
-        from dask_isgd.pipelines.cli import Terminated
+        from dask_isgd.pipelines.commands.terminated import Terminated
 
         for error, code in ((KeyboardInterrupt, 128 + signal.SIGINT), (Terminated, 128 + signal.SIGTERM)):
             monkeypatch.setattr(training, "default_data", lambda name, error=error: (_ for _ in ()).throw(error))

@@ -11,10 +11,11 @@ import pytest
 from scipy.io import savemat
 
 from dask_isgd.errors import DataError, IsgdError, LengthMismatchError
-from dask_isgd.pipelines import PIPELINES, fashion_mnist, svhn
-from dask_isgd.pipelines.digits import stratified
-from dask_isgd.pipelines.idx import read_idx
-from dask_isgd.pipelines.prepared import prepare as prepare_once
+from dask_isgd.pipelines import PIPELINES
+from dask_isgd.pipelines.datasets import fashion_mnist, svhn
+from dask_isgd.pipelines.datasets.digits import stratified
+from dask_isgd.pipelines.datasets.idx import read_idx
+from dask_isgd.pipelines.ingestion.prepared import prepare as prepare_once
 from dask_isgd.storage import Dataset, write_dataset
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

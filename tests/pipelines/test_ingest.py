@@ -17,11 +17,13 @@ from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 
 from dask_isgd.errors import DataError, EmptyDatasetError, LabelError, LengthMismatchError
-from dask_isgd.pipelines import ingest, ingesting
+from dask_isgd.pipelines import ingest
 from dask_isgd.pipelines.cli import isgd
-from dask_isgd.pipelines.ingest_splits import by_fraction, by_group, by_time, destinations
-from dask_isgd.pipelines.ingest_statistics import Moments
-from dask_isgd.pipelines.ingest_tables import ImageTable, ParquetTable
+from dask_isgd.pipelines.ingestion import ingest as ingestion
+from dask_isgd.pipelines.ingestion import passes
+from dask_isgd.pipelines.ingestion.splits import by_fraction, by_group, by_time, destinations
+from dask_isgd.pipelines.ingestion.statistics import Moments
+from dask_isgd.pipelines.ingestion.tables import ImageTable, ParquetTable
 from dask_isgd.storage import Dataset
 
 N = 503
@@ -391,7 +393,7 @@ class TestDtypes:
 class TestWholeOrNotAtAll:
     def crash_at(self, monkeypatch, name, i):
         """The pass ``name`` ends the process, so to say, at item ``i``; returns the items that ran."""
-        ran, run = [], getattr(ingesting, name)
+        ran, run = [], getattr(ingestion, name)
 
         def crashing(plan, at):
             if at == i:
@@ -399,12 +401,11 @@ class TestWholeOrNotAtAll:
             ran.append(at)
             return run(plan, at)
 
-        monkeypatch.setattr(ingesting, name, crashing)
+        monkeypatch.setattr(ingestion, name, crashing)
         return ran
 
     @pytest.mark.parametrize(("name", "i"), [("scatter", 2), ("collect", 0), ("collect", 3)])
     def test_after_a_crash_it_goes_on(self, tmp_path, monkeypatch, name, i):
-        from dask_isgd.pipelines import ingest_passes
 
         settings = {"memory": 5_000, "chunk_size": 16}
         whole = ingest(ARRAYS, tmp_path / "whole", **settings)
@@ -419,7 +420,7 @@ class TestWholeOrNotAtAll:
         assert len(done) >= i
         kept = []
         save = np.savez
-        monkeypatch.setattr(ingest_passes.np, "savez", lambda file, **found: kept.append(file) or save(file, **found))
+        monkeypatch.setattr(passes.np, "savez", lambda file, **found: kept.append(file) or save(file, **found))
         url = ingest(ARRAYS, tmp_path / "d", **settings)
         assert sorted(os.listdir(tmp_path)) == ["d", "whole"]
         a, b = by_name(whole, "train"), by_name(url, "train")
@@ -430,9 +431,9 @@ class TestWholeOrNotAtAll:
     def test_a_killed_process_leaves_nothing_that_opens(self, tmp_path):
         script = (
             "import os, sys, numpy as np\n"
-            "from dask_isgd.pipelines import ingest, ingesting\n"
-            "run = ingesting.collect\n"
-            "ingesting.collect = lambda plan, i: os.kill(os.getpid(), 9) if i == 2 else run(plan, i)\n"
+            "from dask_isgd.pipelines import ingest, ingestion\n"
+            "run = ingestion.collect\n"
+            "ingestion.collect = lambda plan, i: os.kill(os.getpid(), 9) if i == 2 else run(plan, i)\n"
             "x = np.arange(400.0)\n"
             "ingest({'x': x, 'y': x.astype(int) % 3}, sys.argv[1], memory=400, chunk_size=16)\n"
         )
@@ -447,7 +448,7 @@ class TestWholeOrNotAtAll:
     def test_a_dataset_that_is_there_is_used_and_another_is_never_overwritten(self, tmp_path, monkeypatch):
         url = ingest(ARRAYS, tmp_path / "d")
         with monkeypatch.context() as patch:
-            patch.setattr(ingesting, "scatter", lambda *_: pytest.fail("done twice"))
+            patch.setattr(ingestion, "scatter", lambda *_: pytest.fail("done twice"))
             assert ingest(ARRAYS, tmp_path / "d") == url
         with pytest.raises(DataError, match="delete it, or prepare somewhere else"):
             ingest(ARRAYS, tmp_path / "d", seed=1)

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from scipy.io import savemat
 
 from dask_isgd.errors import DataError
-from dask_isgd.pipelines.matlab import open_variable
+from dask_isgd.pipelines.datasets.matlab import open_variable
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 5)).astype(np.uint8)
 

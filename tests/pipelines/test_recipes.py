@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dask_isgd.pipelines.models as zoo
-from dask_isgd import models
+from dask_isgd.core import models
 from dask_isgd.errors import ConfigError
 from dask_isgd.pipelines import PIPELINES, load_recipe
 from dask_isgd.pipelines.recipes import named, recipe_from_mapping

@@ -8,7 +8,7 @@ import pytest
 from dask_isgd.config import Sampling
 from dask_isgd.sampling import Gate
 from dask_isgd.sampling.gate import STATES
-from dask_isgd.variance import VarianceMonitor
+from dask_isgd.sampling.variance import VarianceMonitor
 
 
 def feed(gate, gain, times=40, step=0):

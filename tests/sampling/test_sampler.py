@@ -19,7 +19,7 @@ from dask_isgd.errors import (
 )
 from dask_isgd.sampling import Draw, ImportanceSampler
 from dask_isgd.sampling import sampler as sampler_module
-from dask_isgd.variance import from_chunk_sums, square_of_mean
+from dask_isgd.sampling.variance import from_chunk_sums, square_of_mean
 
 
 class Positions:

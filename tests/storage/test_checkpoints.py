@@ -169,7 +169,7 @@ class TestDamage:
     )
     @pytest.mark.parametrize("signed", [False, True])
     def test_another_manifest(self, two, caplog, change, signed):
-        from dask_isgd.storage.checkpoints import _digest
+        from dask_isgd.storage.run.checkpoints import _digest
 
         path = "step-000000002-i0001/manifest.json"
         manifest = {**json.loads(two.folder.read(path)), **change}
@@ -194,7 +194,8 @@ class TestDamage:
 KILLS = """
 import json, os, sys
 import numpy as np
-from dask_isgd.storage import Checkpoints, files
+from dask_isgd.storage import Checkpoints
+from dask_isgd.storage.backends import local
 
 url, when = sys.argv[1:]
 tensors = {"a": np.arange(1000.0)}

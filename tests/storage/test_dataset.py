@@ -381,7 +381,7 @@ class TestHandle:
         ],
     )
     def test_no_secrets_are_shown(self, url, shown):
-        from dask_isgd.storage.stores import redact
+        from dask_isgd.storage.backends.stores import redact
 
         assert redact(url) == shown
         assert "secret" not in redact(url)

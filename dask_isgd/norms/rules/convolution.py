@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dask_isgd.norms.examples import row_norms
 from dask_isgd.norms.rules import Kept, register_rule
 from dask_isgd.norms.rules.linear import gram_norms
+from dask_isgd.norms.tensor_trees import row_norms
 
 WORKSPACE = 1 << 18
 """Elements of weight gradients at a time (1 MB in float32): they stay in the cache until squared."""

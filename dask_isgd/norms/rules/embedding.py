@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.examples import square_norms
 from dask_isgd.norms.rules import Kept, register_rule
+from dask_isgd.norms.tensor_trees import square_norms
 
 
 @register_rule(nn.Embedding)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.examples import row_norms, wide
 from dask_isgd.norms.rules import Kept, register_rule
+from dask_isgd.norms.tensor_trees import row_norms, wide
 
 WORKSPACE = 1 << 19
 """Elements a temporary may have (2 MB in float32): slices of examples that stay in the cache until squared."""

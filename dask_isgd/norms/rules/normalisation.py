@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dask_isgd.norms.examples import row_norms
 from dask_isgd.norms.rules import Kept, register_rule
+from dask_isgd.norms.tensor_trees import row_norms
 
 
 class NormalisationRule(ABC):

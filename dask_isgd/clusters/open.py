@@ -1,0 +1,125 @@
+"""From a description of a cluster to a client of it, for as long as a ``with`` block lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dask.config
+from dask.utils import parse_timedelta
+from distributed import Client, Security
+
+from dask_isgd.clusters import jobqueue
+from dask_isgd.clusters.cluster_file import LIFETIME, ClusterConfig
+from dask_isgd.clusters.local import LocalCluster
+from dask_isgd.errors import ConfigError, WaitTimeout
+
+_INHERITED = "DASK_INTERNAL_INHERIT_CONFIG"
+
+
+@contextlib.contextmanager
+def open_cluster(config: ClusterConfig) -> Iterator[Client]:
+    """Start the cluster, or connect to it, and close what was started in the end.
+
+    Raises WaitTimeout where no scheduler answers, ConfigError where a package is missing or an
+    option is refused.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(dict(config.dask)))
+        if config.wait is not None:
+            stack.enter_context(dask.config.set({"isgd.cluster.timeout": config.wait}))
+        if config.kind == "scheduler":
+            yield stack.enter_context(_connected(config))
+            return
+        try:
+            cluster = _started(config)
+        except (TypeError, ValueError, OSError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"cluster {config.kind}: cannot be started: {error}") from error
+        stack.enter_context(cluster)
+        if config.adapt is not None:
+            cluster.adapt(minimum=config.adapt[0], maximum=config.adapt[1])
+        yield stack.enter_context(Client(cluster))
+
+
+def security_of(config: ClusterConfig) -> Security | None:
+    """Dask's TLS settings: of files, or made for this cluster alone."""
+    if config.security is None:
+        return None
+    if config.security == "temporary":
+        temporary: Security = Security.temporary()
+        return temporary
+    files = config.security
+    assert isinstance(files, Mapping)
+    keys = {f"tls_{role}_{part}": files[part] for role in ("scheduler", "worker", "client") for part in ("cert", "key")}
+    return Security(tls_ca_file=files["ca_file"], require_encryption=True, **keys)
+
+
+def _connected(config: ClusterConfig) -> Client:
+    where = config.address or config.scheduler_file
+    try:
+        if config.scheduler_file is not None:
+            return Client(scheduler_file=config.scheduler_file, security=security_of(config))
+        return Client(config.address, security=security_of(config))
+    except TypeError as error:  # so says Dask of tls:// without keys
+        raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {where!r} ({error})") from error
+    except (OSError, ValueError) as error:
+        raise WaitTimeout(
+            f"no Dask scheduler answers at {where!r} ({error}); is it started, and are its address and keys these?"
+        ) from error
+
+
+def _started(config: ClusterConfig) -> Any:
+    if config.kind == "local":
+        workers = None if config.scorers is None else config.scorers + config.learners
+        return LocalCluster(workers, learners=config.learners, gpus=config.gpus, security=security_of(config))
+    if config.kind == "dask-cuda":
+        return _cuda(config)
+    options = queue_options(config)
+    return getattr(jobqueue, jobqueue.QUEUES[config.kind])(**options)
+
+
+def _cuda(config: ClusterConfig) -> Any:
+    try:
+        dask_cuda = importlib.import_module("dask_cuda")
+    except ImportError as error:
+        raise ConfigError(f"cluster dask-cuda: not installed ({error}); pip install dask-cuda") from error
+    options = {"dashboard_address": "127.0.0.1:8787", "host": "127.0.0.1", **config.options}
+    return dask_cuda.LocalCUDACluster(security=security_of(config), **options)
+
+
+def queue_options(config: ClusterConfig) -> dict[str, Any]:
+    """Keyword arguments of a queue's cluster class."""
+    prologue = []
+    if config.dask:  # workers read the configuration of their own machine, and this on top of it
+        prologue = [f"export {_INHERITED}={dask.config.serialize(dict(config.dask))}"]
+
+    def job(*parts: Mapping[str, Any]) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        for part in parts:
+            options |= part
+        arguments = list(options.pop("worker_extra_args", ()))
+        for name in LIFETIME:
+            if name in options:
+                seconds = parse_timedelta(options.pop(name), default="s")
+                arguments += [f"--{name.replace('_', '-')}", f"{seconds:g}s"]
+        if arguments:
+            options["worker_extra_args"] = arguments
+        if prologue:
+            options["job_script_prologue"] = [*options.get("job_script_prologue", ()), *prologue]
+        return options
+
+    learner, scorer = job(config.job, config.learner), job(config.job, config.scorer)
+    return {
+        **scorer,
+        # what only the scorers' jobs have is not the learner's
+        "learner": {**{name: None for name in scorer if name not in learner}, **learner},
+        "learners": config.learners,
+        "n_workers": 1 if config.scorers is None else config.scorers,
+        "security": security_of(config),
+        "shared_temp_directory": config.shared_directory,
+        **({"scheduler_options": dict(config.scheduler)} if config.scheduler else {}),
+    }

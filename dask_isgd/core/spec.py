@@ -1,0 +1,61 @@
+"""What every task of a run is told: one small frozen record that pickles whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.core.loss import Loss, cross_entropy
+from dask_isgd.core.models import ModelSource
+from dask_isgd.events import topic_of
+from dask_isgd.storage import Dataset, RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """A run: where it lives, what it trains and how."""
+
+    run: str
+    """Unique id of the run; part of every key, topic and Variable."""
+    url: str
+    """Of the run directory."""
+    model: ModelSource
+    data: Dataset
+    validation: Dataset | None
+    loss: Loss | None
+    learning: Learning
+    scoring: Scoring
+    sampling: Sampling
+    chunk: int
+    """Examples a scoring chunk."""
+    attempt: int
+    """Number of this start of the run; each ``fit`` has its own, greater than those before."""
+    detach: bool = False
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Of the run directory, for fsspec: they may be secrets, so no repr, log, event or file holds them."""
+
+    @property
+    def loss_function(self) -> Loss:
+        return self.loss if self.loss is not None else cross_entropy
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.url, storage_options=self.storage_options)
+
+    @property
+    def examples(self) -> int:
+        return len(self.data)
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.examples // self.chunk)
+
+    @property
+    def topic(self) -> str:
+        return topic_of(self.run)
+
+    @property
+    def variable(self) -> str:
+        """The Dask ``Variable`` that holds the newest parameters."""
+        return f"isgd-params-{self.run}-{self.attempt}"

@@ -1,0 +1,74 @@
+"""The progress of a run in a terminal or a log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dask_isgd.display.text import DASH, measures
+
+_LINE_SECONDS = 5.0
+
+
+class LiveProgress:
+    """Progress of a run on a stream, to be given to ``Run.wait(progress=...)``.
+
+    On a terminal a bar that is redrawn in place; elsewhere (a log, a pipe) a plain line every
+    ``seconds`` and at the last step. Use it as a context manager, and call it with ``Run.latest``.
+    """
+
+    def __init__(self, stream: TextIO, *, steps: int | None = None, seconds: float = _LINE_SECONDS) -> None:
+        self.steps, self.seconds = steps, seconds
+        self.console = Console(file=stream, highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._said = -math.inf
+        self._last = -1
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.fields[status]}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[measures]}", style="cyan"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                refresh_per_second=4,
+            )
+
+    def __enter__(self) -> LiveProgress:
+        if self._bar is not None:
+            self._task = self._bar.add_task("run", total=self.steps, status="starting", measures="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        step = values.get("step") or 0
+        steps = values.get("steps") or self.steps
+        status = str(values.get("status") or ("training" if step else "starting"))
+        if self._bar is not None and self._task is not None:
+            shown = "  ".join(f"{name} {text}" for name, text in measures(values) if text != DASH)
+            self._bar.update(self._task, completed=step, total=steps, status=status, measures=shown)
+            return
+        now = time.monotonic()
+        if step != self._last and (now - self._said >= self.seconds or step == steps):
+            self._said, self._last = now, step
+            self.line(status, step, steps, values)
+
+    def line(self, status: str, step: int, steps: int | None, values: Mapping[str, Any]) -> None:
+        """One plain line, flushed, for logs."""
+        of = f"/{steps:,}" if steps else ""
+        shown = "  ".join(f"{name} {text}" for name, text in measures(values) if text != DASH)
+        self.console.file.write(f"{status}  step {step:,}{of}  {shown}".rstrip() + "\n")
+        self.console.file.flush()

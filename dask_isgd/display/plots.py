@@ -1,0 +1,252 @@
+"""Four pictures of a run: loss, test error, variance, and whether importance sampling pays.
+
+Figures are made without pyplot: no window, no global state, safe in threads and on servers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from numpy.typing import NDArray
+
+from dask_isgd.display.smoothing import smooth
+
+Array = NDArray[np.float64]
+
+# Okabe and Ito's palette: told apart by all common kinds of colour vision and in grey.
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+INK, MUTED, GRID, SHADE = "#222222", "#6b6b6b", "#e6e6e6", "#ececec"
+
+
+class Picture(Figure):
+    """A figure that shows itself in a notebook, with or without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
+def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
+    """A figure of four panels over the steps of a run.
+
+    ``history`` is an ``xarray.Dataset`` along ``report`` (``Run.history``), ``evaluations`` one of
+    ``step``, ``loss`` and ``error`` (``Run.evaluations``). Missing variables and NaN leave gaps, and
+    panels without data say so: a run can be plotted from its first second.
+    """
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.04)
+    figure = Picture(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
+    grid = figure.add_gridspec(2, 2)
+    step = _values(history, "step")
+    order = np.argsort(step[np.isfinite(step)], kind="stable")
+
+    def column(name: str) -> Array:
+        values = _values(history, name)
+        return values[np.isfinite(step)][order] if len(values) == len(step) else np.full(len(order), np.nan)
+
+    steps = column("step")
+    losses = figure.add_subplot(grid[0, 0])
+    _loss(losses, steps, column("loss"))
+    _error(figure.add_subplot(grid[0, 1], sharex=losses), evaluations)
+    _variance(figure.add_subplot(grid[1, 0], sharex=losses), steps, column)
+    pair = grid[1, 1].subgridspec(2, 1, height_ratios=[2, 1], hspace=0.08)
+    gain = figure.add_subplot(pair[0], sharex=losses)
+    age = figure.add_subplot(pair[1], sharex=losses)
+    gain.tick_params(labelbottom=False)
+    _gain(gain, steps, column)
+    _age(age, steps, column)
+    for axes in figure.axes:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if len(steps):
+        losses.set_xlim(0, max(float(steps[-1]), 1.0))
+    for axes in (figure.axes[2], age):
+        axes.set_xlabel("step", color=MUTED)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    return figure
+
+
+def _values(dataset: Any, name: str) -> Array:
+    if dataset is None or name not in dataset:
+        return np.zeros(0)
+    return np.asarray(dataset[name].values, dtype=np.float64)
+
+
+def _width(n: int) -> int:
+    return max(1, n // 25)
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#b0b0b0")
+    axes.tick_params(colors=MUTED, labelsize=8.5, length=3)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _empty(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED, fontsize=9)
+    axes.set_yticks([])
+    axes.grid(False)
+
+
+def _log(axes: Axes, values: Array) -> None:
+    """A logarithmic axis with a few plain labels, where the values span more than a factor of 4."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if len(positive) < 2 or positive.max() / positive.min() < 4:
+        return
+    axes.set_yscale("log")
+    narrow = positive.max() / positive.min() < 100
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _curve(axes: Axes, x: Array, y: Array, color: str, label: str = "", style: Any = "-") -> Array:
+    """Raw values faint, smoothed ones strong."""
+    smoothed = smooth(y, _width(len(y)))
+    if len(y) > 50:
+        axes.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
+    axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style, label=label or None)
+    return smoothed
+
+
+def _loss(axes: Axes, x: Array, y: Array) -> None:
+    _frame(axes, "Training loss")
+    if not np.isfinite(y).any():
+        return _empty(axes, "no report yet")
+    smoothed = _curve(axes, x, y, BLUE)
+    _log(axes, smoothed)
+    # A minibatch now and then has next to no loss: on a logarithmic axis it would flatten everything else.
+    if axes.get_yscale() == "log":
+        low, high = np.nanmin(smoothed[smoothed > 0]), np.nanmax(y)
+        axes.set_ylim(low / 1.6, high * 1.15)
+    return None
+
+
+def _error(axes: Axes, evaluations: Any) -> None:
+    _frame(axes, "Test error")
+    x, y = _values(evaluations, "step"), _values(evaluations, "error")
+    keep = np.isfinite(x) & np.isfinite(y) if len(x) == len(y) else np.zeros(len(x), dtype=bool)
+    if not keep.any():  # no classes, or nothing evaluated
+        return _validation_loss(axes, x, _values(evaluations, "loss"))
+    x, y = x[keep], y[keep]
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    axes.plot(x, y, color=RED, linewidth=1.9, marker="o" if len(x) < 40 else None, markersize=3.5)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    _log(axes, y)
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:,g}%"))
+    best = int(np.argmin(y))
+    axes.plot(x[best], y[best], "o", color=RED, markersize=7, markerfacecolor="white", markeredgewidth=1.8)
+    axes.text(
+        0.98,
+        0.95,
+        f"best {100 * y[best]:.2f} % at step {x[best]:,.0f}\nlast {100 * y[-1]:.2f} %",
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8.5,
+        color=INK,
+        linespacing=1.5,
+    )
+    return None
+
+
+def _validation_loss(axes: Axes, x: Array, y: Array) -> None:
+    keep = np.isfinite(x) & np.isfinite(y) if len(x) == len(y) else np.zeros(len(x), dtype=bool)
+    if not keep.any():
+        return _empty(axes, "no evaluation yet")
+    axes.set_title("Validation loss", loc="left", fontsize=10.5, color=INK, pad=8)
+    order = np.argsort(x[keep], kind="stable")
+    axes.plot(x[keep][order], y[keep][order], color=RED, linewidth=1.9, marker="o" if keep.sum() < 40 else None, ms=3.5)
+    _log(axes, y[keep])
+    return None
+
+
+def _variance(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
+    _frame(axes, "Spread of the gradient, √Tr Σ of one draw")
+    shown = []
+    with np.errstate(invalid="ignore"):
+        for name, label, color, style in (
+            ("uniform", "uniform", ORANGE, "--"),
+            ("stale", "as drawn (stale)", BLUE, "-"),
+            ("ideal", "ideal", GREEN, ":"),
+        ):
+            trace = column(f"variance_{name}")
+            if np.isfinite(trace).any():
+                # The estimates of a trace are unbiased, so some are negative: average first, root after.
+                smoothed = np.sqrt(smooth(trace, _width(len(trace))))
+                raw = np.sqrt(trace)
+                if len(raw) > 50:
+                    axes.plot(x, raw, color=color, alpha=0.18, linewidth=0.8)
+                axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style, label=label)
+                shown.append(smoothed)
+    if not shown:
+        return _empty(axes, "no norms yet")
+    values = np.concatenate(shown)
+    _log(axes, values)
+    if axes.get_yscale() == "log" and (values > 0).any():
+        axes.set_ylim(np.nanmin(values[values > 0]) / 1.7, np.nanmax(values) * 1.7)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best", handlelength=2.4)
+    return None
+
+
+def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
+    _frame(axes, "Gain of importance sampling over uniform")
+    gain, gate = column("gain"), column("gate")
+    if not np.isfinite(gain).any():
+        return _empty(axes, "uniform draws: nothing to compare" if len(gain) else "no report yet")
+    closed = gate == 0
+    # Spans between the reports where the gate was closed; a report speaks for the steps up to the next.
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], closed, [False]]).astype(int)))
+    for number, (start, end) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
+        left = 0.0 if start == 0 else x[start]
+        right = x[min(end, len(x) - 1)]
+        axes.axvspan(left, right, color=SHADE, linewidth=0, label="gate closed: uniform draws" if number == 0 else None)
+    smoothed = _curve(axes, x, gain, PURPLE)
+    axes.axhline(1.0, color=MUTED, linewidth=1.0, linestyle="--")
+    finite = np.concatenate([smoothed[np.isfinite(smoothed)], [1.0]])
+    margin = max(0.15 * np.ptp(finite), 0.1)
+    axes.set_ylim(max(0.0, finite.min() - margin), finite.max() + 2 * margin)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    if closed.any():
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper right")
+    return None
+
+
+def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
+    _frame(axes, "")
+    axes.set_title("")
+    age, size = column("mean_age"), column("effective_sample_size")
+    if not (np.isfinite(age).any() or np.isfinite(size).any()):
+        return _empty(axes, "no weights")
+    _curve(axes, x, age, BLUE)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_ylabel("mean age\n(steps)", color=BLUE, fontsize=8.5)
+    right = axes.twinx()
+    for side in ("top", "left", "bottom"):
+        right.spines[side].set_visible(False)
+    right.spines["right"].set_color("#b0b0b0")
+    right.tick_params(colors=MUTED, labelsize=8.5, length=3)
+    _curve(right, x, size, GREEN, style="--")
+    right.set_ylim(0, 1.05)
+    right.yaxis.set_major_locator(MaxNLocator(3))
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    right.set_ylabel("effective\nsample size", color=GREEN, fontsize=8.5)
+    return None

@@ -1,0 +1,7 @@
+"""From drawn indices to minibatches on the learner's device, as fast as the data's place allows."""
+
+from dask_isgd.learner.feed.open import open_feed, open_source
+from dask_isgd.learner.feed.prefetch import Feed, Minibatch
+from dask_isgd.learner.feed.source import Draws, Run, Source
+
+__all__ = ["Draws", "Feed", "Minibatch", "Run", "Source", "open_feed", "open_source"]

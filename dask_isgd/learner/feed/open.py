@@ -1,0 +1,81 @@
+"""Which way rows come to the learner."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+
+from dask.utils import format_bytes
+
+from dask_isgd.config import Learning
+from dask_isgd.core.batch import Prepare
+from dask_isgd.errors import StorageFullError
+from dask_isgd.learner.feed.chunk_files import ChunkFiles
+from dask_isgd.learner.feed.chunk_pool import LEAST_SLOTS, ChunkPool, slots_within
+from dask_isgd.learner.feed.from_store import FromStore
+from dask_isgd.learner.feed.in_memory import InMemory
+from dask_isgd.learner.feed.local_copy import LocalCopy
+from dask_isgd.learner.feed.prefetch import Feed
+from dask_isgd.learner.feed.source import Draws, Source
+from dask_isgd.storage import Dataset
+
+logger = logging.getLogger(__name__)
+
+_AHEAD = 2
+_FREE_SHARE = 0.8
+"""Share of the free disk space that a copy may take at most."""
+
+
+def open_feed(
+    dataset: Dataset,
+    draws: Draws,
+    prepare: Prepare,
+    learning: Learning,
+    *,
+    folder: str | None = None,
+    timeout: float,
+) -> Feed:
+    """Minibatches of ``dataset`` on the learner's device, the fastest way there is; ``folder`` may hold a copy.
+
+    They are made ahead, unless all rows are in memory and need not travel to a device, or the run is
+    exact: its draws follow the norms of the very step before.
+    """
+    source = open_source(dataset, draws, learning, folder=folder)
+    at_hand = source.in_memory and prepare.device.type == "cpu"
+    return Feed(source, prepare, ahead=0 if at_hand or learning.exact else _AHEAD, timeout=timeout)
+
+
+def open_source(dataset: Dataset, draws: Draws, learning: Learning, *, folder: str | None = None) -> Source:
+    """The fastest way that keeps to ``learning.memory`` and ``learning.disk``; its ``why`` says which and why.
+
+    In this order: all of it in memory; rows of local uncompressed chunks; a local uncompressed copy in
+    ``folder`` (default: the system's temporary one); a pool of resident chunks; the store itself. An
+    exact run takes no pool: which chunks are resident depends on where the run was resumed.
+    """
+    memory, disk = learning.memory_bytes, learning.disk_bytes
+    size = format_bytes(dataset.nbytes)
+    if dataset.nbytes <= memory:
+        return InMemory(dataset, draws, f"in memory: {size} of data, {format_bytes(memory)} allowed")
+    why = f"{size} of data exceed the {format_bytes(memory)} of memory allowed"
+    raw = dataset.raw
+    if raw is not None:
+        return ChunkFiles(dataset, raw, draws, f"rows of local uncompressed chunks: {why}", memory=memory)
+    kind = "compressed" if dataset.local else "remote"
+    free = shutil.disk_usage(folder or tempfile.gettempdir()).free
+    room = f"{format_bytes(disk)} of disk allowed, {format_bytes(free)} free"
+    if dataset.nbytes <= min(disk, _FREE_SHARE * free):
+        try:
+            chosen = f"local uncompressed copy of {kind} data: {why}; {room}"
+            return LocalCopy(dataset, draws, chosen, folder=folder, memory=memory)
+        except StorageFullError as error:
+            room = str(error)
+    why = f"{why}, and the disk will not do ({room})"
+    slots = slots_within(dataset, memory)
+    if slots >= LEAST_SLOTS and not learning.exact:
+        chosen = f"pool of {slots} resident chunks of {dataset.n_chunks}, unbiased, steps dependent: {why}"
+        return ChunkPool(dataset, draws, chosen, memory=memory, seed=learning.seed)
+    reason = "an exact run takes no pool" if learning.exact else f"{slots} chunks fit, too few for a pool"
+    why = f"rows out of the {kind} store, slow: {why}; {reason}. Allow more memory or disk, or make chunks smaller"
+    logger.warning("feed: %s", why)
+    return FromStore(dataset, draws, why)

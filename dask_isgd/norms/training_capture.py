@@ -1,0 +1,137 @@
+"""The norms of a training step's own minibatch, from its own backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dask_isgd.errors import ModelError
+from dask_isgd.norms.audit import Plan, audit
+from dask_isgd.norms.capture import Capture
+from dask_isgd.norms.engine import structure_of
+from dask_isgd.norms.model_state import preserved, refuse
+from dask_isgd.norms.tensor_trees import batch_size, detached, tensors
+
+_PLANS: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Plan | None]] = WeakKeyDictionary()
+"""The plan of each model trained under a capture, and the structure it was made for; None: there is none."""
+
+
+class TrainingNorms:
+    """What :func:`capture_norms` hands out: ask it for the norms after the backward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._plan: Plan | None = None
+        self._capture: Capture | None = None
+        self._handles: list[RemovableHandle] = []
+        self._auditing = False
+
+    def norms(self, *, scale: Tensor) -> Tensor | None:
+        """||∂L_n/∂θ||₂ of the minibatch just trained on: (B,) float32.
+
+        ``scale`` (B,) is what each example's loss was multiplied by before backward: c_m/M, times a loss
+        scale where there is one. None where the backward pass does not hold the norms: a layer without
+        a rule, another number of forward passes than one. Ask a ``NormEngine`` then.
+        """
+        capture, plan = self._capture, self._plan
+        if capture is None or plan is None:
+            return None
+        capture.finish()
+        size = len(scale)
+        if not plan.explains(capture, size):
+            return None
+        return capture.squares(size, scale.device).sqrt_().div_(scale).abs_().float()
+
+    def _open(self) -> None:
+        before = self._model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
+        self._handles = [before, self._model.register_forward_hook(self._after)]
+
+    def _close(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        if self._capture is not None:
+            self._capture.close()
+
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too
+            return
+        if self._capture is None:
+            structure, known = structure_of(model), _PLANS.get(model)
+            if known is not None and known[0] == structure:
+                self._plan = known[1]
+            else:
+                self._auditing = True
+                self._plan = _plan_of(model, structure, args, kwargs)
+                self._auditing = False
+            if self._plan is None:
+                self._close()
+                return
+            self._capture = Capture(model, self._plan.sites, len(tensors((args, kwargs))[0]))
+            self._capture.open()
+        self._capture.recording = True
+
+    def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._capture is not None:
+            self._capture.recording = False
+
+
+@contextmanager
+def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
+    """Take the examples' gradient norms out of one training step: forward and backward go inside.
+
+    ::
+
+        with capture_norms(model) as capture:
+            losses = loss(model(inputs), targets)               # (B,)
+            torch.dot(losses, coefficients / B).backward()
+        norms = capture.norms(scale=coefficients / B)           # (B,) or None
+
+    The training is the same to the bit as without. The first forward pass of a model runs the audit on a
+    few of its examples, with a probe in the place of the loss: that each example's loss depends on its own
+    row of the output is the caller's to know (``NormEngine`` checks it).
+    """
+    captured = TrainingNorms(model)
+    captured._open()
+    try:
+        yield captured
+    finally:
+        captured._close()
+
+
+def _plan_of(
+    model: nn.Module, structure: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Plan | None:
+    """The model's plan in its present mode, remembered; None if the fast rules do not serve it whole."""
+    inputs = kwargs if kwargs and not args else args
+    plan: Plan | None = None
+    try:
+        if not (args and kwargs) and batch_size(inputs, ()):
+            with preserved(model, None):
+                refuse(model)
+                plan = audit(model, _probe, detached(inputs), ())
+    except ModelError:  # the engine, asked next, says what is wrong
+        plan = None
+    if plan is not None and not plan.sure:
+        return None
+    if plan is not None and not plan.leaves_forward_alone:
+        plan = None
+    _PLANS[model] = structure, plan
+    return plan
+
+
+def _probe(output: Any, targets: Any) -> Tensor:
+    """A loss per example that depends on every element of its output and on nothing else."""
+    parts = []
+    for tensor in tensors(output):
+        if tensor.is_floating_point():
+            rows = tensor.reshape(len(tensor), -1).float()
+            parts.append(rows @ torch.linspace(0.5, 1.5, rows.shape[1], device=rows.device))
+    if not parts:
+        raise ModelError(f"got an output without a floating-point tensor ({type(output).__name__}), wanted one")
+    return torch.stack(parts).sum(0)

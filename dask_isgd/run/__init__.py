@@ -1,0 +1,1 @@
+"""What the user holds: ``fit``, ``attach`` and ``Run``."""

@@ -1,0 +1,302 @@
+"""How much importance sampling helps: traces of the covariance of the gradient, and gains.
+
+All traces are for one independent draw; divide by M for a minibatch of M independent draws. With
+per-example gradient norms ||g_n||, their mean gradient μ and proposal weights s_n (Alain et al., 2015,
+arXiv 1511.06481, section 4; notes in METHOD.md)::
+
+    ideal    ((1/N) Σ ||g_n||)²                     - ||μ||²
+    stale    ((1/N) Σ s_n) ((1/N) Σ ||g_n||² / s_n) - ||μ||²
+    uniform  (1/N) Σ ||g_n||²                       - ||μ||²
+
+ideal ≤ stale always; stale ≤ uniform is not guaranteed, which is why it is watched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dask_isgd.sampling.ewma import Averages
+
+KEPT = 0.9
+"""Share of the past each reporting step keeps."""
+
+
+class SecondMoments(NamedTuple):
+    """E ||c g||² of one draw: a trace plus ||μ||²."""
+
+    ideal: float
+    stale: float
+    uniform: float
+
+
+class Variance(NamedTuple):
+    """Traces of the covariance of one independent draw's gradient, in squared units of the gradient."""
+
+    ideal: float
+    """Under the best proposal there is, proportional to the norms."""
+    stale: float
+    """Under the proposal in force."""
+    uniform: float
+    """Under uniform draws."""
+    mean_square: float = 0.0
+    """||μ||², the squared norm of the mean gradient: what was taken off all three."""
+
+    @property
+    def second_moments(self) -> SecondMoments:
+        """The three with ||μ||² put back."""
+        return SecondMoments(*(trace + self.mean_square for trace in self[:3]))
+
+    @property
+    def gain(self) -> float:
+        """Uniform's second moment over the proposal's; 1 where every norm is zero."""
+        moments = self.second_moments
+        return _ratio(moments.uniform, moments.stale)
+
+    @property
+    def ideal_gain(self) -> float:
+        """Uniform's second moment over the best proposal's."""
+        moments = self.second_moments
+        return _ratio(moments.uniform, moments.ideal)
+
+
+def square_of_mean(gradient_norm: float, coefficients: ArrayLike, norms: ArrayLike) -> float:
+    """An unbiased estimate of ||μ||² from one minibatch of M independent draws; NaN for fewer than two.
+
+    ``gradient_norm`` is ||(1/M) Σ c g||, ``coefficients`` and ``norms`` (M,) are c and ||g|| of the draws. The
+    square of the sum holds every product of two different draws, whose expectation is ||μ||², and
+    the squares of the draws themselves, which are taken off::
+
+        (||Σ c g||² - Σ c² ||g||²) / (M (M - 1))
+
+    It uses all pairs, where the dot product of two halves uses a half of them, and costs one
+    norm. It may be negative.
+    """
+    x = _floats("coefficients", coefficients) * _floats("norms", norms)
+    size = len(x)
+    if size < 2:
+        return math.nan
+    return float(((size * gradient_norm) ** 2 - x @ x) / (size * (size - 1)))
+
+
+def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm: float) -> Variance:
+    """The exact traces from all N examples.
+
+    ``norms`` (N,) fresh gradient norms, ``proposal`` (N,) positive proposal weights of any scale,
+    ``mean_gradient_norm`` ||μ||.
+
+    >>> gradient_variance([3.0, 1.0], [1.0, 1.0], 0.0)
+    Variance(ideal=4.0, stale=5.0, uniform=5.0, mean_square=0.0)
+    """
+    g, s = _floats("norms", norms), _floats("proposal", proposal)
+    if g.shape != s.shape:
+        raise ValueError(f"got {len(g)} norms and {len(s)} proposal weights, wanted one each an example")
+    if not (s > 0).all():
+        raise ValueError(f"got a smallest proposal weight of {s.min()}, wanted all positive; add smoothing")
+    return _variance(SecondMoments(g.mean() ** 2, s.mean() * (g * g / s).mean(), (g * g).mean()), mean_gradient_norm**2)
+
+
+def from_draws(norms: ArrayLike, coefficients: ArrayLike, mean_square: float) -> Variance:
+    """The traces estimated from one weighted minibatch of M ≥ 2 examples, without another pass over the data.
+
+    ``norms`` (M,) fresh norms of the examples drawn, ``coefficients`` (M,) c they were drawn with,
+    ``mean_square`` an estimate of ||μ||². Each second moment is unbiased for independent draws: the
+    stale one is the mean of (c||g||)², uniform's of c||g||², and the ideal one, the square of
+    E c||g||, is taken from the products of different draws.
+    """
+    g, c = _minibatch(norms, coefficients)
+    m = len(g)
+    if m < 2:
+        raise ValueError(f"got {m} draw, wanted at least 2; a single draw cannot tell ideal from stale")
+    x = c * g
+    ideal = (x.sum() ** 2 - (x * x).sum()) / (m * (m - 1))
+    return _variance(SecondMoments(ideal, (x * x).mean(), (x * g).mean()), mean_square)
+
+
+def from_chunk_sums(
+    norms: ArrayLike,
+    squares: ArrayLike,
+    squares_over_proposal: ArrayLike,
+    proposal: ArrayLike,
+    count: ArrayLike,
+    mean_square: float,
+) -> Variance:
+    """The traces from the sums a sampler's ``update`` returns, each (chunks,) or a number.
+
+    A check, not the headline: every chunk is seen at its oldest, so staleness is overstated.
+    """
+    n = float(np.sum(count))
+    if n < 1:
+        raise ValueError(f"got sums over {n:.0f} examples, wanted at least one; wait for the first chunk")
+    fresh, square, over, s = (float(np.sum(part)) / n for part in (norms, squares, squares_over_proposal, proposal))
+    return _variance(SecondMoments(fresh**2, s * over, square), mean_square)
+
+
+class Errors(NamedTuple):
+    """Half-widths of 95 % intervals around what the monitor says; NaN before the second minibatch."""
+
+    ideal: float
+    stale: float
+    uniform: float
+    gain: float
+    candidate_gain: float
+
+
+class Costs(NamedTuple):
+    """What divides the gain in force from the ideal one: gain = ideal gain / (smoothing × staleness)."""
+
+    smoothing: float
+    """Second moment of an equally defended proposal made of fresh norms, over the ideal one; at least 1."""
+    staleness: float
+    """Second moment of the proposal in force, over that of the equally defended one made of fresh norms."""
+
+
+class VarianceMonitor:
+    """Variance and gains smoothed over reporting steps, from the learner's own minibatches.
+
+    Second moments and ||μ||² are averaged exponentially with the start's bias removed, and only then
+    combined. The ideal second moment is the square of the smoothed mean of c||g||, so ideal ≤ stale holds.
+
+    Error bars follow from how much the averaged means scatter from one minibatch to the next, to first
+    order (the delta method): they know nothing of what no minibatch has shown.
+    """
+
+    def __init__(self, kept: float = KEPT) -> None:
+        if not 0 <= kept < 1:
+            raise ValueError(f"kept: got {kept}, wanted a share in [0, 1); 0 forgets everything before the last step")
+        self.kept = kept
+        self._drawn = Averages(("first", "stale", "uniform", "mean_square", "defended"), kept)
+        self._candidate = Averages(("uniform", "over", "mean", "share"), kept)
+
+    def observe(
+        self,
+        norms: ArrayLike,
+        coefficients: ArrayLike,
+        candidate: ArrayLike | None,
+        mean_square: float,
+        *,
+        uniform_share: float = 1.0,
+    ) -> None:
+        """Take in one minibatch.
+
+        ``norms`` (M,) and ``coefficients`` (M,) of the draws, ``candidate`` (M,) proposal weights s of the
+        same examples under the candidate proposal (of one scale in every call, such as
+        N q; zero: the ``drop`` policy leaves the example out, and so does the candidate's gain) or None,
+        ``mean_square`` an unbiased estimate of ||μ||² (``square_of_mean``), which may be negative,
+        ``uniform_share`` the share of the proposal drawn from that smoothing spreads evenly (1: uniform
+        draws), for ``costs``. A minibatch with anything not finite is left out.
+        """
+        g, c = _minibatch(norms, coefficients)
+        if not (np.isfinite(g).all() and np.isfinite(c).all()):
+            return
+        x = c * g
+        first = x.mean()
+        level = self._drawn["first"] if self._drawn else first
+        relative = g / level if level > 0 else np.ones_like(g)
+        # An equally defended proposal made of fresh norms is (1 - λ) g / mean(g) + λ.
+        fresh = np.maximum((1.0 - uniform_share) * relative + uniform_share, np.finfo(np.float64).tiny)
+        defended = np.where(g > 0, x * g / fresh, 0.0).mean()
+        known = self._drawn.add((first, (x * x).mean(), (x * g).mean(), mean_square, defended))
+        if known and candidate is not None:
+            self.observe_candidate(g, c, candidate)
+
+    def observe_candidate(self, norms: ArrayLike, coefficients: ArrayLike, candidate: ArrayLike) -> None:
+        """Take in draws, perhaps others than those ``observe`` had, for the candidate's gain alone."""
+        (g, c), s = _minibatch(norms, coefficients), _floats("candidate", candidate)
+        if s.shape != g.shape or not (s >= 0).all():
+            raise ValueError(f"candidate: got shape {s.shape}, least {s.min()}; wanted {g.shape}, none negative or NaN")
+        drawn = s > 0
+        if not drawn.any() or not np.isfinite(g).all():
+            return
+        second = np.where(drawn, c * g * g, 0.0)
+        over = second / np.where(drawn, s, 1.0)
+        self._candidate.add((second.mean(), over.mean(), (c * s).mean(), (c * drawn).mean() / c.mean()))
+
+    @property
+    def variance(self) -> Variance:
+        """The smoothed traces; NaN before the first minibatch."""
+        if not self._drawn:
+            return Variance(math.nan, math.nan, math.nan, math.nan)
+        d = self._drawn
+        return _variance(SecondMoments(d["first"] ** 2, d["stale"], d["uniform"]), d["mean_square"])
+
+    @property
+    def gain(self) -> float:
+        """Uniform's second moment over that of what is being drawn; NaN before the first minibatch."""
+        return self.variance.gain
+
+    @property
+    def candidate_gain(self) -> float:
+        """Uniform's second moment over the candidate's, whatever is being drawn; NaN before the first candidate."""
+        if not self._candidate:
+            return math.nan
+        c = self._candidate
+        return _ratio(c["uniform"] * c["share"], c["mean"] * c["over"])
+
+    @property
+    def costs(self) -> Costs:
+        """How smoothing and staleness divide the gain; NaN before the first minibatch."""
+        if not self._drawn:
+            return Costs(math.nan, math.nan)
+        d = self._drawn
+        return Costs(_ratio(d["defended"], d["first"] ** 2), _ratio(d["stale"], d["defended"]))
+
+    @property
+    def errors(self) -> Errors:
+        """95 % error bars of the three traces and the two gains."""
+        d, c = self._drawn, self._candidate
+        if not d:
+            return Errors(math.nan, math.nan, math.nan, math.nan, math.nan)
+        gain = {"uniform": self._of(1.0, d["stale"]), "stale": -self._of(d["uniform"], d["stale"] ** 2)}
+        return Errors(
+            d.half_width({"first": 2.0 * d["first"], "mean_square": -1.0}),
+            d.half_width({"stale": 1.0, "mean_square": -1.0}),
+            d.half_width({"uniform": 1.0, "mean_square": -1.0}),
+            d.half_width(gain),
+            self._candidate_error() if c else math.nan,
+        )
+
+    def _candidate_error(self) -> float:
+        c, gain = self._candidate, self.candidate_gain
+        signs = {"uniform": 1.0, "share": 1.0, "mean": -1.0, "over": -1.0}
+        return c.half_width({name: sign * self._of(gain, c[name]) for name, sign in signs.items()})
+
+    @staticmethod
+    def _of(above: float, below: float) -> float:
+        return above / below if below else 0.0
+
+    def state(self) -> dict[str, list[float]]:
+        """Plain floats to go on from."""
+        return {"drawn": self._drawn.state(), "candidate": self._candidate.state()}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go on from ``state()``."""
+        self._drawn.restore(state["drawn"])
+        self._candidate.restore(state["candidate"])
+
+
+def _variance(moments: SecondMoments, mean_square: float) -> Variance:
+    ideal, stale, uniform = (float(moment) - mean_square for moment in moments)
+    return Variance(ideal, stale, uniform, float(mean_square))
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else (1.0 if above == 0 else math.inf)
+
+
+def _floats(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name}: got shape {array.shape}, wanted (N,) with N at least 1")
+    return array
+
+
+def _minibatch(norms: ArrayLike, coefficients: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    g, c = _floats("norms", norms), _floats("coefficients", coefficients)
+    if g.shape != c.shape:
+        raise ValueError(f"got {len(g)} norms and {len(c)} coefficients, wanted one each a draw")
+    return g, c

@@ -1,0 +1,161 @@
+"""Stored weights with their sums: per block of a chunk, per group of blocks, and per chunk."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_isgd.sampling.draws import Floats, Integers
+from dask_isgd.sampling.sum_tree import Levels, add, least
+
+LARGEST, SMALLEST = 1e36, 1e-36
+"""Larger weights count as the one, smaller as zero: squares of their fourth powers, times N, are still float64s."""
+MOST_IN_A_BLOCK = 64
+"""Examples: larger blocks take longer to search, sums of smaller ones would outweigh the weights."""
+_MOST_TOUCHED = 256
+"""Changes remembered one by one."""
+
+
+class BlockedWeights:
+    """N float32 weights, NaN where never scored; each chunk is a square of blocks of at most 64 examples.
+
+    Sums are of u, the weight raised to ``power``, in float64. The squares and minima that only reports and
+    some policies ask for are recounted when asked, from the blocks touched since.
+
+    Letters: K chunks of G groups of F blocks of L examples. A chunk's last blocks may be padded, with NaN.
+    """
+
+    def __init__(self, n: int, chunk_size: int, power: float) -> None:
+        self.n, self.chunk_size, self.power = n, chunk_size, power
+        blocks = -(-chunk_size // MOST_IN_A_BLOCK)
+        self.f = max(1, round(math.sqrt(blocks)))
+        self.g = -(-blocks // self.f)
+        self.block = -(-chunk_size // (self.g * self.f))
+        k = -(-n // chunk_size)
+        self.lengths: Integers = np.minimum(chunk_size, n - chunk_size * np.arange(k, dtype=np.int64))
+        last = -(-int(self.lengths[-1]) // self.block)
+        self.rows: NDArray[np.float32] = np.full(((k - 1) * self.g * self.f + last, self.block), np.nan, np.float32)
+        """(K G F, L) float32, a block a row; the last chunk has as many as it needs."""
+        self.values: NDArray[np.float32] = self.rows.reshape(-1)
+        """The same memory, flat."""
+        self.sums = Levels(k, self.g, self.f, np.float64)
+        """Σ u over the scored."""
+        self.scored = Levels(k, self.g, self.f, np.int32)
+        self.unscored = n
+        """Examples without a weight, of all N."""
+        self.levels = ((self.sums.groups, self.scored.groups), (self.sums.blocks, self.scored.blocks))
+        """From a chunk down: Σ u and scored examples of its groups (K, G), of a group's blocks (K G, F)."""
+        self.fans = self.g, self.f, self.block
+        """Groups in a chunk, blocks in a group, examples in a block."""
+        self.units = self.f * self.block, self.block, 1
+        """Examples in a group, in a block, in an example."""
+        self.steps = tuple(np.arange(1.0, fan + 1.0) * unit for fan, unit in zip(self.fans, self.units, strict=True))
+        """(G,), (F,), (L,) examples up to the end of each."""
+        self._squares = Levels(k, self.g, self.f, np.float64)
+        self._lowest = Levels(k, self.g, self.f, np.float32, math.inf, least)
+        self._norms = [Levels(k, self.g, self.f, np.float64) for _ in range(0 if power == 1 else 2)]
+        """Σ w and Σ w², where they are not Σ u and Σ u²."""
+        self._touched: list[Integers] = []
+
+    @property
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Everything that changes, by name; settled."""
+        self._settle()
+        levels = {"sums": self.sums, "scored": self.scored, "squares": self._squares, "lowest": self._lowest}
+        levels |= {f"norms_{i}": level for i, level in enumerate(self._norms, 1)}
+        parts = {
+            f"{name}_{part}": getattr(level, part)
+            for name, level in levels.items()
+            for part in ("blocks", "groups", "chunks")
+        }
+        return {"values": self.values, **parts}
+
+    @property
+    def squares(self) -> Floats:
+        """(K,) Σ u²."""
+        self._settle()
+        return np.asarray(self._squares.chunks)
+
+    @property
+    def lowest(self) -> Floats:
+        """(K,) the least u, infinite where nothing is scored."""
+        self._settle()
+        return self.raised(self._lowest.chunks.astype(np.float64))
+
+    def restored(self) -> None:
+        """After ``arrays`` were written from outside."""
+        self.unscored = self.n - int(self.scored.chunks.sum())
+        self._touched = []
+
+    def norm_sums(self) -> tuple[float, float]:
+        """Σ w and Σ w² over the scored."""
+        self._settle()
+        norms, squares = self._norms or (self.sums, self._squares)
+        return float(norms.chunks.sum()), float(squares.chunks.sum())
+
+    def chunk(self, chunk: int) -> NDArray[np.float32]:
+        """(chunk_len,) float32: a view of one chunk's weights."""
+        start = chunk * self.g * self.f * self.block
+        return self.values[start : start + self.lengths[chunk]]
+
+    def places(self, indices: Integers) -> Integers:
+        """Where ``indices`` (B,) lie in ``values``."""
+        padding = self.g * self.f * self.block - self.chunk_size
+        return indices + indices // self.chunk_size * padding if padding else indices
+
+    def raised(self, weights: Floats) -> Floats:
+        """Weights to the power the proposal asks for."""
+        return weights if self.power == 1 else weights**self.power
+
+    def put(self, chunk: int, weights: NDArray[np.float32]) -> None:
+        """Replace a whole chunk: O(chunk)."""
+        self.chunk(chunk)[:] = _in_range(weights)
+        first = chunk * self.g * self.f
+        blocks = np.arange(first, min(first + self.g * self.f, len(self.rows)))
+        rows = self.rows[first : first + len(blocks)]
+        before = int(self.scored.chunks[chunk])
+        self.scored.put_chunk(chunk, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
+        self.unscored += before - int(self.scored.chunks[chunk])
+        self.sums.put_chunk(chunk, self._sum(rows))
+        self._touched.append(blocks)
+
+    def scatter(self, places: Integers, weights: NDArray[np.float32]) -> None:
+        """Replace single weights, none NaN, at ``places`` (B,); of one given twice the last counts."""
+        blocks = places // self.block
+        fresh = self.unscored > 0 and bool(np.isnan(self.values.take(places)).any())
+        self.values[places] = _in_range(weights)
+        rows = self.rows.take(blocks, axis=0)
+        if fresh:
+            self.scored.put(blocks, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
+            self.unscored = self.n - int(self.scored.chunks.sum())
+        self.sums.put(blocks, self._sum(rows))
+        self._touched.append(blocks)
+        if len(self._touched) > _MOST_TOUCHED:  # nobody asks for reports
+            self._touched = [np.unique(np.concatenate(self._touched))]
+
+    def _sum(self, rows: NDArray[np.float32]) -> Floats:
+        u = self.raised(rows.astype(np.float64))
+        total = add(u)
+        return add(np.nan_to_num(u, copy=False)) if np.isnan(total).any() else total
+
+    def _settle(self) -> None:
+        if not self._touched:
+            return
+        blocks = np.unique(np.concatenate(self._touched))
+        self._touched = []
+        # A slice of blocks at a time: a chunk of 10^8 examples must not become float64 at once.
+        for part in np.array_split(blocks, -(-len(blocks) // 4096)):
+            rows = self.rows.take(part, axis=0)
+            w = np.nan_to_num(rows.astype(np.float64), copy=False)
+            u = self.raised(w)
+            self._squares.put(part, np.einsum("bl,bl->b", u, u))
+            for power, level in enumerate(self._norms, 1):
+                level.put(part, (w**power).sum(axis=1))
+            self._lowest.put(part, np.fmin.reduce(rows, axis=1, initial=np.float32(math.inf)))
+
+
+def _in_range(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    # A NaN compares false and stays.
+    return np.where(weights < SMALLEST, np.float32(0), np.minimum(weights, np.float32(LARGEST)))

@@ -1,0 +1,1 @@
+"""The short tasks that compute norms and evaluate the model."""

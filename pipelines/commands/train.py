@@ -1,0 +1,268 @@
+"""``dask isgd train``: from a recipe to a trained run, on a cluster of its own or a running one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dask_isgd.errors import IsgdError, WaitTimeout
+from dask_isgd.pipelines import PIPELINES, Recipe
+from dask_isgd.pipelines.commands.terminated import Terminated
+from dask_isgd.pipelines.recipes import named
+
+if TYPE_CHECKING:
+    from dask_isgd.clusters import ClusterConfig
+    from dask_isgd.run.run import Run
+
+_STOP_SECONDS = 30
+_SECOND_INTERRUPT = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command, with their names there."""
+
+    name: str
+    recipe: Recipe
+    scheduler: str | None = None
+    workers: int | None = None
+    cluster: str | None = None
+    run_dir: str | None = None
+    data: str | None = None
+    source: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+    uniform: bool = False
+    exact: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    as_json: bool = False
+    debug: bool = False
+
+
+def default_data(name: str) -> str:
+    """Where the dataset of a pipeline is kept unless told otherwise."""
+    return str(Path("data") / f"{name}.zarr")
+
+
+def default_run(name: str) -> str:
+    """A directory for a new run, named after the second it starts in."""
+    return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def adjusted(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe with the command line's own settings."""
+    changes: dict[str, Any] = {k: v for k, v in (("steps", options.steps), ("seed", options.seed)) if v is not None}
+    if options.exact:
+        changes["exact"] = True
+    learning = dataclasses.replace(recipe.learning, **changes)
+    sampling = dataclasses.replace(recipe.sampling, uniform=True) if options.uniform else recipe.sampling
+    return dataclasses.replace(recipe, learning=learning, sampling=sampling)
+
+
+def train(options: Options) -> None:
+    """Prepare, check, start a cluster, train, and show what came of it.
+
+    Progress and the summary's table go to stderr where stdout is for JSON.
+    """
+    from dask_isgd.checks.request import check
+    from dask_isgd.clusters import load_cluster
+    from dask_isgd.display.summary_table import print_summary
+    from dask_isgd.pipelines.commands import show
+    from dask_isgd.run.api import start
+    from dask_isgd.storage import Dataset
+
+    described = load_cluster(options.cluster) if options.cluster is not None else None
+    if os.getcwd() not in sys.path:  # a recipe's own modules lie beside it more often than not
+        sys.path.append(os.getcwd())
+    recipe = adjusted(options.recipe, options)
+    run_dir = options.run_dir or default_run(options.name)
+    data = Dataset(_dataset(options, recipe), group=None)
+    plan = check(
+        recipe.model,
+        data,
+        run_dir,
+        loss=named(recipe.loss) if recipe.loss is not None else None,
+        learning=recipe.learning,
+        scoring=recipe.scoring,
+        sampling=recipe.sampling,
+        validation=data.split(recipe.validation) if recipe.validation is not None else None,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    with _signals(), _cluster(options, described) as client:
+        click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
+        run = start(client, plan)
+        theirs = options.scheduler is not None or (described is not None and described.kind == "scheduler")
+        _follow(run, run_dir, recipe.learning.steps, theirs=theirs)
+        if run.status == "failed":
+            raise IsgdError(f"{run_dir}: the run failed; `dask isgd status {run_dir}` shows how far it came")
+        summary = {"status": run.status, **run.summary()}
+        picture = show.save(run.history, run.evaluations, run_dir)
+    print_summary({**summary, "run": run_dir}, sys.stderr if options.as_json else sys.stdout)
+    click.echo(f"picture {picture}", err=options.as_json)
+    if options.as_json:
+        click.echo(show.as_json({k: v for k, v in summary.items() if k != "status"}))
+
+
+def _dataset(options: Options, recipe: Recipe) -> str:
+    """The URL of the recipe's dataset, prepared first if it is one of the pipelines'."""
+    pipeline = PIPELINES.get(recipe.data)
+    if pipeline is None:
+        return options.data or recipe.data
+    return pipeline.prepare(options.data or default_data(pipeline.name), source=options.source)
+
+
+@contextmanager
+def _cluster(options: Options, described: ClusterConfig | None) -> Iterator[Any]:
+    """A client of the running cluster, or of one that lives as long as the command."""
+    from distributed import Client
+
+    from dask_isgd.clusters import LocalCluster, open_cluster
+
+    if described is not None:
+        with contextlib.ExitStack() as stack:
+            if not options.debug:
+                stack.enter_context(_quiet())
+            with _children_ignore_interrupts():
+                client = stack.enter_context(open_cluster(described))
+            yield client
+        return
+
+    if options.scheduler is not None:
+        try:
+            client = Client(options.scheduler)
+        except (OSError, ValueError) as error:
+            raise WaitTimeout(
+                f"--scheduler: no Dask scheduler answers at {options.scheduler!r} ({error}); "
+                "check the address, or leave the option out to start a cluster on this machine"
+            ) from error
+        with client:
+            yield client
+        return
+
+    with nullcontext() if options.debug else _quiet():
+        with _children_ignore_interrupts():
+            cluster = LocalCluster(options.workers)
+        with cluster, Client(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Not a word from Dask, here and in the processes that are started meanwhile.
+
+    Whatever matters is raised here too. The workers read their logging from the environment: they
+    are new interpreters.
+    """
+    loggers = [logging.getLogger(n) for n in ("distributed", "distributed.client", "tornado", "bokeh", "asyncio")]
+    before = [logger.level for logger in loggers]
+    added = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical", "PYTHONWARNINGS": "ignore"}
+    environment = {name: os.environ.get(name) for name in added}
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    os.environ.update(added)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Ctrl-C goes to the whole process group: the workers must live on to commit a checkpoint.
+
+    An ignored signal stays ignored in a child.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM interrupts like Ctrl-C, so that the run is stopped in order."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _follow(run: Run, run_dir: str, steps: int, *, theirs: bool) -> None:
+    """Show the run until it has ended. Ctrl-C stops the waiting, another one within a few seconds the run.
+
+    ``theirs``: the cluster lives on without this command, so the run is left to it. Otherwise the run ends
+    with the command, which therefore waits on.
+    """
+    from dask_isgd.display.live import LiveProgress
+
+    while True:
+        try:
+            with LiveProgress(sys.stderr, steps=steps) as progress:
+                run.wait(progress=progress, second_interrupt=0)
+            return
+        except Terminated:
+            _stop(run, run_dir)
+            raise
+        except KeyboardInterrupt:
+            left = " and outlives this command" if theirs else ""
+            hint = (
+                f"run {run_dir} goes on{left}; Ctrl-C again within {_SECOND_INTERRUPT:g} s stops it. From elsewhere: "
+                f"`dask isgd status {run_dir} --watch`, `dask isgd stop {run_dir}`"
+            )
+            try:
+                click.echo(hint, err=True)
+                for _ in run.watch(_SECOND_INTERRUPT):
+                    pass
+            except WaitTimeout:
+                if theirs:
+                    run.detach()
+                    raise KeyboardInterrupt from None
+            except KeyboardInterrupt:
+                _stop(run, run_dir)
+                raise
+
+
+def _stop(run: Run, run_dir: str) -> None:
+    """Stop in order: the learner commits its last step. One more Ctrl-C leaves at once."""
+    click.echo("stopping: the learner commits a checkpoint (Ctrl-C again to leave at once)", err=True)
+    try:
+        run.stop(timeout=_STOP_SECONDS)
+    except IsgdError as error:
+        click.echo(f"{error}", err=True)
+    click.echo(f"stopped; go on with --run {run_dir} --resume", err=True)

@@ -1,0 +1,1 @@
+"""Public datasets, prepared from local files, packages or downloads."""

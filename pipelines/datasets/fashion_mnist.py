@@ -1,0 +1,71 @@
+"""Fashion-MNIST: 60,000 + 10,000 grey images of clothes, 28×28 pixels, 10 classes.
+
+Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dask_isgd.errors import DataError, LengthMismatchError
+from dask_isgd.pipelines.datasets.idx import read_idx
+from dask_isgd.pipelines.datasets.sources import Source
+from dask_isgd.pipelines.ingestion.prepared import prepare as prepare_once
+from dask_isgd.storage import write_dataset
+
+CHUNK = 512
+SEED = 42
+
+SOURCE = Source(
+    name="fashion-mnist",
+    files={
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+    base_url="https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+    limit=40_000_000,
+    variable="ISGD_FASHION_MNIST",
+    folders=("/usr/share/datasets/fashion-mnist",),
+    advice="on Debian `apt install dataset-fashion-mnist`",
+)
+
+
+def prepare(url: str, *, source: str | None = None) -> str:
+    """Write groups ``train``, in random order, and ``test``.
+
+    ``image`` (N, 28, 28) u1 with one mean and deviation for all pixels, ``label`` (N) i8. The files
+    come from ``source``, $ISGD_FASHION_MNIST, Debian's package, or https.
+    """
+    return prepare_once(
+        url, {"pipeline": "fashion-mnist", "version": 1, "seed": SEED}, lambda path: _write(path, source)
+    )
+
+
+def _write(path: str, source: str | None) -> None:
+    files = SOURCE.find(source)
+    normalisation = None
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"])
+        labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"])
+        if images.ndim != 3 or labels.ndim != 1:
+            raise DataError(
+                f"fashion-mnist {split}: got images {images.shape} and labels {labels.shape}, wanted 3-d, 1-d"
+            )
+        if len(images) != len(labels):
+            raise LengthMismatchError(f"fashion-mnist {split}: got {len(images)} images and {len(labels)} labels")
+        if split == "train":
+            order = np.random.default_rng(SEED).permutation(len(images))
+            images, labels = images[order], labels[order]
+            normalisation = {"image": {"mean": float(images.mean()), "std": max(float(images.std()), 1e-6)}}
+        write_dataset(
+            path,
+            split,
+            {"image": images, "label": labels.astype(np.int64)},
+            inputs="image",
+            target="label",
+            chunk_size=CHUNK,
+            classes=10,
+            normalisation=normalisation,
+        )

@@ -1,0 +1,1 @@
+"""Tables of examples become datasets: read, shuffled, split, chunked, normalised, checked."""

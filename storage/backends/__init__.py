@@ -1,0 +1,1 @@
+"""Where files lie: a local folder, an object store, a Zarr store."""

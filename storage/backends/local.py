@@ -1,0 +1,207 @@
+"""Folders on a file system: whole files by a temporary name, synced, then renamed or linked.
+
+What is half done lives under a name that ends in ``.partial``; `sweep` removes such leftovers once
+they are old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dask_isgd.storage.backends.folder import PARTIAL, Folder, writing
+
+# File systems without hard links say one of these.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class LocalFolder(Folder):
+    """A folder that is a path. All that it writes is durable: synced, and so are the names."""
+
+    local = True
+    patience = 60.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = str(path)
+
+    def __truediv__(self, name: str) -> LocalFolder:
+        return LocalFolder(self.path / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def names(self) -> list[str]:
+        try:
+            return sorted(name for name in os.listdir(self.path) if not name.endswith(PARTIAL))
+        except FileNotFoundError:
+            return []
+
+    def published(self, mark: str) -> list[str]:
+        return self.names()  # renamed into place, mark and all
+
+    def newest(self, pattern: str) -> float:
+        return max((path.stat().st_mtime for path in self.path.glob(pattern)), default=math.nan)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """A hard link takes the name exclusively *and* with its content, where ``O_EXCL`` alone would
+        show an empty file first. File systems without links get ``O_EXCL``.
+        """
+        path = self.path / name
+        with _whole(path, data) as partial:
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                try:
+                    _write_new(path, data)
+                except FileExistsError:
+                    return False
+            return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        path = self.path / name
+        with _whole(path, data) as partial:
+            os.replace(partial, path)
+
+    def publish(self, name: str, files: Mapping[str, bytes]) -> None:
+        folder = self.path / name
+        with writing(folder):
+            _make_folder(folder.parent)
+            if folder.exists():
+                raise FileExistsError(errno.EEXIST, "the folder exists", str(folder))
+            partial = temporary(folder)
+            try:
+                os.mkdir(partial)
+                for file, data in files.items():
+                    _write_new(partial / file, data)
+                _sync_folder(partial)
+                os.rename(partial, folder)  # onto a folder that is not empty: an error, not an overwrite
+            except OSError as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                if error.errno == errno.ENOTEMPTY:
+                    raise FileExistsError(errno.EEXIST, "the folder exists", str(folder)) from error
+                raise
+            _sync_folder(folder.parent)
+
+    def withdraw(self, name: str, mark: str) -> None:
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        path = self.path / name
+        partial = temporary(path)
+        with writing(path):
+            try:
+                os.rename(path, partial)  # the name goes first, so that no reader meets half of it
+            except FileNotFoundError:
+                return
+            _remove(partial)
+
+    def remove_empty(self) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
+        seconds = self.patience if seconds is None else seconds
+        found = sorted(self.path.rglob(f"*{PARTIAL}") if recursive else self.path.glob(f"*{PARTIAL}"))
+        if not found:
+            return []
+        removed = []
+        with writing(self.path):
+            now = _clock(self.path)
+            for path in found:
+                with contextlib.suppress(FileNotFoundError):  # its writer, or another sweeper, was faster
+                    if now - _last_change(path) >= seconds:
+                        _remove(path)
+                        removed.append(str(path))
+        return removed
+
+    def require_exclusive(self) -> None:
+        pass  # links and O_EXCL are exclusive on every file system
+
+
+def temporary(path: Path) -> Path:
+    """A sibling of ``path`` that `sweep` knows as unfinished."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+@contextlib.contextmanager
+def _whole(path: Path, data: bytes) -> Iterator[Path]:
+    """``data`` under a temporary name beside ``path``, to be given that name; durable afterwards, name and all."""
+    with writing(path):
+        _make_folder(path.parent)
+        partial = temporary(path)
+        try:
+            _write_new(partial, data)
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def _make_folder(path: Path) -> None:
+    """Create ``path`` and its parents, durably: each new folder's parent is synced."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders, and needs no sync of them
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_new(path: Path, data: bytes | memoryview) -> None:
+    """Create ``path`` exclusively, write it whole and sync it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:  # a write may be short: 2 GiB at most on Linux, less near a limit
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clock(folder: Path) -> float:
+    probe = temporary(folder / "clock")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _last_change(path: Path) -> float:
+    inside = [entry.stat().st_mtime for entry in path.iterdir()] if path.is_dir() else []
+    return max([path.stat().st_mtime, *inside])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,353 @@
+"""A dataset: rows and chunks of the arrays of one Zarr group."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from zarr.storage import LocalStore
+
+from dask_isgd.errors import DataError, EmptyDatasetError, LabelError, MissingChunkError
+from dask_isgd.storage.backends.stores import (
+    Array,
+    StorageOptions,
+    chunk_key,
+    decoding,
+    has_key,
+    normalise,
+    open_store,
+    redact,
+)
+from dask_isgd.storage.data.layout import Layout, Normalisation, find_group, open_layout, read_normalisation
+from dask_isgd.storage.data.raw import RawArray, raw_array
+
+_BLOCK_BYTES = 8 << 20
+
+
+Unreadable = Callable[[DataError], None]
+
+
+class Rows(NamedTuple):
+    """Some examples: each input (B, ...) and the target (B, ...), in the dtypes of the store, native byte order."""
+
+    inputs: tuple[np.ndarray, ...]
+    target: np.ndarray
+
+
+class Dataset:
+    """A cheap handle on examples in Zarr: one or more input arrays and a target, one row an example.
+
+    ``url`` is a local path or any URL fsspec knows; ``storage_options`` go to fsspec. ``group`` is
+    the path of the group inside; None means the root, or ``train`` where the root holds no arrays.
+    ``inputs`` (a name or names) and ``target`` (a name) default to the group's ``isgd`` attributes,
+    then to names: the target is ``target``, ``label`` or ``y``, the inputs all other arrays along
+    ``dimension``. A handle pickles small and opens again where it lands.
+
+    A chunk that is not in the store is an error: it would read as fill values without a word. Many
+    writers leave out chunks that hold nothing but the fill value; ``missing="fill"`` reads such a
+    dataset, and gives up telling a lost chunk from an empty one.
+
+    Raises EmptyDatasetError (nothing there), DataError (ambiguous arrays, different chunks),
+    LengthMismatchError; reading raises MissingChunkError and CorruptChunkError.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        group: str | None = None,
+        inputs: str | Sequence[str] | None = None,
+        target: str | None = None,
+        dimension: str = "sample",
+        missing: Literal["refuse", "fill"] = "refuse",
+        storage_options: StorageOptions = None,
+    ) -> None:
+        if missing not in ("refuse", "fill"):
+            raise DataError(f"missing: got {missing!r}, wanted 'refuse' or 'fill'")
+        self.url = normalise(url)
+        self.missing = missing
+        self.group = group.strip("/") if group is not None else None
+        self.dimension = dimension
+        self._inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs) if inputs is not None else None
+        self._target = target
+        self._storage_options = dict(storage_options or {})
+        self._opened: Layout | None = None
+        self._seen: set[str] = set()
+        _ = self._layout  # a wrong URL is an error here, not in the first task
+
+    @property
+    def _layout(self) -> Layout:
+        if self._opened is None:
+            store = open_store(self.url, read_only=True, storage_options=self._storage_options)
+            where = f"dataset {redact(self.url)}"
+            self._opened = open_layout(store, self.group, self._inputs, self._target, self.dimension, where)
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None, "_seen": set()}
+
+    def __repr__(self) -> str:
+        place = redact(self.url) + (f"/{self._layout.group}" if self._layout.group else "")
+        arrays = [f"{array.basename} {array.dtype}{list(array.shape[1:])}" for array in self._layout.arrays]
+        what = f"{' + '.join(arrays[:-1])} → {arrays[-1]}"
+        return f"<Dataset {place}: {self.length} rows in {self.n_chunks} chunks, {what}>"
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def length(self) -> int:
+        """Number of examples."""
+        return int(self._layout.target.shape[0])
+
+    @property
+    def chunk_size(self) -> int:
+        """Rows in a Zarr chunk; of a sharded array the inner chunk, the least that can be read."""
+        return max(1, int(self._layout.target.chunks[0]))
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.length // self.chunk_size)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(array.basename for array in self._layout.inputs)
+
+    @property
+    def target_name(self) -> str:
+        return str(self._layout.target.basename)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The open arrays by name, inputs first, target last: for shapes, dtypes, codecs and fast feeds."""
+        return {array.basename: array for array in self._layout.arrays}
+
+    @property
+    def raw(self) -> tuple[RawArray, ...] | None:
+        """Where the rows of each array lie, inputs first; None unless all are local, whole and uncompressed."""
+        found = [raw_array(array) for array in self._layout.arrays]
+        return tuple(array for array in found if array is not None) if None not in found else None
+
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine's file system."""
+        return isinstance(self._layout.store, LocalStore)
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, where the dataset says so."""
+        value = self._layout.attributes.get("classes")
+        return int(value) if value is not None else None
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Per input (mean, std) as float32 that broadcast against one example; None where none is stored."""
+        return read_normalisation(self._layout)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, decoded."""
+        return sum(array.size * array.dtype.itemsize for array in self._layout.arrays)
+
+    def rows(self, indices: Any) -> Rows:
+        """Examples in the order of ``indices`` (B,), repeats allowed; each chunk is read once.
+
+        Raises IndexError for anything but integers in [0, length).
+        """
+        indices = np.asarray(indices)
+        if indices.size == 0:
+            indices = indices.astype(np.int64)
+        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+            raise IndexError(f"rows: got indices {indices.dtype}{list(indices.shape)}, wanted integers (B,)")
+        if indices.size and (indices.min() < 0 or indices.max() >= self.length):
+            raise IndexError(
+                f"rows: got indices from {indices.min()} to {indices.max()}, wanted 0 to {self.length - 1}"
+            )
+        order = np.argsort(indices, kind="stable")
+        chunk_of = indices[order] // self.chunk_size
+        parts = np.split(order, np.flatnonzero(np.diff(chunk_of)) + 1) if indices.size else []
+        rows = self.empty(indices.size)
+        taken = (*rows.inputs, rows.target)
+        for part in parts:
+            start, stop = self._bounds(int(indices[part[0]]) // self.chunk_size)
+            for array, out in zip(self._layout.arrays, taken, strict=True):
+                out[part] = self._read(array, start, stop)[indices[part] - start]
+        return rows
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Examples ``start`` to ``stop`` (excluded), contiguous arrays; IndexError outside the dataset."""
+        if not 0 <= start <= stop <= self.length:
+            raise IndexError(f"read: got rows {start} to {stop}, wanted bounds within 0 and {self.length}")
+        taken = [self._read(array, start, stop) for array in self._layout.arrays]
+        return Rows(tuple(taken[:-1]), taken[-1])
+
+    def chunk(self, i: int) -> Rows:
+        """The examples of chunk ``i``; the last may be shorter."""
+        if not 0 <= i < self.n_chunks:
+            raise IndexError(f"chunk: got {i}, wanted 0 to {self.n_chunks - 1}")
+        return self.read(*self._bounds(i))
+
+    def load(self, unreadable: Unreadable | None = None) -> Rows:
+        """All examples; takes ``nbytes`` of memory and a block of some chunks.
+
+        ``unreadable`` is called with the error of each chunk that is missing or corrupt, whose rows are left
+        zero; without it the first such error is raised.
+        """
+        taken = [self.load_array(name, unreadable) for name in self.arrays]
+        return Rows(tuple(taken[:-1]), taken[-1])
+
+    def load_array(self, name: str, unreadable: Unreadable | None = None) -> np.ndarray:
+        """All rows of one array; ``unreadable`` as in ``load``."""
+        array = self.arrays[name]
+        out = np.empty(array.shape, array.dtype.newbyteorder("="))
+        step = self.chunk_size * max(1, _BLOCK_BYTES // max(1, out[: self.chunk_size].nbytes))
+        for start in range(0, self.length, step):
+            stop = min(start + step, self.length)
+            while start < stop:
+                try:
+                    out[start:stop] = self._read(array, start, stop)
+                    break
+                except DataError as error:
+                    if unreadable is None or error.rows is None:
+                        raise
+                    unreadable(error)
+                    first, last = error.rows
+                    out[start:first] = self._read(array, start, first)
+                    out[first:last] = 0
+                    start = last
+        return out
+
+    def empty(self, count: int) -> Rows:
+        """Room for ``count`` examples, its content undefined."""
+        made = [np.empty((count, *a.shape[1:]), a.dtype.newbyteorder("=")) for a in self._layout.arrays]
+        return Rows(tuple(made[:-1]), made[-1])
+
+    def split(self, name: str) -> Dataset:
+        """The sibling group ``name``, such as ``"validation"``; EmptyDatasetError names those that exist."""
+        parent = self._layout.group.rpartition("/")[0]
+        group = f"{parent}/{name}" if parent else name
+        find_group(self._layout.store, group, f"dataset {redact(self.url)}")
+        return Dataset(
+            self.url,
+            group=group,
+            inputs=self._inputs,
+            target=self._target,
+            dimension=self.dimension,
+            missing=self.missing,
+            storage_options=self._storage_options,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this data from other data, as plain JSON.
+
+        Names, shapes, dtypes, rows a chunk, and sha256 of the decoded first, middle and last chunk:
+        recompressing keeps it, another order of the rows does not.
+        """
+        sampled = sorted({0, self.n_chunks // 2, self.n_chunks - 1}) if self.n_chunks else []
+        found: dict[str, Any] = {"inputs": list(self.input_names), "target": self.target_name, "arrays": {}}
+        for name, array in self.arrays.items():
+            checksums = {
+                str(i): hashlib.sha256(_little_endian(self._read(array, *self._bounds(i)))).hexdigest() for i in sampled
+            }
+            found["arrays"][name] = {
+                "shape": [int(extent) for extent in array.shape],
+                "dtype": array.dtype.newbyteorder("<").str,
+                "chunk": self.chunk_size,
+                "sha256": checksums,
+            }
+        return found
+
+    def check(self, classes: int | None = None, *, classify: bool = True) -> None:
+        """Refuse what training would trip over: no examples, and labels that no class has.
+
+        Integer targets are class indices: the whole target is read, chunk by chunk, against
+        ``classes`` (default: what the dataset says; else only negative ones are refused). Float
+        targets are regression, refused where ``classes`` is given. Without ``classify``, and where
+        nobody names a number of classes, integers are numbers like any other: counts, differences.
+        Raises EmptyDatasetError, LabelError(min, max, classes, first index), MissingChunkError, CorruptChunkError.
+        """
+        if not self.length:
+            raise EmptyDatasetError(f"{self!r} has no examples; wanted at least one. Check the split or the URL")
+        target = self._layout.target
+        if target.dtype.kind not in "iub":
+            if classes is not None:
+                raise LabelError(
+                    f"target {self.target_name!r}: got {target.dtype}, wanted integers in [0, {classes}). "
+                    "Store class indices as integers, or pass no classes for regression"
+                )
+            if target.dtype.kind != "f":
+                raise DataError(f"target {self.target_name!r}: got {target.dtype}, wanted integers or floats")
+            return
+        classes = classes if classes is not None else self.classes
+        if classes is None and not classify:
+            return
+        least, most, first = 0, 0, None
+        for i in range(self.n_chunks):
+            start, stop = self._bounds(i)
+            labels = self._read(target, start, stop)
+            low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+            least, most = (min(least, low), max(most, high)) if i else (low, high)
+            if first is None and (low < 0 or (classes is not None and high >= classes)):
+                bad = (labels < 0) | (labels >= classes if classes is not None else False)
+                first = start + int(np.flatnonzero(bad.reshape(len(labels), -1).any(1))[0])
+        if first is not None:
+            wanted = f"0 to {classes - 1} ({classes} classes)" if classes is not None else "0 or more"
+            raise LabelError(
+                f"target {self.target_name!r}: got labels from {least} to {most}, wanted {wanted}; the first bad one "
+                f"is at index {first}. Drop or relabel these examples (a label such as -100 would be ignored "
+                "silently), or pass a loss of your own where the target is a number, not a class"
+            )
+
+    def _bounds(self, chunk: int) -> tuple[int, int]:
+        return chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, self.length)
+
+    def _read(self, array: Array, start: int, stop: int) -> np.ndarray:
+        """Rows of one array, C-contiguous; an absent chunk would silently read as the fill value."""
+        try:
+            if start < stop:
+                self._require_chunks(array, start, stop)
+            return self._decode(array, start, stop)
+        except DataError:
+            for i in range(start // self.chunk_size, -(-stop // self.chunk_size)):
+                try:
+                    self._require_chunks(array, *self._bounds(i))
+                    self._decode(array, *self._bounds(i))
+                except DataError as error:  # names the one that is broken
+                    error.rows = self._bounds(i)
+                    raise
+            raise
+
+    def _decode(self, array: Array, start: int, stop: int) -> np.ndarray:
+        first, last = start // self.chunk_size, (max(stop, start + 1) - 1) // self.chunk_size
+        chunks = f"chunk {first}" if first == last else f"one of the chunks {first} to {last}"
+        with decoding(f"dataset {redact(self.url)}: array {array.path!r}, {chunks}"):
+            rows = np.ascontiguousarray(array[start:stop])
+            return rows.astype(rows.dtype.newbyteorder("="), copy=False)  # torch knows no other order
+
+    def _require_chunks(self, array: Array, start: int, stop: int) -> None:
+        if self.missing == "fill":
+            return
+        stored = array.shards or array.chunks
+        others = [range(-(-extent // size)) for extent, size in zip(array.shape[1:], stored[1:], strict=True)]
+        local = isinstance(self._layout.store, LocalStore)
+        for row in range(start // stored[0], -(-stop // stored[0])):
+            for rest in itertools.product(*others):
+                key = chunk_key(array, (row, *rest))
+                if key in self._seen:
+                    continue
+                if not has_key(self._layout.store, key):
+                    raise MissingChunkError(
+                        f"dataset {redact(self.url)}: array {array.path!r}, chunk {row} was never written ({key}); "
+                        "it would read as fill values. Restore it from a copy or prepare the data again; if its writer "
+                        "leaves out chunks of nothing but the fill value, pass Dataset(..., missing='fill')"
+                    )
+                if not local:  # a stat is cheap, a request is not
+                    self._seen.add(key)
+
+
+def _little_endian(rows: np.ndarray) -> bytes:
+    return rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -1,0 +1,198 @@
+"""Which arrays of a Zarr group are the inputs and which is the target.
+
+Asked in this order: what the user says, what the group's ``isgd`` attributes say, what the names
+suggest. Where that is ambiguous, the error lists the arrays and what to pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+
+from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
+from dask_isgd.storage.backends.stores import Array, children
+
+FORMAT_VERSION = 1
+TARGET_NAMES = ("target", "label", "y")
+
+Normalisation = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An opened group, its arrays told apart."""
+
+    store: Store
+    group: str
+    """Path of the group inside the store; empty for its root."""
+    inputs: tuple[Array, ...]
+    target: Array
+    attributes: Mapping[str, Any]
+    """The group's ``isgd`` attributes, empty where there are none."""
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        return (*self.inputs, self.target)
+
+
+def open_layout(
+    store: Store, group: str | None, inputs: Sequence[str] | None, target: str | None, dimension: str, where: str
+) -> Layout:
+    """Open a group and tell its arrays apart; ``where`` names the dataset in errors.
+
+    Without a ``group``, a store whose root holds no arrays but a group ``train`` means that group.
+    """
+    found = find_group(store, group or "", where)
+    arrays = _arrays(found)
+    if group is None and not arrays and "train" in group_names(store, ""):
+        return open_layout(store, "train", inputs, target, dimension, where)
+    place = f"{where}, group {found.path!r}" if found.path else where
+    if not arrays:
+        _nothing(place, group_names(store, found.path))
+    attributes = _attributes(found, place)
+    names: list[str] | None = list(inputs) if inputs is not None else attributes.get("inputs")
+    target = target if target is not None else attributes.get("target")
+    sampled = [name for name, array in arrays.items() if _along(array, dimension)]
+    target = target if target is not None else _guess_target(sampled, place, dimension, names)
+    if names is None:
+        names = [name for name in sampled if name != target]
+    if not names:
+        raise DataError(
+            f"{place}: no input array beside the target {target!r} has the dimension {dimension!r}; "
+            f"got {_listing(arrays)}. Pass inputs=[...] or dimension=..."
+        )
+    for name in (*names, target):
+        if name not in arrays:
+            raise DataError(f"{place}: no array {name!r}; got {_listing(arrays)}. Pass inputs=... and target=...")
+        if not _along(arrays[name], dimension):
+            raise DataError(
+                f"{place}: array {name!r} has the dimensions {_dimensions(arrays[name])}, "
+                f"wanted {dimension!r} first. Transpose it or pass dimension=..."
+            )
+    if target in names or len(set(names)) < len(names):
+        raise DataError(f"{place}: got inputs {names} and target {target!r}, wanted each array once")
+    layout = Layout(store, found.path, tuple(arrays[name] for name in names), arrays[target], attributes)
+    _same_grid(layout, place)
+    return layout
+
+
+def find_group(store: Store, path: str, where: str) -> zarr.Group:
+    """Open a group for reading; EmptyDatasetError names the groups that do exist."""
+    try:
+        return zarr.open_group(store, path=path, mode="r")
+    except FileNotFoundError:
+        parent = path.rpartition("/")[0]
+        known = ", ".join(map(repr, group_names(store, parent))) or "none"
+        what = f"no group {path!r}" if path else "no Zarr group"
+        raise EmptyDatasetError(
+            f"{where}: {what}; groups that exist: {known}. Check the URL, or prepare the data first"
+        ) from None
+
+
+def group_names(store: Store, path: str) -> list[str]:
+    """Groups right below ``path``: of the metadata where they are in one place, else what the store lists."""
+    try:
+        group = zarr.open_group(store, path=path, mode="r")
+        if group.metadata.consolidated_metadata is not None:  # a web server lists nothing
+            return sorted(name for name, _ in group.groups())
+    except FileNotFoundError:
+        pass
+    names = []
+    for name in children(store, path):
+        if name.endswith((".json", ".partial")) or name.startswith(".z"):
+            continue
+        try:
+            zarr.open_group(store, path=f"{path}/{name}" if path else name, mode="r")
+        except (FileNotFoundError, ValueError):  # a folder, a file or an array
+            continue
+        names.append(name)
+    return names
+
+
+def read_normalisation(layout: Layout) -> Normalisation | None:
+    """Mean and standard deviation of each input as float32; an attribute may name an array beside the data."""
+    entries = layout.attributes.get("normalisation")
+    if not entries:
+        return None
+
+    def open_array(name: str) -> Any:
+        return zarr.open_array(layout.store, path=f"{layout.group}/{name}".lstrip("/"), mode="r")[...]
+
+    def constant(value: Any) -> np.ndarray:
+        return np.asarray(open_array(value) if isinstance(value, str) else value, dtype=np.float32)
+
+    return {name: (constant(entry["mean"]), constant(entry["std"])) for name, entry in entries.items()}
+
+
+def _arrays(group: zarr.Group) -> dict[str, Array]:
+    if group.metadata.consolidated_metadata is not None:  # one request for all, where a store has it
+        return {name: array for name, array in group.arrays() if array.ndim}
+    arrays = {}
+    for name in children(group.store, group.path):
+        if name.endswith((".json", ".partial")) or name.startswith(".z"):
+            continue
+        try:
+            array = zarr.open_array(group.store, path=f"{group.path}/{name}" if group.path else name, mode="r")
+        except (FileNotFoundError, ValueError):  # a group or a foreign folder
+            continue
+        if array.ndim:
+            arrays[name] = array
+    return arrays
+
+
+def _attributes(group: zarr.Group, place: str) -> dict[str, Any]:
+    attributes: Any = group.attrs.get("isgd", {})
+    version = attributes.get("format_version", FORMAT_VERSION) if isinstance(attributes, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{place}: got dataset format {version!r}, wanted {FORMAT_VERSION}; "
+            "open it with the version of dask_isgd that wrote it, or prepare it again"
+        )
+    return dict(attributes)
+
+
+def _along(array: Array, dimension: str) -> bool:
+    return _dimensions(array)[0] in (None, dimension)
+
+
+def _dimensions(array: Array) -> Sequence[str | None]:
+    """Names of the dimensions, as Zarr v3 or xarray's convention for v2 has them; None: not named."""
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    return list(names) if names else [None] * array.ndim
+
+
+def _guess_target(sampled: list[str], place: str, dimension: str, inputs: Sequence[str] | None) -> str:
+    free = [name for name in sampled if name not in (inputs or ())]
+    likely = [name for name in TARGET_NAMES if name in free]
+    if not likely and inputs and len(free) == 1:
+        likely = free
+    if len(likely) == 1:
+        return likely[0]
+    raise DataError(
+        f"{place}: cannot tell the target among the arrays along {dimension!r}: "
+        f"{', '.join(map(repr, sampled)) or 'none'}. Pass inputs=... and target=..."
+    )
+
+
+def _same_grid(layout: Layout, place: str) -> None:
+    lengths = {array.basename: array.shape[0] for array in layout.arrays}
+    if len(set(lengths.values())) > 1:
+        raise LengthMismatchError(f"{place}: got lengths {lengths}, wanted the same for all; prepare the data again")
+    chunks = {array.basename: array.chunks[0] for array in layout.arrays}
+    # One chunk that holds everything is on any grid only if all arrays agree on it.
+    if len(set(chunks.values())) > 1 and lengths[layout.target.basename]:
+        raise DataError(f"{place}: got rows a chunk {chunks}, wanted the same for all; rechunk the arrays")
+
+
+def _listing(arrays: Mapping[str, Array]) -> str:
+    return "the arrays " + ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
+
+
+def _nothing(place: str, groups: list[str]) -> Any:
+    known = ", ".join(map(repr, groups)) or "none"
+    raise EmptyDatasetError(f"{place}: the group holds no arrays; groups in it: {known}. Pass group=...")

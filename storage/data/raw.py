@@ -1,0 +1,100 @@
+"""Arrays whose chunk files hold plain rows, so that one row is one read and nothing is decoded.
+
+Zarr reads a chunk through its event loop and several threads. Where a process computes meanwhile, each hop costs it
+a turn of the interpreter: small chunks that are read often, such as weights, are better read here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.metadata import ArrayV2Metadata
+from zarr.storage import LocalStore
+
+from dask_isgd.storage.backends.stores import Array, chunk_key
+
+_CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class RawArray:
+    """Where the rows of a local, uncompressed array lie.
+
+    Row ``i`` of the array is row ``i % rows`` of the file of chunk ``i // rows``. A last, partial
+    chunk fills its file like all others; what is past the array's end is padding.
+    """
+
+    root: Path
+    keys: tuple[str, ...]
+    """File of each chunk, below ``root``."""
+    rows: int
+    """Rows a chunk."""
+    dtype: np.dtype
+    """As stored: its byte order is that of the files."""
+    row_shape: tuple[int, ...]
+    checksum: bool
+    """Whether a CRC-32C follows the rows of each chunk."""
+    fill: object
+    """What a chunk without a file is made of, where that is allowed."""
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of every chunk's file."""
+        return self.rows * self.row_bytes + (_CHECKSUM_BYTES if self.checksum else 0)
+
+    def path(self, chunk: int) -> Path:
+        return self.root / self.keys[chunk]
+
+    def read(self, chunk: int) -> np.ndarray:
+        """All rows of one chunk, (rows, *row_shape); ValueError where they are not the bytes that were written."""
+        try:
+            data = self.path(chunk).read_bytes()
+        except FileNotFoundError:
+            return np.full((self.rows, *self.row_shape), self.fill, self.dtype)
+        if len(data) != self.file_bytes:
+            raise ValueError(f"got {len(data)} bytes, wanted {self.file_bytes}")
+        size = self.rows * self.row_bytes
+        if self.checksum and google_crc32c.value(data[:size]) != int.from_bytes(data[size:], "little"):
+            raise ValueError("the checksum does not match")
+        return np.frombuffer(data, self.dtype, size // self.dtype.itemsize).reshape(self.rows, *self.row_shape)
+
+
+def raw_array(array: Array) -> RawArray | None:
+    """How the rows of ``array`` lie in files; None where they are remote, compressed, sharded or split."""
+    store = array.store
+    if not isinstance(store, LocalStore) or array.dtype.kind not in "biufc" or not array.size:
+        return None
+    if array.shards is not None or tuple(array.chunks[1:]) != tuple(array.shape[1:]):
+        return None
+    dtype, checksum = np.dtype(array.dtype), False
+    metadata = array.metadata
+    if isinstance(metadata, ArrayV2Metadata):
+        # One column in Fortran's order is one in C's.
+        if metadata.compressor is not None or metadata.filters or (metadata.order != "C" and array.ndim > 1):
+            return None
+    else:
+        first, *rest = metadata.codecs
+        if not isinstance(first, BytesCodec) or len(rest) > 1 or not all(isinstance(c, Crc32cCodec) for c in rest):
+            return None
+        checksum = bool(rest)
+        if first.endian is not None:
+            dtype = dtype.newbyteorder("<" if first.endian.value == "little" else ">")
+    count = -(-array.shape[0] // array.chunks[0])
+    others = (0,) * (array.ndim - 1)
+    return RawArray(
+        root=Path(store.root),
+        keys=tuple(chunk_key(array, (i, *others)) for i in range(count)),
+        rows=int(array.chunks[0]),
+        dtype=dtype,
+        row_shape=tuple(int(extent) for extent in array.shape[1:]),
+        checksum=checksum,
+        fill=np.asarray(array.fill_value if array.fill_value is not None else 0, dtype.newbyteorder("=")).item(),
+    )

@@ -1,0 +1,210 @@
+"""The run directory: the whole truth of a run, and where each part of it lies."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dask_isgd.errors import RunExistsError, RunMismatchError, RunNotFoundError
+from dask_isgd.storage.backends.stores import StorageOptions, open_folder
+from dask_isgd.storage.run.checkpoints import Checkpoints
+from dask_isgd.storage.run.history import History, read_history
+from dask_isgd.storage.run.leases import Leases
+from dask_isgd.storage.run.weights import WeightArray
+
+if TYPE_CHECKING:
+    import xarray
+
+FORMAT_VERSION = 1
+KIND = "dask_isgd run"
+WANTS = ("run", "pause", "stop")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_RUN, _CONTROL = "run.json", "control.json"
+_PARTS = ("weights.zarr", "history.zarr", "checkpoints", _CONTROL)
+
+
+class RunDirectory:
+    """The parts and small files of one run, where all workers reach them: a shared path, or ``s3://bucket/folder``.
+
+    ``run.json`` says what the run is and is written once; ``control.json`` says what its user
+    wants and is replaced. Both are always whole. ``storage_options`` go to fsspec, travel with the
+    run's tasks and are neither written nor shown. Raises ConfigError for a URL that cannot be one.
+    """
+
+    def __init__(self, url: str | Path, *, storage_options: StorageOptions = None) -> None:
+        self.folder = open_folder(url, storage_options)
+        self._storage_options = dict(storage_options or {})
+
+    def __repr__(self) -> str:
+        return f"<RunDirectory {self.url}>"
+
+    @property
+    def url(self) -> str:
+        return self.folder.url
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a path."""
+        return self.folder.local
+
+    # The parts ------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> str:
+        """Where the weight array lies."""
+        return self.folder.place("weights.zarr")
+
+    @property
+    def history(self) -> str:
+        """Where the history lies."""
+        return self.folder.place("history.zarr")
+
+    def checkpoints(self, keep: int = 2) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints", keep, run=self.name)
+
+    def leases(self, role: str = "learner") -> Leases:
+        return Leases(self.folder / "leases", role)
+
+    def create_weights(self, n: int, chunk_size: int) -> WeightArray:
+        """A new weight array, as ``WeightArray.create``."""
+        return WeightArray.create(self.weights, n, chunk_size, storage_options=self._storage_options)
+
+    def open_weights(self) -> WeightArray:
+        """The weight array; RunNotFoundError where there is none."""
+        return WeightArray.open(self.weights, storage_options=self._storage_options)
+
+    def create_history(
+        self, group: str, columns: Sequence[str], rows: int, *, attrs: Mapping[str, Any] | None = None
+    ) -> History:
+        """A new group of the history, as ``History.create``."""
+        options = self._storage_options
+        return History.create(self.history, group, columns, rows, attrs=attrs, storage_options=options)
+
+    def read_history(self, prefix: str = "learner") -> xarray.Dataset:
+        """The reports of one kind of writer, as ``read_history``."""
+        return read_history(self.history, prefix, storage_options=self._storage_options)
+
+    def reported(self) -> float:
+        """When the history was last written, seconds since 1970 by its store's clock; NaN: never."""
+        return self.folder.newest("history.zarr/*/step/c/*")
+
+    # The run --------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether there is a run here."""
+        return self.folder.exists(_RUN)
+
+    def require_exclusive(self) -> None:
+        """Raise ConfigError where the store cannot keep two learners apart, or cannot be written."""
+        self.folder.require_exclusive()
+
+    def create(self, document: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Begin a run: write run.json, exclusively and whole. ``document`` is plain JSON.
+
+        ``overwrite`` removes the run that is here, and never anything but the parts of a run. Its
+        leases stay: a learner of the old run that still lives is fenced by the new one's.
+        Raises RunExistsError, StorageFullError.
+        """
+        there = self.folder.names()
+        parts = [part for part in _PARTS if part in there]
+        if self.exists():
+            if not overwrite:
+                raise self._taken()
+            self._require_ours()
+            # run.json last: an overwrite that is cut short still finds a run to overwrite.
+            for part in (*parts, _RUN):
+                self.folder.remove(part)
+        elif parts:
+            raise RunExistsError(
+                f"{self.url} holds {', '.join(parts)} and no run.json: it is not known whose they are. "
+                "Remove them by hand or choose another run directory"
+            )
+        text = _encode(document)
+        # A request that was sent twice meets its own first: no two runs have the same document.
+        if not self.folder.create(_RUN, text) and (self.local or self.folder.read(_RUN) != text):
+            raise self._taken()
+
+    def update(self, document: Mapping[str, Any]) -> None:
+        """Replace run.json whole: a run that is resumed with other settings."""
+        self._require_ours()
+        self.folder.replace(_RUN, _encode(document))
+
+    def remove(self) -> None:
+        """Undo `create` of a run in which nothing has happened yet."""
+        self._require_ours()
+        for part in (*_PARTS, _RUN):
+            self.folder.remove(part)
+        self.folder.remove_empty()
+
+    def document(self) -> dict[str, Any]:
+        """What `create` was given. Raises RunNotFoundError, RunMismatchError for another format."""
+        place = self.folder.place(_RUN)
+        try:
+            document = json.loads(self.folder.read(_RUN))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunNotFoundError(f"no run at {self.url}: it holds no run.json. Check the path") from None
+        except OSError as error:
+            raise RunNotFoundError(f"{place} cannot be read: {error}. Check permissions or credentials") from error
+        except ValueError as error:
+            raise RunNotFoundError(f"{place} is not JSON: {error}. Restore it from a copy") from error
+        if not isinstance(document, dict) or document.pop("kind", None) != KIND:
+            raise RunNotFoundError(f"{place} is not one of dask_isgd. Check the path")
+        name = document.get("run")
+        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            # it becomes part of keys, topics and pages
+            raise RunNotFoundError(
+                f"{place}: got run name {str(name)[:80]!r}, wanted 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'; "
+                "the file was changed by hand"
+            )
+        if document.get("format_version") != FORMAT_VERSION:
+            raise RunMismatchError(
+                f"{place}: got format_version {document.get('format_version')!r}, wanted {FORMAT_VERSION}; "
+                "use the version of dask_isgd that wrote it"
+            )
+        return document
+
+    def control(self) -> dict[str, Any]:
+        """What the user wants: ``{"want": "run" | "pause" | "stop", ...}``; "run" until told otherwise."""
+        try:
+            return {"want": "run", **json.loads(self.folder.read(_CONTROL))}
+        except FileNotFoundError:
+            return {"want": "run"}
+
+    def set_control(self, **values: Any) -> None:
+        """Change some of what the user wants, plain JSON; readers see the old or the new whole."""
+        if values.get("want", "run") not in WANTS:
+            raise ValueError(f"control: got want={values['want']!r}, wanted one of {', '.join(WANTS)}")
+        self.document()  # only a run has a control
+        self.folder.replace(_CONTROL, json.dumps({**self.control(), **values}).encode())
+
+    def sweep(self, seconds: float | None = None) -> list[str]:
+        """Remove what killed writers left unfinished in the run more than ``seconds`` ago; what was removed."""
+        found = self.folder.sweep(seconds)
+        for part in ("weights.zarr", "history.zarr", "leases"):
+            found += (self.folder / part).sweep(seconds, recursive=True)
+        return found + self.checkpoints().sweep(seconds)
+
+    def _taken(self) -> RunExistsError:
+        return RunExistsError(
+            f"{self.url} holds a run already; pass resume=True to go on with it, "
+            "overwrite=True to delete it and begin anew, or choose another run directory"
+        )
+
+    def _require_ours(self) -> None:
+        try:
+            self.document()
+        except RunMismatchError:  # another version's, ours all the same
+            pass
+        except RunNotFoundError as error:
+            raise RunExistsError(f"{self.url} is not overwritten: {error}") from error
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return json.dumps({**document, "kind": KIND, "format_version": FORMAT_VERSION}, indent=1).encode()

@@ -1,0 +1,256 @@
+"""What a run reports, row by row, readable at any moment while it is written.
+
+Resizing a Zarr array under a reader breaks most of its reads. So a group of arrays is laid out
+once, full of NaN, and filled from the front: every column first, ``step`` last. A reader loads
+``step`` first and keeps the rows that have one; all their columns are there by then. A group that
+is full goes on in another one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec
+
+from dask_isgd.storage.backends.folder import PARTIAL, writing
+from dask_isgd.storage.backends.stores import (
+    Array,
+    StorageOptions,
+    children,
+    decoding,
+    for_each,
+    normalise,
+    open_store,
+    redact,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+CHUNK_ROWS = 1024
+
+
+class History:
+    """Writes the rows of one incarnation of one writer; made by `create`, never shared."""
+
+    def __init__(
+        self,
+        url: str | Path,
+        group: str,
+        columns: Sequence[str],
+        rows: int,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        chunk_rows: int = CHUNK_ROWS,
+        storage_options: StorageOptions = None,
+    ) -> None:
+        self.url = normalise(url)
+        self.group = group
+        self.columns = tuple(dict.fromkeys(name for name in columns if name != "step"))
+        """Names of the columns, without ``step``."""
+        self.rows = rows
+        self.attrs = dict(attrs or {})
+        self.chunk_rows = min(chunk_rows, rows)
+        self._store = open_store(self.url, read_only=False, storage_options=storage_options)
+        self._part = 0
+        self._row = 0
+        self._block = np.full((len(self.columns) + 1, self.chunk_rows), np.nan)
+        self._waiting: list[tuple[float, ...]] = []
+        self._arrays: list[Array] = []
+        self._lock = threading.RLock()
+
+    @classmethod
+    def create(
+        cls,
+        url: str | Path,
+        group: str,
+        columns: Sequence[str],
+        rows: int,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        chunk_rows: int = CHUNK_ROWS,
+        storage_options: StorageOptions = None,
+    ) -> History:
+        """Lay out ``group`` with room for ``rows`` rows of ``columns`` and a ``step``, all f8 and NaN.
+
+        ``attrs`` hold ``incarnation`` and ``start_step``, the step this incarnation went on from.
+        Raises ValueError where the group exists, StorageFullError.
+        """
+        if rows < 1 or chunk_rows < 1:
+            raise ValueError(f"history: got rows={rows}, chunk_rows={chunk_rows}, wanted both at least 1")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", group):
+            raise ValueError(f"history: got group {group!r}, wanted letters, digits, '-' and '_'")
+        history = cls(url, group, columns, rows, attrs=attrs, chunk_rows=chunk_rows, storage_options=storage_options)
+        with writing(redact(history.url)):
+            zarr.open_group(history._store, mode="a", zarr_format=3)
+            history._lay_out()
+        return history
+
+    def __repr__(self) -> str:
+        return f"<History {redact(self.url)}/{self._name}: {self._row} rows written, {len(self._waiting)} waiting>"
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Keep one row in memory until `flush`: a finite ``step`` and any of the columns, the rest NaN."""
+        unknown = set(row) - {*self.columns, "step"}
+        if unknown:
+            raise ValueError(f"history: got unknown columns {sorted(unknown)}, wanted {', '.join(self.columns)}")
+        step = float(row.get("step", math.nan))
+        if not math.isfinite(step):
+            raise ValueError(f"history: got step {row.get('step')!r}, wanted a finite number")
+        values = (*(float(row.get(name, math.nan)) for name in self.columns), step)
+        self._waiting.append(values)  # without the lock: nobody waits for the store while `flush` takes the first ones
+
+    def flush(self) -> None:
+        """Write the waiting rows, whole chunks, ``step`` last. On StorageFullError they go on waiting."""
+        with self._lock, writing(redact(self.url)):
+            left = len(self._waiting)  # not those that come meanwhile: a store slower than they are never caught up
+            while left:
+                if self._row == self.rows:
+                    self._part += 1
+                    self._row = 0
+                    self._lay_out()
+                start = self._row - self._row % self.chunk_rows
+                stop = min(start + self.chunk_rows, self.rows)
+                taken = np.array(self._waiting[: min(left, stop - self._row)]).T
+                end = self._row + taken.shape[1]
+                self._block[:, self._row - start : end - start] = taken
+                self._write(start, stop)
+                del self._waiting[: taken.shape[1]]
+                left -= taken.shape[1]
+                self._row = end
+                if end == stop:
+                    self._block[:] = np.nan
+
+    def _write(self, start: int, stop: int) -> None:
+        def write(column: int) -> None:
+            self._arrays[column][start:stop] = self._block[column, : stop - start]
+
+        for_each(self._store, write, range(len(self.columns)))
+        write(-1)  # the step
+
+    @property
+    def _name(self) -> str:
+        return f"{self.group}.{self._part}" if self._part else self.group
+
+    def _lay_out(self) -> None:
+        try:
+            group = zarr.create_group(self._store, path=self._name, attributes=self.attrs, zarr_format=3)
+        except zarr.errors.ContainsGroupError:
+            raise ValueError(
+                f"history: group {self._name!r} exists in {redact(self.url)}; each incarnation writes its own"
+            ) from None
+
+        def create(name: str) -> Array:
+            return group.create_array(
+                name,
+                shape=(self.rows,),
+                chunks=(self.chunk_rows,),
+                dtype="f8",
+                fill_value=math.nan,
+                compressors=[Crc32cCodec()],
+                filters=None,
+                dimension_names=("report",),
+            )
+
+        self._arrays = for_each(self._store, create, self.columns)
+        self._arrays.append(create("step"))  # a group with a step is complete
+
+
+def read_history(url: str | Path, prefix: str = "learner", *, storage_options: StorageOptions = None) -> xarray.Dataset:
+    """The reports of all incarnations as one history: dimension ``report``, coordinates ``step`` and ``incarnation``.
+
+    Reads while writers write. Where an incarnation went on from ``start_step``, the older ones'
+    rows beyond it are dropped: each step is there once, in order. Nothing yet: no variables and no reports.
+    Raises CorruptChunkError.
+    """
+    import xarray  # takes half a second, and a writer has no use for it
+
+    incarnations: dict[int, list[dict[str, np.ndarray]]] = {}
+    starts: dict[int, float] = {}
+    store = open_store(url, read_only=True, storage_options=storage_options)
+    for name in _parts(store, prefix):
+        with decoding(f"history {redact(url)}, group {name!r}"):
+            attributes, found = _read_group(store, name)
+        if found is None:
+            continue
+        incarnation = int(attributes.get("incarnation", 0))
+        incarnations.setdefault(incarnation, []).append(found)
+        starts[incarnation] = float(attributes.get("start_step", 0))
+    kept = list(_consistent(incarnations, starts))
+    names = list(dict.fromkeys(name for part in kept for name in part if name not in ("step", "incarnation")))
+
+    def whole(name: str) -> np.ndarray:
+        parts = [part[name] if name in part else np.full(len(part["step"]), np.nan) for part in kept]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    return xarray.Dataset(
+        {name: ("report", whole(name)) for name in names},
+        coords={"step": ("report", whole("step")), "incarnation": ("report", whole("incarnation").astype(np.int64))},
+    )
+
+
+def _parts(store: Store, prefix: str) -> list[str]:
+    """Names of the groups of one kind of writer, each followed by those it rolled over to."""
+
+    def order(name: str) -> tuple[str, int]:
+        base, _, part = name.partition(".")
+        return base, int(part or 0)
+
+    pattern = re.compile(rf"{re.escape(prefix)}(-[A-Za-z0-9_-]+)?(\.\d+)?")
+    return sorted((name for name in children(store) if pattern.fullmatch(name)), key=order)
+
+
+def _read_group(store: Store, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray] | None]:
+    """Attributes and finished rows of one group; None while it is being laid out."""
+    try:
+        group = zarr.open_group(store, path=name, mode="r", zarr_format=3)
+        step = _front(_open(store, f"{name}/step"))
+    except FileNotFoundError:
+        return {}, None
+    done = len(step)
+    columns = [c for c in children(store, name) if c not in ("step", "zarr.json") and not c.endswith(PARTIAL)]
+    values = for_each(store, lambda column: np.asarray(_open(store, f"{name}/{column}")[:done]), columns)
+    return group.attrs.asdict(), {**dict(zip(columns, values, strict=True)), "step": step}
+
+
+def _open(store: Store, path: str) -> Array:
+    return zarr.open_array(store, path=path, mode="r", zarr_format=3)
+
+
+def _front(array: Array) -> np.ndarray:
+    """What is written of an array that is filled from the front; one may be laid out for far more rows."""
+    parts: list[np.ndarray] = [np.empty(0)]
+    for start in range(0, array.shape[0], array.chunks[0]):
+        part = np.asarray(array[start : start + array.chunks[0]])
+        parts.append(part[np.isfinite(part)])
+        if len(parts[-1]) < len(part):
+            break
+    return np.concatenate(parts)
+
+
+def _consistent(
+    incarnations: Mapping[int, list[dict[str, np.ndarray]]], starts: Mapping[int, float]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Rows of each incarnation up to where a younger one went on from, and beyond what older ones kept."""
+    last = -math.inf
+    for incarnation in sorted(incarnations):
+        most = min((starts[other] for other in incarnations if other > incarnation), default=math.inf)
+        least = last
+        for part in incarnations[incarnation]:
+            keep = (part["step"] > least) & (part["step"] <= most)
+            if not keep.any():
+                continue
+            last = max(last, float(part["step"][keep].max()))
+            yield {
+                **{name: values[keep] for name, values in part.items()},
+                "incarnation": np.full(int(keep.sum()), incarnation),
+            }

@@ -1,0 +1,211 @@
+"""The weight of every example, and when each chunk of them was scored."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from dask_isgd.errors import CorruptChunkError, DataError, RunNotFoundError
+from dask_isgd.storage.backends.folder import writing
+from dask_isgd.storage.backends.stores import (
+    Array,
+    StorageOptions,
+    consolidate,
+    decoding,
+    has_key,
+    normalise,
+    open_folder,
+    open_store,
+    redact,
+)
+from dask_isgd.storage.data.raw import RawArray, raw_array
+
+logger = logging.getLogger(__name__)
+
+STAMPS_PER_CHUNK = 65_536
+FORMAT_VERSION = 1
+FIELDS = ("version", "incarnation", "time")
+# A checksum: a flipped bit must not pass for a weight.
+_AS_WRITTEN: dict[str, Any] = {
+    "compressors": [Crc32cCodec()],
+    "filters": None,
+    "fill_value": float("nan"),
+}
+
+
+class WeightArray:
+    """Weights in a Zarr group that xarray opens: ``weight`` (n,) f4 and ``stamp`` (n_chunks, 3) f8.
+
+    NaN means never scored. A chunk of ``weight`` is a scoring chunk, uncompressed with a checksum,
+    always written whole and by one task; that is atomic on a disk and in object stores. ``stamp`` holds version,
+    incarnation and wall time (seconds since 1970) of each chunk's weights, and has one writer.
+    A handle pickles small.
+    """
+
+    def __init__(self, url: str | Path, n: int, chunk_size: int, *, storage_options: StorageOptions = None) -> None:
+        self.url = normalise(url)
+        self.n = int(n)
+        """Number of examples."""
+        self.chunk_size = int(chunk_size)
+        """Examples a scoring chunk; the last may be shorter."""
+        self._storage_options = dict(storage_options or {})
+        self._opened: tuple[Array, Array] | None = None
+        self._files: RawArray | None = None
+
+    @classmethod
+    def create(cls, url: str | Path, n: int, chunk_size: int, *, storage_options: StorageOptions = None) -> WeightArray:
+        """A new array, nothing scored; ValueError where one exists."""
+        if n < 1 or chunk_size < 1:
+            raise ValueError(f"weights: got n={n}, chunk_size={chunk_size}, wanted both at least 1")
+        weights = cls(url, n, chunk_size, storage_options=storage_options)
+        store = open_store(weights.url, read_only=False, storage_options=weights._storage_options)
+        with writing(redact(weights.url)):
+            try:
+                group = zarr.create_group(store, attributes={"isgd": {"format_version": FORMAT_VERSION}}, zarr_format=3)
+            except zarr.errors.ContainsGroupError:
+                raise ValueError(f"weights exist at {redact(weights.url)}; open them or choose another place") from None
+            group.create_array(
+                "stamp",
+                shape=(weights.n_chunks, len(FIELDS)),
+                chunks=(min(STAMPS_PER_CHUNK, weights.n_chunks), len(FIELDS)),
+                dtype="f8",
+                dimension_names=("chunk", "field"),
+                attributes={"fields": list(FIELDS)},
+                **_AS_WRITTEN,
+            )
+            group.create_array(
+                "weight",
+                shape=(weights.n,),
+                chunks=(weights.chunk_size,),
+                dtype="f4",
+                dimension_names=("sample",),
+                **_AS_WRITTEN,
+            )
+            consolidate(store)
+        return weights
+
+    @classmethod
+    def open(cls, url: str | Path, *, storage_options: StorageOptions = None) -> WeightArray:
+        """The array at ``url``; RunNotFoundError where there is none."""
+        weights = cls(url, 1, 1, storage_options=storage_options)
+        weight, _ = weights._arrays
+        weights.n, weights.chunk_size = int(weight.shape[0]), int(weight.chunks[0])
+        return weights
+
+    @property
+    def _arrays(self) -> tuple[Array, Array]:
+        if self._opened is None:
+            store = open_store(self.url, read_only=False, storage_options=self._storage_options)
+            # Asked first: opening a local store for writing creates its folder.
+            if not all(has_key(store, f"{name}/zarr.json") for name in ("weight", "stamp")):
+                raise RunNotFoundError(
+                    f"no weights at {redact(self.url)}; wanted a group with 'weight' and 'stamp'. Check the URL"
+                )
+            # One by one: a group's listing warns about other writers' temporary files.
+            self._opened = (
+                zarr.open_array(store, path="weight", mode="r+", zarr_format=3),
+                zarr.open_array(store, path="stamp", mode="r+", zarr_format=3),
+            )
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None, "_files": None}
+
+    def __repr__(self) -> str:
+        return f"<WeightArray {redact(self.url)}: {self.n} weights in {self.n_chunks} chunks of {self.chunk_size}>"
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.n // self.chunk_size)
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        """First example of a chunk, and the one after its last; ValueError off the grid."""
+        if not 0 <= chunk < self.n_chunks:
+            raise ValueError(f"weights: got chunk {chunk}, wanted 0 to {self.n_chunks - 1}")
+        start = int(chunk) * self.chunk_size
+        return start, min(start + self.chunk_size, self.n)
+
+    def write(self, chunk: int, weights: npt.ArrayLike) -> None:
+        """Write one chunk whole: (stop - start,) real numbers that fit float32.
+
+        Raises ValueError before anything is written, StorageFullError.
+        """
+        start, stop = self.bounds(chunk)
+        values = _cast(weights, np.float32, (stop - start,), f"weights of chunk {chunk}")
+        with writing(redact(self.url)):
+            self._arrays[0][start:stop] = values
+
+    def read(self, chunk: int) -> npt.NDArray[np.float32]:
+        """Weights of one chunk; NaN where never scored. CorruptChunkError where the checksum fails."""
+        start, stop = self.bounds(chunk)
+        files = self._on_disk()
+        with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}", "a run that goes on scores it anew"):
+            found = self._arrays[0][start:stop] if files is None else files.read(chunk)[: stop - start]
+            return np.array(found, np.float32)
+
+    def read_all(self) -> npt.NDArray[np.float32]:
+        """All weights (n,); a corrupt chunk reads as never scored, with a warning in the log."""
+        at_once = self._on_disk() is None  # Zarr asks a store for many chunks at a time
+        return self._whole(self._arrays[0], self.read, np.float32, self.chunk_size, at_once)
+
+    def write_stamps(self, stamps: npt.ArrayLike) -> None:
+        """Write all stamps (n_chunks, 3): version, incarnation, wall time; NaN = never. One writer only."""
+        values = _cast(stamps, np.float64, (self.n_chunks, len(FIELDS)), "stamps")
+        with writing(redact(self.url)):
+            self._arrays[1][...] = values
+
+    def read_stamps(self) -> npt.NDArray[np.float64]:
+        """All stamps (n_chunks, 3) f8; a corrupt chunk reads as never, with a warning in the log."""
+        stamp = self._arrays[1]
+
+        def read(i: int) -> np.ndarray:
+            with decoding(f"{redact(self.url)}: array 'stamp', chunk {i}", "a run that goes on scores its chunks anew"):
+                return np.asarray(stamp[i * STAMPS_PER_CHUNK : (i + 1) * STAMPS_PER_CHUNK])
+
+        return self._whole(stamp, read, np.float64, STAMPS_PER_CHUNK, at_once=True)
+
+    def sweep(self, seconds: float | None = None) -> list[str]:
+        """Remove temporary files that killed writers left more than ``seconds`` ago; what was removed."""
+        return open_folder(self.url, self._storage_options).sweep(seconds, recursive=True)
+
+    def _on_disk(self) -> RawArray | None:
+        """How to read the weights without Zarr, where they are files."""
+        if self._files is None:
+            self._files = raw_array(self._arrays[0])
+        return self._files
+
+    def _whole(
+        self, array: Array, read: Callable[[int], np.ndarray], dtype: Any, size: int, at_once: bool
+    ) -> np.ndarray:
+        with contextlib.suppress(CorruptChunkError), decoding(array.path):
+            if at_once:
+                return np.asarray(array[...], dtype)
+        found = np.full(array.shape, np.nan, dtype)
+        for i in range(-(-array.shape[0] // size)):
+            try:
+                found[i * size : (i + 1) * size] = read(i)
+            except DataError as error:
+                logger.warning("%s; it counts as never scored", error)
+        return found
+
+
+def _cast(values: npt.ArrayLike, dtype: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """Refuse what Zarr would take silently: another shape, complex, object, text, overflow."""
+    given = np.asarray(values)
+    if given.shape != shape:
+        raise ValueError(f"{what}: got shape {given.shape}, wanted {shape}; nothing was written")
+    if given.dtype.kind not in "fiub":
+        raise ValueError(f"{what}: got {given.dtype}, wanted real numbers; nothing was written")
+    with np.errstate(over="ignore"):
+        cast = given.astype(dtype)
+    if given.dtype.kind == "f" and (np.isinf(cast) & ~np.isinf(given)).any():
+        raise ValueError(f"{what}: got values beyond {np.dtype(dtype)}, wanted finite ones; nothing was written")
+    return cast

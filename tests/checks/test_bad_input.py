@@ -1,0 +1,281 @@
+"""Bad input gets a clear error that names the thing, before a cluster is asked for anything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import dask.config
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dask_isgd as isgd
+from dask_isgd.checks.request import Plan, create
+from dask_isgd.config import from_mapping
+from dask_isgd.errors import (
+    ConfigError,
+    DataError,
+    EmptyDatasetError,
+    LabelError,
+    LearnerFenced,
+    LengthMismatchError,
+    MissingChunkError,
+    ModelError,
+    NonFiniteLossError,
+    NonFiniteNormsError,
+    RunExistsError,
+)
+from dask_isgd.learner.trainer import Trainer
+from dask_isgd.sampling import ImportanceSampler
+from dask_isgd.scorer import task
+from dask_isgd.storage import Dataset, RunDirectory, WeightArray, write_dataset
+
+N = 40
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(N, 6)).astype("f4")
+Y = (np.arange(N) % 3).astype("i8")
+
+
+def data(folder, name="data.zarr", **changes) -> Dataset:
+    settings = {"inputs": ["x"], "target": "y", "chunk_size": 10, "classes": None}
+    arrays = {"x": changes.pop("x", X), "y": changes.pop("y", Y)}
+    write_dataset(str(folder / name), "train", arrays, **{**settings, **changes})
+    return Dataset(folder / name, group="train")
+
+
+def model() -> nn.Module:
+    return nn.Linear(6, 3)
+
+
+def check(folder, dataset=None, source=model, **changes) -> Plan:
+    dataset = data(folder) if dataset is None else dataset
+    return check(source, dataset, folder / "run", **{"learning": isgd.Learning(steps=10), **changes})
+
+
+def test_what_is_right_passes(tmp_path):
+    assert check(tmp_path).spec.examples == N
+
+
+class TestSettings:
+    def test_all_mistakes_of_one_kind_at_once(self):
+        with pytest.raises(ConfigError) as caught:
+            isgd.Learning(steps=-1, batch_size=0.5, learning_rate="fast", device="auto", memory="much", exact="yes")
+        for name in ("steps", "batch_size", "learning_rate", "memory", "exact"):
+            assert f"Learning.{name}: got " in str(caught.value)
+        assert "wanted a whole number at least 1" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("kind", "values", "says"),
+        [
+            (isgd.Learning, {"steps": 1, "bach_size": 3}, "unknown key 'bach_size'; did you mean 'batch_size'?"),
+            (isgd.Sampling, {"smoothin": 1.0}, "did you mean 'smoothing'?"),
+            (isgd.Scoring, {"zzz": 1}, "unknown key 'zzz'; known: method"),
+        ],
+    )
+    def test_the_nearest_key_is_suggested(self, kind, values, says):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            from_mapping(kind, values)
+
+    def test_the_nearest_choice_is_suggested(self):
+        with pytest.raises(ConfigError, match="did you mean 'stratified'"):
+            isgd.Sampling(draw="stratifed")
+
+    def test_at_fit_all_of_dasks_configuration_and_of_the_arguments_at_once(self, tmp_path):
+        wrong = {"isgd.learning.bach-size": 3, "isgd.scorin.method": "exact"}
+        with dask.config.set(wrong), pytest.raises(ConfigError) as caught:
+            check(tmp_path, sampling={"smoothing": 1.0})
+        message = str(caught.value)
+        assert "sampling: got dict, wanted dask_isgd.Sampling(…)" in message
+        assert "unknown key isgd.learning.bach-size; did you mean isgd.learning.batch-size?" in message
+        assert "unknown key isgd.scorin; did you mean isgd.scoring?" in message
+
+    def test_at_fit_device_and_chunk_at_once(self, tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            check(tmp_path, learning=isgd.Learning(steps=1, device="gpu"), scoring=isgd.Scoring(chunk=15))
+        assert "Learning.device: got 'gpu'" in str(caught.value)
+        assert "Scoring.chunk: got 15, wanted a multiple of the dataset's chunk of 10" in str(caught.value)
+
+    def test_an_exact_run_skips_no_chunk(self, tmp_path):
+        with pytest.raises(ConfigError, match="skip_bad_chunks: got True, wanted False where"):
+            check(
+                tmp_path,
+                learning=isgd.Learning(steps=1, exact=True),
+                scoring=isgd.Scoring(skip_bad_chunks=True),
+            )
+
+    def test_a_minibatch_larger_than_the_data_is_said(self, tmp_path, caplog):
+        check(tmp_path)
+        assert "a minibatch of 128 from 40 examples: draws repeat" in caplog.text
+
+    def test_one_example_is_enough(self, tmp_path):
+        dataset = data(tmp_path, x=X[:1], y=Y[:1])
+        assert check(tmp_path, dataset).spec.n_chunks == 1
+        sampler = ImportanceSampler(1, 1, isgd.Sampling())
+        assert (sampler.draw(5, np.random.default_rng(0)).coefficients == 1).all()
+
+
+class TestData:
+    @pytest.mark.parametrize(
+        ("labels", "says"),
+        [
+            (np.where(np.arange(N) == 17, 3, Y), r"3.*17|17.*3"),
+            (np.where(np.arange(N) == 5, -100, Y), r"-100.*5|5.*-100"),
+        ],
+        ids=["too large", "-100"],
+    )
+    def test_a_label_out_of_range_is_named_with_its_place(self, tmp_path, labels, says):
+        with pytest.raises(LabelError, match=says):
+            check(tmp_path, data(tmp_path, y=labels))
+
+    def test_float_labels_are_refused_integers_of_any_kind_taken(self, tmp_path):
+        with pytest.raises((LabelError, ModelError)):
+            check(tmp_path, data(tmp_path, y=Y.astype("f4")))
+        for dtype in ("u1", "i2", "i4"):
+            assert check(tmp_path, data(tmp_path, f"{dtype}.zarr", y=Y.astype(dtype)))
+
+    def test_no_examples(self, tmp_path):
+        with pytest.raises((EmptyDatasetError, ValueError)):
+            check(tmp_path, data(tmp_path, x=X[:0], y=Y[:0]))
+
+    def test_lengths_differ(self, tmp_path):
+        with pytest.raises(LengthMismatchError, match=r"40.*39|39.*40"):
+            data(tmp_path, y=Y[:-1])
+
+    def test_a_split_that_is_not_there(self, tmp_path):
+        with pytest.raises(EmptyDatasetError, match="test"):
+            data(tmp_path).split("test")
+
+    def test_a_missing_chunk_is_named(self, tmp_path):
+        dataset = data(tmp_path)
+        shutil.rmtree(tmp_path / "data.zarr" / "train" / "x" / "c" / "0")
+        with pytest.raises(MissingChunkError, match="array 'train/x', chunk 0 was never written"):
+            check(tmp_path, dataset)
+
+    def test_a_path_that_holds_nothing(self, tmp_path):
+        with pytest.raises((DataError, OSError), match="nowhere"):
+            check(tmp_path, str(tmp_path / "nowhere.zarr"))
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.linear(x).sum(1)
+
+
+class Complex(Flat):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+        self.register_buffer("nothing", torch.empty(5, device="meta"))
+
+
+def with_batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
+class TestModel:
+    @pytest.mark.parametrize(
+        ("source", "changes", "says"),
+        [
+            ("nowhere:model", {}, "wanted an importable 'package.module:name'"),
+            (nn.Linear(6, 3), {}, "wanted a callable that builds one"),
+            (lambda: 3, {}, "returned int, wanted a torch.nn.Module"),
+            (lambda: nn.Linear(5, 3), {}, r"fails on inputs of shape \(40, 6\) float32"),
+            (Flat, {}, r"got an output of \(40,\).*wanted logits of shape \(40, classes\)"),
+            (
+                model,
+                {"loss": nn.functional.cross_entropy},
+                r"loss returned shape \(\).*wanted one .*loss per example, shape \(",
+            ),
+            (model, {"loss": lambda o, t: o}, r"loss returned shape \(40, 3\).*wanted one .*loss per example"),
+            (Complex, {}, r"(?s)phase: \(2,\) complex64.*nothing: \(5,\) float32 without data"),
+            (with_batch_norm, {"scoring": isgd.Scoring(train_mode=True)}, r"(?i)batch.?norm"),
+        ],
+        ids=[
+            "spelling",
+            "a module",
+            "no module",
+            "input",
+            "output",
+            "mean loss",
+            "matrix loss",
+            "tensors",
+            "BatchNorm",
+        ],
+    )
+    def test_what_is_wrong_is_said_with_what_was_wanted(self, tmp_path, source, changes, says):
+        with pytest.raises(ModelError, match=says):
+            check(tmp_path, source=source, **changes)
+
+    def test_a_loss_that_is_not_finite_stops_before_the_update(self):
+        trainer = Trainer(model(), lambda o, t: o.sum(1) * float("nan"), isgd.Learning(steps=1))
+        before = [p.clone() for p in trainer.parameters]
+        with pytest.raises(NonFiniteLossError, match=r"step 7: .* 4 of 4 examples .*indices \[30, 31, 32, 33\]"):
+            trainer.step(7, (torch.ones(4, 6),), torch.zeros(4).long(), np.ones(4), indices=np.arange(30, 34))
+        assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+
+
+class TestNorms:
+    @pytest.fixture
+    def weights(self, tmp_path) -> WeightArray:
+        weights = WeightArray.create(tmp_path / "w", 500, 500)
+        weights.write(0, np.full(500, 2.0))
+        return weights
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+    def test_a_few_bad_norms_leave_the_former_weights(self, weights, bad):
+        norms = np.ones(500, "f4")
+        norms[[3, 77]] = bad
+        assert task._keep_former(norms, weights, 0, 0, strict=False) == 2
+        assert norms[[3, 77]].tolist() == [2.0, 2.0]
+        assert np.isfinite(norms).all()
+
+    def test_more_than_one_in_a_hundred_is_an_error(self, weights):
+        norms = np.ones(500, "f4")
+        norms[10:16] = np.nan
+        with pytest.raises(NonFiniteNormsError, match=r"chunk 0: 6 of 500 .*first: example 10.*wanted at most 1 %"):
+            task._keep_former(norms, weights, 0, 0, strict=False)
+
+    def test_weights_that_are_all_zero_draw_uniformly(self):
+        sampler = ImportanceSampler(N, 10, isgd.Sampling(gate="open", smoothing=0.0))
+        for chunk in range(4):
+            sampler.update(chunk, np.zeros(10, "f4"), 0)
+        sampler.refresh(0)
+        draw = sampler.draw(1000, np.random.default_rng(0))
+        assert draw.indices.min() >= 0
+        assert draw.indices.max() < N
+        assert np.allclose(draw.coefficients, 1.0)
+
+
+class TestStorage:
+    @pytest.mark.parametrize(
+        ("chunk", "values", "says"),
+        [
+            (4, np.ones(10), "got chunk 4, wanted 0 to 3"),
+            (0, np.ones(9), r"got shape \(9,\), wanted \(10,\); nothing was written"),
+            (0, np.full(10, 1e300), "beyond float32"),
+            (0, np.array(["a"] * 10), "wanted real numbers"),
+        ],
+        ids=["off the grid", "length", "lossy", "text"],
+    )
+    def test_weights_that_do_not_fit_are_refused_before_anything_is_written(self, tmp_path, chunk, values, says):
+        weights = WeightArray.create(tmp_path / "w", N, 10)
+        with pytest.raises(ValueError, match=says):
+            weights.write(chunk, values)
+        assert np.isnan(weights.read_all()).all()
+
+    def test_a_taken_directory(self, tmp_path):
+        create(check(tmp_path))
+        with pytest.raises(RunExistsError, match=r"resume=True.*overwrite=True"):
+            check(tmp_path, Dataset(tmp_path / "data.zarr", group="train"))
+
+    def test_the_older_of_two_learners_is_told(self, tmp_path):
+        leases = RunDirectory(tmp_path / "run").leases()
+        older, _ = leases.acquire({}), leases.acquire({})
+        with pytest.raises(LearnerFenced, match="incarnation 1 is fenced: incarnation 2 holds the run"):
+            leases.check(older)

@@ -1,0 +1,57 @@
+"""Who takes part in a run: the workers that are there when it begins."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from distributed.comm import CommClosedError
+
+import dask_isgd as isgd
+from dask_isgd.checks import cluster
+from dask_isgd.checks.cluster import check_cluster
+
+CLOSED = CommClosedError("in <TCP>: Connection reset by peer")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, dict]]:
+    """What the scheduler knows, one look after the other; the last one stays."""
+    found: list[dict[str, dict]] = []
+    monkeypatch.setattr(cluster, "workers_of", lambda client: found.pop(0) if len(found) > 1 else found[0])
+    return found
+
+
+def test_a_worker_that_dies_while_it_is_asked_is_no_mistake(looks):
+    looks += [{"alive": {}, "dead": {}}, {"alive": {}, "dead": {}}, {"alive": {}}]
+    assert cluster._of_the_living(None, {"alive": [], "dead": CLOSED}) == {"alive": []}
+
+
+def test_one_that_does_not_answer_and_stays_is(looks, monkeypatch):
+    monkeypatch.setattr(cluster, "_LEAVING", 0.2)
+    looks.append({"alive": {}, "mute": {}})
+    answers = {"alive": [], "mute": CLOSED}
+    assert cluster._of_the_living(None, answers) == answers
+
+
+def test_a_workers_own_errors_are_its_answer(looks):
+    looks.append({})
+    answers = {"a": PermissionError(13, "no"), "b": ValueError("no")}
+    assert cluster._of_the_living(None, answers) == answers
+
+
+def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypatch):
+    """Else its run would train on a scorer: nobody declares the learner's resource any more."""
+    learner, scorer = {"nthreads": 2, "resources": {"learner": 1}}, {"nthreads": 1, "resources": {"scorer": 1}}
+    there = [{"dead": learner, "scorer": scorer}, {"new": learner, "scorer": scorer}]
+    monkeypatch.setattr(cluster, "wait_for_workers", lambda client: there.pop(0))
+    answering = [{"scorer": 0}, {"scorer": 0}, {"new": 0, "scorer": 0}, {"new": 0, "scorer": 0}]
+
+    def ask(client, function, timeout, *arguments):
+        right = [] if arguments else cluster._versions()
+        return dict.fromkeys(answering.pop(0), right)
+
+    monkeypatch.setattr(cluster, "_ask", ask)
+    plan = SimpleNamespace(spec=SimpleNamespace(scoring=isgd.Scoring()), document={})
+    assert check_cluster(None, plan) == {"new": learner, "scorer": scorer}
+    assert not answering

@@ -1,0 +1,72 @@
+"""How the learner takes over weights: those of an earlier incarnation, and rewritten chunks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dask_isgd.config import Sampling
+from dask_isgd.errors import CorruptChunkError
+from dask_isgd.learner.weight_reader import WeightReader
+from dask_isgd.sampling import ImportanceSampler
+from dask_isgd.scorer.task import _keep_former
+from dask_isgd.storage import WeightArray
+
+WAIT = 30
+CHUNK = 300
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> WeightArray:
+    """Three chunks of ones, the middle one damaged."""
+    array = WeightArray.create(tmp_path / "weights.zarr", 3 * CHUNK, CHUNK)
+    for chunk in range(3):
+        array.write(chunk, np.ones(CHUNK))
+    path = tmp_path / "weights.zarr" / "weight" / "c" / "1"
+    damaged = bytearray(path.read_bytes())
+    damaged[5] ^= 16
+    path.write_bytes(damaged)
+    return array
+
+
+def test_a_damaged_chunk_is_passed_over(weights, caplog):
+    with caplog.at_level(logging.WARNING):
+        reader = WeightReader(weights, WAIT, strict=False)
+        for chunk in range(3):
+            reader.want(chunk, 7)
+        reader.close()
+    taken = [reader.take(), reader.take()]
+    assert [(item[0], item[2]) for item in taken] == [(0, 7), (2, 7)]
+    assert reader.take() is None
+    assert "chunk 1" in caplog.text
+
+
+def test_an_exact_run_takes_none_for_another(weights):
+    reader = WeightReader(weights, WAIT, strict=True)
+    reader.want(1, 7)
+    with pytest.raises(CorruptChunkError, match="chunk 1"):
+        reader.take(timeout=WAIT)
+    reader.close()
+
+
+def test_a_bad_norm_has_no_former_weight_in_a_damaged_chunk(weights):
+    norms = {chunk: np.full(CHUNK, 2.0, np.float32) for chunk in (0, 1)}
+    for chunk, values in norms.items():
+        values[4] = np.inf
+        assert _keep_former(values, weights, chunk, 0, strict=False) == 1
+    assert norms[0][4] == 1
+    assert np.isnan(norms[1][4])
+    with pytest.raises(CorruptChunkError):
+        _keep_former(np.array([np.nan], np.float32), weights, 1, CHUNK, strict=True)
+
+
+def test_what_scoring_lets_pass_the_sampler_takes():
+    """One bad norm, in a chunk of ten never scored before."""
+    norms = np.ones(10, np.float32)
+    norms[3] = np.nan
+    sampler = ImportanceSampler(10, 10, Sampling())
+    assert sampler.update(0, norms, 1).bad == 1
+    assert np.isfinite(sampler.probabilities()).all()

@@ -1,0 +1,197 @@
+"""One weighted step: unbiased, clipped as promised, restored to the bit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dask_isgd as isgd
+from dask_isgd.core import models
+from dask_isgd.core.loss import cross_entropy
+from dask_isgd.errors import ModelError, NonFiniteLossError
+from dask_isgd.learner.trainer import Trainer
+from dask_isgd.sampling import ImportanceSampler
+
+N = 24
+
+
+def problem(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(N, 5, generator=generator, dtype=dtype), torch.randint(0, 3, (N,), generator=generator)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Dropout(0.0), nn.Linear(7, 3))
+
+
+def trainer(**changes) -> Trainer:
+    settings = {"steps": 100, "learning_rate": 0.1, "device": "cpu", "clip": None}
+    return Trainer(models.build(mlp, 1), cross_entropy, isgd.Learning(**{**settings, **changes}))
+
+
+def gradient(model: nn.Module, losses: torch.Tensor) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(losses, list(model.parameters()), retain_graph=True)])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        isgd.Sampling(),
+        isgd.Sampling(smoothing=0.0),
+        isgd.Sampling(max_coefficient=1.5),
+        isgd.Sampling(effective_sample_size=0.8),
+        isgd.Sampling(fade=3.0, power=0.5),
+    ],
+    ids=lambda s: f"smoothing={s.smoothing} C={s.max_coefficient} ess={s.effective_sample_size} fade={s.fade}",
+)
+def test_over_all_draws_the_expected_weighted_gradient_is_the_full_gradient(sampling):
+    """Σ_n q_n c_n g_n = (1/N) Σ g_n to 1e-10 in float64, for weights both fresh, stale and missing.
+
+    c_n are those that draws came with, q_n the probabilities of the draw map (itself bisected in
+    tests/sampling).
+    """
+    x, y = problem(torch.float64)
+    model = models.build(mlp, 1).double()
+    losses = cross_entropy(model(x), y)
+    full = gradient(model, losses.mean())
+    sampler = ImportanceSampler(N, 8, sampling)
+    rng = np.random.default_rng(0)
+    sampler.update(0, rng.exponential(size=8), 0)
+    sampler.update(2, rng.exponential(size=8), 5)
+    sampler.refresh(9)
+    q = sampler.probabilities()
+    drawn: dict[int, float] = {}
+    while len(drawn) < N:
+        draw = sampler.draw(16, rng)
+        drawn.update(zip(draw.indices.tolist(), draw.coefficients.tolist(), strict=True))
+    expected = sum(q[n] * drawn[n] * gradient(model, losses[n]) for n in range(N))
+    assert abs(q.sum() - 1) < 1e-12
+    assert float((expected - full).abs().max()) < 1e-10
+
+
+def test_a_step_with_coefficients_is_that_of_the_weighted_loss():
+    x, y = problem()
+    coefficients = np.linspace(0.2, 3.0, N)
+    ours, plain = trainer(momentum=0.0), models.build(mlp, 1)
+    result = ours.step(0, (x,), y, coefficients)
+    loss = (cross_entropy(plain(x), y) * torch.as_tensor(coefficients, dtype=torch.float32)).mean()
+    loss.backward()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    assert result.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    for a, b in zip(ours.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_probe_changes_no_step_and_its_norms_are_the_examples_own():
+    x, y = problem()
+    coefficients = np.linspace(0.2, 3.0, N)
+    probed, plain = trainer(), trainer()
+    oracle = torch.stack(
+        [gradient(plain.model, cross_entropy(plain.model(x[[n]]), y[[n]])[0]).norm() for n in range(N)]
+    )
+    result = probed.step(0, (x,), y, coefficients, probe=True)
+    plain.step(0, (x,), y, coefficients)
+    assert result.norms == pytest.approx(oracle.numpy(), rel=1e-5)
+    for a, b in zip(probed.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("captures", [True, False], ids=["from the norms", "from two halves"])
+def test_a_probe_estimates_the_squared_mean_gradient_without_bias(captures):
+    """Over all ordered pairs of examples, each a minibatch, with coefficients: exact for each, and for the mean."""
+    x, y = problem(torch.float32)
+    model = models.build(mlp, 1)
+    losses = cross_entropy(model(x), y)
+    few, coefficients = 8, np.linspace(0.5, 2.0, 8)
+    each = torch.stack([c * gradient(model, losses[n]) for n, c in enumerate(coefficients)]).double()
+    exact = float(((each.sum(0) @ each.sum(0)) - (each * each).sum()) / (few * (few - 1)))
+    estimates = []
+    for pair in itertools.permutations(range(few), 2):
+        ours = trainer()
+        ours._captures = captures
+        estimates.append(
+            ours.step(0, (x[list(pair)],), y[list(pair)], coefficients[list(pair)], probe=True).mean_square
+        )
+        assert estimates[-1] == pytest.approx(float(each[pair[0]] @ each[pair[1]]), rel=1e-3, abs=1e-5)
+    assert np.mean(estimates) == pytest.approx(exact, rel=1e-3, abs=1e-5)
+    assert math.isnan(trainer().step(0, (x[:1],), y[:1], np.ones(1), probe=True).mean_square)
+
+
+def test_the_gradient_is_clipped_at_a_multiple_of_its_running_median():
+    x, y = problem()
+    each = trainer(clip=2.0, learning_rate=1e-3, momentum=0.0)
+    norms = [each.step(k, (x,), y, np.ones(N)).gradient_norm for k in range(30)]
+    before = [p.detach().clone() for p in each.model.parameters()]
+    result = each.step(30, (x,), y, np.full(N, 100.0))
+    moved = torch.cat([(a.detach() - b).flatten() for a, b in zip(each.model.parameters(), before, strict=True)]).norm()
+    assert result.clipped
+    assert float(moved) / 1e-3 == pytest.approx(2.0 * np.median(norms), rel=0.05)
+    assert not each.step(31, (x,), y, np.ones(N)).clipped
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [None, lambda p: torch.optim.Adam(p, lr=0.01), lambda p: torch.optim.SGD(p, lr=0.1)],
+    ids=["nesterov", "adam", "sgd"],
+)
+def test_a_restored_trainer_goes_on_to_the_bit(optimizer):
+    x, y = problem()
+    settings = {
+        "optimizer": optimizer,
+        "scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5),
+        "clip": 1.0,
+    }
+    one, two = trainer(**settings), trainer(**settings)
+    for k in range(30):
+        one.step(k, (x,), y, np.ones(N))
+    arrays, odd = models.to_arrays(one.tensors())
+    two.restore(models.from_arrays(arrays, odd), json.loads(json.dumps(one.state())))
+    for k in range(30, 40):
+        assert one.step(k, (x,), y, np.ones(N)) == two.step(k, (x,), y, np.ones(N))
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, two.tensors()[name])
+
+
+def test_bfloat16_survives_the_way_through_numpy():
+    tensors = {"a": torch.randn(3, 4).bfloat16(), "b": torch.arange(3)}
+    arrays, odd = models.to_arrays(tensors)
+    assert odd == {"a": "bfloat16"}
+    back = models.from_arrays(arrays, odd)
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_examples_and_changes_nothing():
+    x, y = problem()
+    x[5] = torch.nan
+    each = trainer()
+    before = [p.detach().clone() for p in each.model.parameters()]
+    with pytest.raises(NonFiniteLossError, match=r"step 7: the loss of 1 of 24 examples .* \(indices \[105\]\)"):
+        each.step(7, (x,), y, np.ones(N), indices=np.arange(100, 100 + N))
+    assert all(torch.equal(a, b) for a, b in zip(each.model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no.such.package:model", "wanted an importable"),
+        ("dask_isgd.pipelines.models:nothing", "wanted an importable"),
+        (nn.Linear(2, 2), "wanted a callable that builds one"),
+        (lambda: 3, "returned int"),
+    ],
+)
+def test_what_is_no_model_is_refused(source, message):
+    with pytest.raises(ModelError, match=message):
+        models.build(source)
+
+
+def test_a_loss_that_is_averaged_is_refused():
+    x, y = problem()
+    each = Trainer(models.build(mlp, 1), nn.functional.cross_entropy, isgd.Learning(steps=1, device="cpu"))
+    with pytest.raises(ModelError, match=r"got \(\), wanted one loss per example, shape \(24,\)"):
+        each.step(0, (x,), y, np.ones(N))

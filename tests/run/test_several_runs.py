@@ -1,0 +1,46 @@
+"""Several runs share the scorers of one cluster in equal parts."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from distributed import Client
+
+from dask_isgd.coordinator.fair_share import TOPIC, Neighbours, part
+from dask_isgd.events import Sharing
+from dask_isgd.runtime.pubsub import announce
+
+WAIT = 120
+
+
+@pytest.mark.parametrize(
+    ("room", "runs", "parts"),
+    [
+        (8, "a", [8]),
+        (8, "ab", [4, 4]),
+        (8, "abc", [3, 3, 2]),
+        (2, "abc", [1, 1, 1]),  # nobody starves: they are served in turn
+        (0, "ab", [0, 0]),
+    ],
+)
+def test_parts(room, runs, parts):
+    assert [part(room, run, set(runs)) for run in runs] == parts
+    assert [part(room, run, set(runs) - {run}) for run in runs] == parts, "whether or not it hears itself"
+
+
+def test_who_falls_silent_is_left_out(client: Client):
+    now = 0.0
+    mine = Neighbours(client, client, "b", clock=lambda: now)
+    try:
+        assert mine.share(8) == 8
+        announce(client, TOPIC, Sharing(run="a", incarnation=0))
+        deadline = time.monotonic() + WAIT
+        while mine.share(8) != 4:
+            assert time.monotonic() < deadline
+        now = 4.9
+        assert mine.share(8) == 4
+        now = 5.1
+        assert mine.share(8) == 8
+    finally:
+        mine.close()
