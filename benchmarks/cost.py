@@ -125,7 +125,12 @@ def bare_scoring(data: Dataset, name: str, chunk: int, batch: int, until: str | 
 def system(client: Client, data: Dataset, name: str, folder: Path, steps: int, *, uniform: bool) -> dict[str, float]:
     """Steps a second of the learner of a run; and what its scorers reached."""
     learning = isgd.Learning(
-        steps=steps + steps // 4, batch_size=BATCH, learning_rate=1e-3, threads=1, report_every=10, clip=None
+        steps=steps + steps // 4,
+        batch_size=BATCH,
+        learning_rate=1e-3,
+        threads=1,
+        report_every=10,
+        clip_median_factor=None,
     )
     sampling = isgd.Sampling(gate="open", uniform=uniform)
     client.get_task_stream(count=1)
@@ -137,7 +142,7 @@ def system(client: Client, data: Dataset, name: str, folder: Path, steps: int, *
     seconds = float(late.seconds[-1] - late.seconds[0])
     tasks = [r for r in client.get_task_stream(start=began) if str(r["key"]).startswith("('score-")]
     busy = sum(s["stop"] - s["start"] for r in tasks for s in r["startstops"] if s["action"] == "compute")
-    examples = run.summary()["scored"]
+    examples = run.summary()["examples_scored"]
     return {
         "steps_per_second": float(late.step[-1] - late.step[0]) / seconds,
         "scored_per_busy_second": examples / busy if busy else 0.0,

@@ -36,7 +36,7 @@ from dask_isgd.learner.feed import Run, open_feed, open_source
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.sampling import Draw
 from dask_isgd.sampling.draws import positions, uniform
-from dask_isgd.scorer.chunk_reader import Scan
+from dask_isgd.scorer.chunk_reader import CachedChunkReader
 from dask_isgd.storage import Dataset, write_dataset
 
 BATCH, CHUNK = 128, 512
@@ -182,18 +182,18 @@ def scans(data: dict[str, Dataset], times: int) -> Iterator[tuple[str, float]]:
             for a, b in ends:
                 [array[a:b] for array in z.values()]
 
-        def scanned(scan: Scan, dataset: Any = dataset, ends: Any = ends) -> None:
+        def scanned(scan: CachedChunkReader, dataset: Any = dataset, ends: Any = ends) -> None:
             for a, b in ends:
                 for _ in scan.batches(dataset, a, b, 2048):
                     pass
 
-        kept = Scan(2 * dataset.nbytes)
+        kept = CachedChunkReader(2 * dataset.nbytes)
         scanned(kept)
         best: dict[str, list[float]] = {"bare": [], "scan": [], "kept": []}
         for _ in range(times):
             for name, run in (
                 ("bare", bare),
-                ("scan", lambda: scanned(Scan(0))),
+                ("scan", lambda: scanned(CachedChunkReader(0))),
                 ("kept", lambda kept=kept: scanned(kept)),
             ):
                 began = time.process_time()
@@ -230,7 +230,7 @@ def training(data: dict[str, Dataset], steps: int) -> Iterator[tuple[str, float]
     }
     feeds, speeds = {}, {name: [] for name in ways}
     for name, (of, memory, disk) in ways.items():
-        learning = Learning(steps=10**6, batch_size=BATCH, memory=memory, disk=disk)
+        learning = Learning(steps=10**6, batch_size=BATCH, cache_memory=memory, cache_disk=disk)
         feeds[name] = open_feed(of, Uniform(len(of)), Scaled(of), learning, timeout=60)
         trainer = Trainer(model(), cross_entropy, Learning(steps=10**6, device="cpu"))
     at = dict.fromkeys(ways, 0)

@@ -176,7 +176,7 @@ def compare(threads: int, seconds: float, repeats: int) -> dict[str, Any]:
     ):
         dataset = data(Path(folder), 6 * threads)
         learning = isgd.Learning(steps=10**9, batch_size=128, publish_every=32, threads=1, checkpoint_seconds=3600)
-        scoring = isgd.Scoring(chunk=ROWS)
+        scoring = isgd.Scoring(chunk_size=ROWS)
         client.run(use_stubs, False)
         run = isgd.fit(client, model, dataset, Path(folder) / "run", learning=learning, scoring=scoring,
                        sampling=isgd.Sampling(gate="open"))  # fmt: skip

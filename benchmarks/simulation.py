@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dask_isgd.config import Sampling
 from dask_isgd.pipelines.datasets.idx import read_idx
-from dask_isgd.sampling import Evidence, Gate, ImportanceSampler, next_chunks, probe_chunks, restless_chunks
+from dask_isgd.sampling import GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks, restless_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
 from dask_isgd.sampling.variance import VarianceMonitor
 
@@ -157,7 +157,7 @@ class Simulation:
         self.rng = np.random.default_rng(seed)
         self.model = Mlp((data.x.shape[1], width, width, width, 10), seed)
         self.sampler = ImportanceSampler(self.n, CHUNK, self.sampling)
-        self.evidence = Evidence(self.sampler)
+        self.evidence = GainSamples(self.sampler)
         self.gate, self.monitor, self.clip = Gate(self.sampling), VarianceMonitor(), Clip(policy.clip)
         self.x = data.x.bfloat16()
         # Fixed for all runs, so that they are compared on the same examples.
@@ -168,7 +168,8 @@ class Simulation:
         self.scoring: tuple[int, int, Mlp] | None = None
         self.ready = 0.0
         self.record: dict[str, list[float]] = {
-            key: [] for key in ("loss", "stale_over_ideal", "smoothing_cost", "staleness_cost", "gain", "ideal_gain")
+            key: []
+            for key in ("loss", "stale_over_ideal", "smoothing_factor", "staleness_factor", "gain", "ideal_gain")
         }
         self.record["monitor_gain"] = []
         self.opened: int | None = None
@@ -270,8 +271,8 @@ class Simulation:
         stale, smoothed = s.mean() * (g * g / s).mean(), fresh.mean() * (g * g / fresh).mean()
         for key, value in {
             "stale_over_ideal": stale / ideal,
-            "smoothing_cost": smoothed / ideal,
-            "staleness_cost": stale / smoothed,
+            "smoothing_factor": smoothed / ideal,
+            "staleness_factor": stale / smoothed,
             "gain": uniform / stale,
             "ideal_gain": uniform / ideal,
             "monitor_gain": self.monitor.gain,
@@ -284,7 +285,7 @@ class Simulation:
 
 
 def spikes(losses: list[float]) -> int:
-    """Evaluations above 1.5 × the running minimum, one every 100 updates, after the first 500."""
+    """Evaluator above 1.5 × the running minimum, one every 100 updates, after the first 500."""
     low = np.minimum.accumulate(losses)
     late = np.arange(1, len(losses) + 1) * EVALUATE_EVERY > SPIKES_AFTER
     return int((late & ~(np.asarray(losses) <= SPIKE * low)).sum())

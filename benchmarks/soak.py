@@ -40,7 +40,7 @@ from distributed import Client
 from scipy import stats
 
 import dask_isgd as isgd
-from dask_isgd.errors import WaitTimeout
+from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.events import Progress, Published, topic_of
 from dask_isgd.pipelines import PIPELINES
 from dask_isgd.runtime import pubsub
@@ -48,7 +48,7 @@ from dask_isgd.sampling import ImportanceSampler
 from dask_isgd.storage import Dataset, WeightArray
 
 MODEL = "dask_isgd.pipelines.models:digits"
-SAMPLING = isgd.Sampling(gate="open", draw="independent")
+SAMPLING = isgd.Sampling(gate="open", scheme="independent")
 ROLES = ("learner", "scorer", "coordinator")
 RESULT = Path(__file__).parent / "results" / "soak.json"
 CHECKPOINT_SECONDS = 2.0
@@ -141,8 +141,8 @@ class Soak:
         if not _kill(leases.owner(former).get("pid")):
             return None
         back = self.until(lambda latest: leases.highest() > former)
-        scored = self.run.latest.get("scored_examples", 0)
-        return {"back": back + self.until(lambda latest: 0 < latest.get("scored_examples", 0) != scored)}
+        scored = self.run.latest.get("examples_scored", 0)
+        return {"back": back + self.until(lambda latest: 0 < latest.get("examples_scored", 0) != scored)}
 
     def scorer(self) -> dict[str, Any] | None:
         there = self._scorers()
@@ -182,7 +182,7 @@ class Soak:
         try:
             for _ in self.run.watch(seconds):
                 self._hear()
-        except WaitTimeout:
+        except WaitTimeoutError:
             return
         raise AssertionError(f"the run ended: {self.run.status}, {self.run.latest}")
 

@@ -34,7 +34,7 @@ POLICIES = {
     "uniform": Policy(sampling={"uniform": True}),
     "default": Policy(),
     "always open": Policy(sampling={"gate": "open"}),
-    "no inertia": Policy(sampling={"inertia": 0.0}),
+    "no inertia": Policy(sampling={"ema_decay": 0.0}),
     "no feedback": Policy(sampling={"feedback": False}),
     "no clipping": Policy(clip=None),
     "uniform, no clipping": Policy(sampling={"uniform": True}, clip=None),
@@ -43,13 +43,13 @@ POLICIES = {
     "smoothing 0.5": Policy(sampling={"smoothing": 0.5}),
     "smoothing 1": Policy(sampling={"smoothing": 1.0}),
     "coefficient ≤ 3": Policy(sampling={"smoothing": 0.0, "max_coefficient": 3.0}),
-    "effective sample size 0.5": Policy(sampling={"smoothing": 0.0, "effective_sample_size": 0.5}),
-    "fade 500": Policy(sampling={"fade": 500.0}),
-    "drop after 500 (biased)": Policy(sampling={"drop_after": 500}),
-    "power 0.5": Policy(sampling={"power": 0.5}),
-    "power 1.5": Policy(sampling={"power": 1.5}),
-    "independent draws": Policy(sampling={"draw": "independent"}),
-    "systematic draws": Policy(sampling={"draw": "systematic"}),
+    "effective sample size 0.5": Policy(sampling={"smoothing": 0.0, "ess_fraction": 0.5}),
+    "fade 500": Policy(sampling={"half_life_steps": 500.0}),
+    "drop after 500 (biased)": Policy(sampling={"max_age_steps": 500}),
+    "power 0.5": Policy(sampling={"exponent": 0.5}),
+    "power 1.5": Policy(sampling={"exponent": 1.5}),
+    "independent draws": Policy(sampling={"scheme": "independent"}),
+    "systematic draws": Policy(sampling={"scheme": "systematic"}),
     "restless chunks first": Policy(schedule="restless"),
 }
 """Differences from the library's defaults. A defensive mixture λ is the smoothing λ/(1 - λ)."""
@@ -110,7 +110,7 @@ def line(run: Run, row: dict[str, Any]) -> str:
     return (
         f"| {run.policy} | {run.speed:g} | {run.rate:g} | {run.seed} | {row['final_loss']:.4f} "
         f"| {row['test_error']:.2%} | {middle(ratio):.2f} | {middle(ratio[-len(ratio) // 4 :]):.2f} "
-        f"| {middle(row['smoothing_cost']):.2f} | {middle(row['staleness_cost']):.2f} | {middle(row['gain']):.2f} "
+        f"| {middle(row['smoothing_factor']):.2f} | {middle(row['staleness_factor']):.2f} | {middle(row['gain']):.2f} "
         f"| {middle(row['ideal_gain']):.2f} | {row['spikes']} | {row['clipped']:.2f} "
         f"| {'yes' if row['diverged'] else ''} |"
     )

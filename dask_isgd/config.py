@@ -115,7 +115,7 @@ class Learning:
     threads: int | None = default("learning.threads")
     """torch threads; None: as many as the learner's worker has."""
     publish_every: int = default("learning.publish-every")
-    """Steps between publications; in exact mode the steps of a round."""
+    """Steps between publications; in synchronous mode the steps of a round."""
     publish_dtype: str | None = default("learning.publish-dtype")
     """``"float32"``, ``"bfloat16"`` or ``"float16"``: what scorers are sent; None: each parameter's own dtype."""
     report_every: int = default("learning.report-every")
@@ -125,16 +125,16 @@ class Learning:
     checkpoint_seconds: float = default("learning.checkpoint-seconds")
     checkpoint_steps: int | None = default("learning.checkpoint-steps")
     """A checkpoint is committed at the sooner of the two; the last step always is."""
-    clip: float | None = default("learning.clip")
+    clip_median_factor: float | None = default("learning.clip-median-factor")
     """Clip the gradient at this multiple of the running median of its norm; None: never."""
-    memory: int | str = default("learning.memory")
+    cache_memory: int | str = default("learning.cache-memory")
     """Bytes of training data the learner may hold, or a string such as ``"2GB"``."""
-    disk: int | str = default("learning.disk")
+    cache_disk: int | str = default("learning.cache-disk")
     """Bytes of the learner's local disk that an uncompressed copy of compressed or remote data may take; 0: none."""
     transform: Callable[..., Any] | None = None
     """Applied to the inputs of each minibatch on the learner's device, in the learner only: scorers see examples as
     they are stored, which chooses what is drawn and leaves the gradient unbiased."""
-    exact: bool = False
+    synchronous: bool = False
     """Score everything, then ``publish_every`` steps, and again: bit-reproducible, waits for scorers."""
     seed: int = default("learning.seed")
 
@@ -147,24 +147,24 @@ class Learning:
         check.number("threads", least=1, whole=True, optional=True)
         check.number("checkpoint_seconds", above=0)
         check.number("checkpoint_steps", least=1, whole=True, optional=True)
-        check.number("clip", above=0, optional=True)
+        check.number("clip_median_factor", above=0, optional=True)
         check.number("seed", least=0, whole=True)
         if self.publish_dtype is not None:
             check.choice("publish_dtype", "float32", "bfloat16", "float16")
-        check.flag("exact")
+        check.flag("synchronous")
         for name in ("optimizer", "scheduler", "transform"):
             check.call(name)
-        _bytes(check, "memory")
-        _bytes(check, "disk", least=0)
+        _bytes(check, "cache_memory")
+        _bytes(check, "cache_disk", least=0)
         check.done()
 
     @property
-    def memory_bytes(self) -> int:
-        return int(parse_bytes(self.memory))
+    def cache_memory_bytes(self) -> int:
+        return int(parse_bytes(self.cache_memory))
 
     @property
-    def disk_bytes(self) -> int:
-        return int(parse_bytes(self.disk))
+    def cache_disk_bytes(self) -> int:
+        return int(parse_bytes(self.cache_disk))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class Scoring:
     """``"exact"`` gradient norms, ``"bound"`` (last pre-activation) or ``"loss"``."""
     batch_size: int = default("scoring.batch-size")
     """Examples scored at once."""
-    chunk: int | None = default("scoring.chunk")
+    chunk_size: int | None = default("scoring.chunk-size")
     """Examples a scoring task, a multiple of the dataset's chunk; None: about a second's worth."""
     in_flight: int = default("scoring.in-flight")
     """Scoring tasks submitted ahead, per thread of a scorer."""
@@ -185,7 +185,7 @@ class Scoring:
     """Worker resources a scoring task asks for; None: ``scorer`` where workers declare it."""
     timeout: float | str = default("scoring.timeout")
     """Seconds, or a string such as ``"10 minutes"``, after which a task is submitted anew."""
-    memory: int | str = default("scoring.memory")
+    cache_memory: int | str = default("scoring.cache-memory")
     """Bytes of data a scorer's worker keeps decoded between passes, or a string such as ``"1GB"``; 0: none."""
     train_mode: bool = False
     """Score with dropout on; either way the gradient stays unbiased."""
@@ -198,7 +198,7 @@ class Scoring:
         check.choice("method", "exact", "bound", "loss")
         for name in ("batch_size", "in_flight", "threads"):
             check.number(name, least=1, whole=True)
-        check.number("chunk", least=1, whole=True, optional=True)
+        check.number("chunk_size", least=1, whole=True, optional=True)
         check.flag("train_mode", "skip_bad_chunks")
         resources = self.resources
         if resources is not None and not (
@@ -212,12 +212,12 @@ class Scoring:
             positive = False
         if not positive:
             check.wrong("timeout", self.timeout, "seconds or a string such as '10 minutes'")
-        _bytes(check, "memory", least=0)
+        _bytes(check, "cache_memory", least=0)
         check.done()
 
     @property
-    def memory_bytes(self) -> int:
-        return int(parse_bytes(self.memory))
+    def cache_memory_bytes(self) -> int:
+        return int(parse_bytes(self.cache_memory))
 
     @property
     def timeout_seconds(self) -> float:
@@ -228,25 +228,25 @@ class Scoring:
 class Sampling:
     """The proposal that minibatches are drawn from.
 
-    ``smoothing``, ``max_coefficient`` and ``effective_sample_size`` each ask for a constant added
+    ``smoothing``, ``max_coefficient`` and ``ess_fraction`` each ask for a constant added
     to every weight; the largest of the three is added.
     """
 
-    draw: str = default("sampling.draw")
+    scheme: str = default("sampling.scheme")
     """``"stratified"``, ``"independent"`` or ``"systematic"``."""
     smoothing: float = default("sampling.smoothing")
     """Constant added to every weight, in units of the mean weight."""
     max_coefficient: float | None = default("sampling.max-coefficient")
     """Bound on every coefficient 1/(N q), above 1."""
-    effective_sample_size: float | None = default("sampling.effective-sample-size")
+    ess_fraction: float | None = default("sampling.ess-fraction")
     """Least (Σq)²/(N Σq²), a fraction of N in (0, 1]."""
-    fade: float | None = default("sampling.fade")
+    half_life_steps: float | None = default("sampling.half-life-steps")
     """Steps of age after which a chunk's weights have half faded to the mean; None: never."""
-    drop_after: int | None = default("sampling.drop-after")
+    max_age_steps: int | None = default("sampling.max-age-steps")
     """Steps of age after which a chunk is not drawn: the paper's policy, **biased**."""
-    power: float = default("sampling.power")
+    exponent: float = default("sampling.exponent")
     """Exponent of the weights."""
-    inertia: float = default("sampling.inertia")
+    ema_decay: float = default("sampling.ema-decay")
     """Share in [0, 1) of a weight's former square that a fresh norm leaves: weights that fluctuate less."""
     gate: str = default("sampling.gate")
     """``"auto"``: uniform until importance sampling pays; ``"open"``: always importance sampling."""
@@ -259,15 +259,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check = _Check(self)
-        check.choice("draw", "stratified", "independent", "systematic")
+        check.choice("scheme", "stratified", "independent", "systematic")
         check.choice("gate", "auto", "open")
         check.number("smoothing", least=0)
         check.number("max_coefficient", above=1, optional=True)
-        check.number("effective_sample_size", above=0, most=1, optional=True)
-        check.number("fade", above=0, optional=True)
-        check.number("drop_after", least=1, whole=True, optional=True)
-        check.number("power", above=0, most=4)
-        check.number("inertia", least=0, most=0.999)
+        check.number("ess_fraction", above=0, most=1, optional=True)
+        check.number("half_life_steps", above=0, optional=True)
+        check.number("max_age_steps", least=1, whole=True, optional=True)
+        check.number("exponent", above=0, most=4)
+        check.number("ema_decay", least=0, most=0.999)
         check.number("gate_gain", least=1)
         check.flag("feedback", "uniform")
         check.done()

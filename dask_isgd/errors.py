@@ -19,10 +19,10 @@ Each message says what was got, what was wanted and what to do::
     ├── RunExistsError                  the run directory is taken
     ├── RunNotFoundError                the run directory holds no run
     ├── RunMismatchError                resumed with other data or another model
-    ├── LearnerFenced                   a younger learner holds the run
+    ├── LeaseLostError                   a younger learner holds the run
     ├── CheckpointError                 a checkpoint cannot be written or verified
     ├── StorageFullError                no room, or not writable
-    └── WaitTimeout (TimeoutError)      something did not happen in time
+    └── WaitTimeoutError (TimeoutError)      something did not happen in time
 
 Errors travel between processes: each takes one message and pickles whole.
 """
@@ -101,7 +101,7 @@ class RunMismatchError(IsgdError):
     """A run was resumed with other data or another model."""
 
 
-class LearnerFenced(IsgdError):
+class LeaseLostError(IsgdError):
     """A younger incarnation of the learner holds the run; this one must stop."""
 
 
@@ -113,5 +113,5 @@ class StorageFullError(IsgdError):
     """The run directory cannot be written: full, read-only or over quota."""
 
 
-class WaitTimeout(IsgdError, TimeoutError):
+class WaitTimeoutError(IsgdError, TimeoutError):
     """Something that was waited for did not happen in time."""

@@ -111,10 +111,10 @@ class Control(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alive(Event):
+class Heartbeat(Event):
     """A sign of life of a long task, about once a second while nothing else is said."""
 
-    kind: ClassVar[str] = "alive"
+    kind: ClassVar[str] = "heartbeat"
     role: str
     address: str
 
@@ -129,10 +129,10 @@ class Fault(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Portrait(Event):
+class WeightSummary(Event):
     """What all weights look like, for people who watch; the fields: ``coordinator.weight_summary``."""
 
-    kind: ClassVar[str] = "portrait"
+    kind: ClassVar[str] = "weight_summary"
     step: int
     cells: list[int]
     chunks: int
@@ -148,14 +148,15 @@ class Portrait(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sharing(Event):
+class ShareClaim(Event):
     """A run's coordinator wants its part of the scorers; on a topic all coordinators hear."""
 
-    kind: ClassVar[str] = "sharing"
+    kind: ClassVar[str] = "share_claim"
 
 
 _KINDS: dict[str, type[Event]] = {
-    cls.kind: cls for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Alive, Fault, Portrait, Sharing)
+    cls.kind: cls
+    for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Heartbeat, Fault, WeightSummary, ShareClaim)
 }
 
 

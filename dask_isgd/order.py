@@ -10,10 +10,10 @@ Order = tuple[int, int]
 """Incarnation and version."""
 
 
-class Newest:
+class LatestVersion:
     """Lets every version through once, and none that is older than one it let through.
 
-    >>> newest = Newest()
+    >>> newest = LatestVersion()
     >>> [newest.accepts(order) for order in [(1, 0), (1, 32), (2, 20), (1, 64), (2, 20), (2, 40)]]
     [True, True, True, False, False, True]
     """

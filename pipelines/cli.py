@@ -108,7 +108,7 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer updates.  [default: the recipe's]")
 @click.option("--seed", type=click.IntRange(min=0), help="Of parameters and draws.  [default: the recipe's]")
 @click.option("--uniform", is_flag=True, help="Uniform draws, no scoring: the baseline.")
-@click.option("--exact", is_flag=True, help="Wait for fresh scores; the same bits for the same seed.")
+@click.option("--synchronous", is_flag=True, help="Wait for fresh scores; the same bits for the same seed.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run.")
 @click.option("--overwrite", is_flag=True, help="Delete a run that is in --run.")
 @click.option("--json", "as_json", is_flag=True, help="End with the results as one line of JSON on stdout.")
@@ -116,7 +116,7 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
 def train(what: str, **options: Any) -> None:
     given = {name for name, value in options.items() if value}
     clusters = (("scheduler", "workers"), ("cluster", "scheduler"), ("cluster", "workers"))
-    for one, other in (*clusters, ("resume", "overwrite"), ("uniform", "exact")):
+    for one, other in (*clusters, ("resume", "overwrite"), ("uniform", "synchronous")):
         if {one, other} <= given:
             raise click.UsageError(f"--{one} and --{other} exclude each other.")
     if "resume" in given and "run_dir" not in given:

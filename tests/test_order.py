@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from dask_isgd.errors import LearnerFenced
-from dask_isgd.order import Newest
+from dask_isgd.errors import LeaseLostError
+from dask_isgd.order import LatestVersion
 from dask_isgd.storage import RunDirectory
 
 
@@ -35,7 +35,7 @@ class Listener:
     """A coordinator: takes the Variable's version when it is told to look; its successor starts from the stamps."""
 
     def __init__(self, floor: tuple[int, int]) -> None:
-        self.newest = Newest(floor)
+        self.newest = LatestVersion(floor)
         self.heard: list[tuple[int, int]] = []
 
     def look(self, variable: tuple[int, int] | None) -> None:
@@ -81,7 +81,7 @@ class Faults(RuleBasedStateMachine):
             return
         try:
             self.leases.check(learner.incarnation)
-        except LearnerFenced:
+        except LeaseLostError:
             assert learner.incarnation < self.leases.highest()
             learner.alive = False
             return
@@ -111,7 +111,7 @@ class Faults(RuleBasedStateMachine):
             return
         try:
             self.leases.check(learner.incarnation)
-        except LearnerFenced:
+        except LeaseLostError:
             learner.alive = False
             return
         self.variable = (learner.incarnation, learner.step)

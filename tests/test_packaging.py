@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"dask_isgd": "dask_isgd", "dask_isgd.storage": "storage", "dask_isgd.pipelines": "pipelines"}
@@ -24,8 +25,8 @@ def packages() -> set[str]:
 
 def test_every_package_is_installed():
     with (ROOT / "pyproject.toml").open("rb") as file:
-        setuptools = tomllib.load(file)["tool"]["setuptools"]
-    assert set(setuptools["packages"]) == packages()
+        wanted = tomllib.load(file)["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert set(find_packages(str(ROOT), include=wanted)) == packages()
 
 
 @pytest.mark.parametrize("name", ["storage", "pipelines"])

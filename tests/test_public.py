@@ -43,7 +43,7 @@ def test_the_public_names():
         ("import dask_isgd; dask_isgd.gradient_variance", "torch distributed zarr"),
         ("from dask_isgd.storage import Dataset, WeightArray, History, Checkpoints", "torch distributed"),
         ("from dask_isgd.pipelines import PIPELINES; assert PIPELINES['digits'].recipe", "torch"),
-        ("from dask_isgd import plots, display, events", "torch distributed"),
+        ("from dask_isgd.display import html, live, plots, text; from dask_isgd import events", "torch distributed"),
         ("import dask_isgd.dashboard; dask_isgd.attach_dashboard", "torch zarr"),
         ("import dask_isgd.dashboard", "torch zarr bokeh"),
         ("import dask_isgd; dask_isgd.gradient_norms", "distributed zarr"),

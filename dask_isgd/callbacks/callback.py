@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
-_EVALUATION = {"loss": "test_loss", "error": "test_error"}
+_EVALUATION = {"loss": "validation_loss", "error": "validation_error"}
 
 
 class Callback:
@@ -30,7 +30,7 @@ class Callback:
         """Before anything else: the run's name and its settings, flat, as ``learning.steps``."""
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Finite values of one row of the history, or ``test_loss`` and ``test_error`` of a version.
+        """Finite values of one row of the history, or ``validation_loss`` and ``validation_error`` of a version.
 
         Steps never go back: those that a restarted learner takes again are not told again.
         """

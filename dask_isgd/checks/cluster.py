@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Client
 
 from dask_isgd import config
-from dask_isgd.checks.request import Plan
+from dask_isgd.checks.request import PreparedRun
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import (
@@ -53,7 +53,7 @@ def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
             continue
 
 
-def check_cluster(client: Client, plan: Plan) -> dict[str, Mapping[str, Any]]:
+def check_cluster(client: Client, plan: PreparedRun) -> dict[str, Mapping[str, Any]]:
     """Every worker sees data and run directory, imports the model and runs the same versions.
 
     Runs beside whatever the workers do. Raises ClusterMismatchError naming worker and thing.

@@ -44,7 +44,7 @@ def _kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}{layout}{place}"
 
 
-def try_model(
+def check_model(
     module: nn.Module, loss: Loss, dataset: Dataset, scoring: Scoring, *, classify: bool
 ) -> tuple[float, int | None]:
     """Examples scored a second here, and the number of classes where the loss is over classes."""

@@ -14,8 +14,8 @@ from distributed import Client, Future, KilledWorker
 from distributed.scheduler import NoValidWorkerError
 
 from dask_isgd import config, errors
-from dask_isgd.errors import IsgdError, NoLearnerWorkerError, WaitTimeout, WorkersLostError
-from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Progress, Published, Scored, topic_of
+from dask_isgd.errors import IsgdError, NoLearnerWorkerError, WaitTimeoutError, WorkersLostError
+from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Heartbeat, Progress, Published, Scored, topic_of
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.placement import LEARNER, lacks_learner, workers_of
 from dask_isgd.storage import RunDirectory
@@ -29,7 +29,7 @@ _SILENCE = 5.0
 _ASK_EVERY = 2.0
 
 
-class Watch:
+class RunMonitor:
     """Follows one run. Where it owns no futures, events and the scheduler's list of tasks must do."""
 
     def __init__(self, client: Client, directory: RunDirectory, run: str, steps: int) -> None:
@@ -86,7 +86,7 @@ class Watch:
 
     def _take(self, event: Event) -> None:
         latest = self._latest
-        if isinstance(event, Progress | Published) or (isinstance(event, Alive) and event.role == LEARNER):
+        if isinstance(event, Progress | Published) or (isinstance(event, Heartbeat) and event.role == LEARNER):
             self._heard = time.monotonic()
             if LEARNER in self._ended and event.incarnation > self._ended[LEARNER].incarnation:
                 del self._ended[LEARNER]  # it has a successor; its own last publication may be heard after its end
@@ -98,9 +98,9 @@ class Watch:
         elif isinstance(event, Published):
             latest.update(version=event.version, checkpoint=event.checkpoint, learner=event.address)
         elif isinstance(event, Scored):
-            latest.update(scored_examples=event.examples, scored_per_second=event.per_second)
+            latest.update(examples_scored=event.examples, scored_per_second=event.per_second)
         elif isinstance(event, Evaluated):
-            latest.update(test_error=event.error, test_loss=event.loss, evaluated=event.version)
+            latest.update(validation_error=event.error, validation_loss=event.loss, evaluated=event.version)
         elif isinstance(event, Control):
             latest["want"] = event.want
         elif isinstance(event, Fault):
@@ -151,10 +151,10 @@ class Watch:
     # Waiting --------------------------------------------------------------------------------
 
     def listen(self, deadline: float, what: str) -> None:
-        """Take the next event, or a short while; WaitTimeout once the ``deadline`` is over."""
+        """Take the next event, or a short while; WaitTimeoutError once the ``deadline`` is over."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeout(f"run {self._run}: waited for {what} and it is {self.status}; it goes on")
+            raise WaitTimeoutError(f"run {self._run}: waited for {what} and it is {self.status}; it goes on")
         event = self._events.get(min(_LOOK, left))
         if event is not None:
             with self._lock:

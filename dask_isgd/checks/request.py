@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_isgd import config
-from dask_isgd.checks.model import check_parameters, try_model
+from dask_isgd.checks.model import check_model, check_parameters
 from dask_isgd.checks.settings import check_settings
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core import models
@@ -29,7 +29,7 @@ _LEAST_CHUNKS = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedRun:
     """A run that has passed every check that needs no cluster."""
 
     spec: RunSpec
@@ -53,7 +53,7 @@ def check(
     overwrite: bool = False,
     detach: bool = False,
     storage_options: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> PreparedRun:
     """Data, labels, model, loss, settings and run directory, without a cluster.
 
     Raises ConfigError, DataError and its kind, ModelError, RunExistsError, RunNotFoundError or
@@ -75,7 +75,7 @@ def check(
     module = models.build(model, learning.seed)
     function = loss if loss is not None else cross_entropy
     check_parameters(module)
-    speed, classes = try_model(module, function, dataset, scoring, classify=loss is None)
+    speed, classes = check_model(module, function, dataset, scoring, classify=loss is None)
     for each in (dataset, held_out):
         if each is not None:
             each.check(classes=classes, classify=loss is None)
@@ -111,18 +111,18 @@ def check(
         attempt=time.time_ns() // 1_000_000,
         detach=detach,
     )
-    return Plan(spec, document, resume, overwrite)
+    return PreparedRun(spec, document, resume, overwrite)
 
 
 def _chunk(dataset: Dataset, scoring: Scoring, learning: Learning, speed: float) -> int:
     """Examples a scoring task: a multiple of the dataset's chunk, about a second of work.
 
-    Exact runs take a choice that no clock enters, so that two of them draw the same.
+    Synchronous runs take a choice that no clock enters, so that two of them draw the same.
     """
     unit, length = dataset.chunk_size, len(dataset)
-    if scoring.chunk is not None:
-        return scoring.chunk
-    if learning.exact:
+    if scoring.chunk_size is not None:
+        return scoring.chunk_size
+    if learning.synchronous:
         return unit
     wanted = min(speed * _TASK_SECONDS, length / _LEAST_CHUNKS)
     return unit * max(1, int(wanted // unit))
@@ -154,7 +154,7 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tupl
     return found
 
 
-def create(plan: Plan) -> None:
+def create(plan: PreparedRun) -> None:
     """Make the run directory, or take over the one there is."""
     directory = plan.spec.directory
     if plan.resume:

@@ -70,10 +70,10 @@ def _device(learning: Learning) -> Iterator[str]:
 
 def _chunk(scoring: Scoring, dataset: Dataset) -> Iterator[str]:
     unit = dataset.chunk_size
-    if scoring.chunk is not None and scoring.chunk % unit:
-        yield f"Scoring.chunk: got {scoring.chunk}, wanted a multiple of the dataset's chunk of {unit} examples"
+    if scoring.chunk_size is not None and scoring.chunk_size % unit:
+        yield f"Scoring.chunk_size: got {scoring.chunk_size}, wanted a multiple of {unit}, the dataset's chunk"
 
 
 def _skipping(learning: Learning, scoring: Scoring) -> Iterator[str]:
-    if learning.exact and scoring.skip_bad_chunks:
-        yield "Scoring.skip_bad_chunks: got True, wanted False where Learning.exact waits for the scores of every chunk"
+    if learning.synchronous and scoring.skip_bad_chunks:
+        yield "Scoring.skip_bad_chunks: got True, wanted False: Learning.synchronous waits for every chunk"

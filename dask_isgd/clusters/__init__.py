@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dask_isgd.clusters.local import LocalCluster
 
 if TYPE_CHECKING:
-    from dask_isgd.clusters.adaptive import ByNeed as ByNeed
+    from dask_isgd.clusters.adaptive import ScoreAdaptive as ScoreAdaptive
     from dask_isgd.clusters.cluster_file import ClusterConfig as ClusterConfig
     from dask_isgd.clusters.cluster_file import load_cluster as load_cluster
     from dask_isgd.clusters.jobqueue import with_learner as with_learner
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _QUEUES = ("SLURM", "PBS", "SGE", "LSF", "HTCondor", "OAR", "Moab")
 _HOME = {
-    "ByNeed": "adaptive",
+    "ScoreAdaptive": "adaptive",
     "ClusterConfig": "cluster_file",
     "load_cluster": "cluster_file",
     "open_cluster": "open",

@@ -43,8 +43,8 @@ class _Listener(SchedulerPlugin):
         return [pays for when, pays in self.runs.values() if now - when < _SILENT]
 
 
-class ByNeed(Adaptive):
-    """Dask's ``Adaptive`` for a :class:`~dask_isgd.clusters.base.LearnerApart` cluster.
+class ScoreAdaptive(Adaptive):
+    """Dask's ``Adaptive`` for a :class:`~dask_isgd.clusters.base.LearnerCluster` cluster.
 
     While runs report, their gains decide (:class:`~dask_isgd.clusters.scorer_controller.Need`); otherwise Dask's own
     estimate does. A coordinator keeps a bounded number of tasks in flight, so that the length of the

@@ -16,7 +16,7 @@ from distributed.core import Status
 from distributed.deploy.adaptive import Adaptive
 from distributed.utils import NoOpAwaitable
 
-from dask_isgd.clusters.adaptive import ByNeed
+from dask_isgd.clusters.adaptive import ScoreAdaptive
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _PATIENCE = 8
 """Further timeouts after which a nanny is given up that still starts its worker."""
 
 
-class LearnerApart(SpecCluster):
+class LearnerCluster(SpecCluster):
     """Adds the workers of :meth:`learner_specs`, which differ from those that are scaled.
 
     ``scale`` and ``adapt`` count scorers. What is lost, learner or scorer, is asked for again once it
@@ -76,7 +76,7 @@ class LearnerApart(SpecCluster):
     async def scale_down(self, workers: Iterable[str]) -> None:
         await super().scale_down({w for w in workers if w not in self._learners})  # type: ignore[no-untyped-call]
 
-    def adapt(self, Adaptive: type[Adaptive] = ByNeed, **kwargs: Any) -> Adaptive:  # type: ignore[override]
+    def adapt(self, Adaptive: type[Adaptive] = ScoreAdaptive, **kwargs: Any) -> Adaptive:  # type: ignore[override]
         """Let the number of scorers follow the need: more while freshness pays, few while the gate is shut."""
         return super().adapt(Adaptive=Adaptive, **kwargs)
 

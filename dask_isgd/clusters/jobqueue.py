@@ -22,7 +22,7 @@ from typing import Any
 import dask.config
 from distributed.deploy.spec import ProcessInterface
 
-from dask_isgd.clusters.base import LearnerApart, learner_names
+from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
 from dask_isgd.runtime.dask_internals import close_key_files
 from dask_isgd.runtime.placement import LEARNER, SCORER
@@ -71,7 +71,7 @@ def with_learner(kind: type[Any]) -> type[Any]:
     dashboard listens on the loopback address unless ``scheduler_options`` say otherwise.
     """
 
-    class Cluster(kind, LearnerApart):  # type: ignore[misc]
+    class Cluster(kind, LearnerCluster):  # type: ignore[misc]
         __doc__ = f"{kind.__name__} with a learner's job of its own; see ``with_learner``."
 
         def __init__(

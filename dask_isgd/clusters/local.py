@@ -12,12 +12,12 @@ import dask.config
 from distributed import Nanny, Scheduler, Security
 
 import dask_isgd.config  # noqa: F401  # its defaults
-from dask_isgd.clusters.base import LearnerApart, learner_names
+from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
 from dask_isgd.runtime.placement import LEARNER, SCORER
 
 
-class LocalCluster(LearnerApart):
+class LocalCluster(LearnerCluster):
     """One worker with the resource ``learner`` and two threads, the rest scorers of one thread.
 
     ``n_workers``: workers in all, at least one; None: one a core or one a GPU, at least two. With a

@@ -14,7 +14,7 @@ from distributed import Client, Security
 from dask_isgd.clusters import jobqueue
 from dask_isgd.clusters.cluster_file import LIFETIME, ClusterConfig
 from dask_isgd.clusters.local import LocalCluster
-from dask_isgd.errors import ConfigError, WaitTimeout
+from dask_isgd.errors import ConfigError, WaitTimeoutError
 
 _INHERITED = "DASK_INTERNAL_INHERIT_CONFIG"
 
@@ -23,7 +23,7 @@ _INHERITED = "DASK_INTERNAL_INHERIT_CONFIG"
 def open_cluster(config: ClusterConfig) -> Iterator[Client]:
     """Start the cluster, or connect to it, and close what was started in the end.
 
-    Raises WaitTimeout where no scheduler answers, ConfigError where a package is missing or an
+    Raises WaitTimeoutError where no scheduler answers, ConfigError where a package is missing or an
     option is refused.
     """
     with contextlib.ExitStack() as stack:
@@ -67,7 +67,7 @@ def _connected(config: ClusterConfig) -> Client:
     except TypeError as error:  # so says Dask of tls:// without keys
         raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {where!r} ({error})") from error
     except (OSError, ValueError) as error:
-        raise WaitTimeout(
+        raise WaitTimeoutError(
             f"no Dask scheduler answers at {where!r} ({error}); is it started, and are its address and keys these?"
         ) from error
 

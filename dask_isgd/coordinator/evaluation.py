@@ -1,4 +1,4 @@
-"""Evaluations of published versions on the whole validation data, one version at a time."""
+"""Evaluator of published versions on the whole validation data, one version at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from distributed import Client, KilledWorker
 
-from dask_isgd.coordinator.in_flight import Flight
+from dask_isgd.coordinator.in_flight import InFlightTasks
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.runtime.parameters import Parameters
 from dask_isgd.scorer.task import Evaluation, evaluate
@@ -36,12 +36,12 @@ class Evaluated:
     error: float
 
 
-class Evaluations:
+class Evaluator:
     """Evaluates a version when one is due: every ``evaluate_every`` steps, the last one always."""
 
     def __init__(self, spec: RunSpec, client: Client, incarnation: int, wake: Callable[[], None]) -> None:
         self._spec, self._client, self._incarnation = spec, client, incarnation
-        self._flight = Flight(client, spec.scoring.timeout_seconds, wake)
+        self._flight = InFlightTasks(client, spec.scoring.timeout_seconds, wake)
         self._now: Parameters | None = None
         self._next: tuple[Parameters, Mapping[str, Any]] | None = None
         self._sum = Evaluation(0, 0.0, 0.0)

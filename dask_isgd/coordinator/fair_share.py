@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 
 from distributed import Client, Worker
 
-from dask_isgd.events import Sharing
+from dask_isgd.events import ShareClaim
 from dask_isgd.runtime import pubsub
 
 TOPIC = "isgd scorers"
@@ -33,7 +33,7 @@ def part(room: int, run: str, runs: Collection[str]) -> int:
     return max(min(room, 1), whole + (everyone.index(run) < left))
 
 
-class Neighbours:
+class FairShare:
     """What one coordinator knows of the others."""
 
     def __init__(self, client: Client, worker: Worker, run: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,11 +46,11 @@ class Neighbours:
         """This run's part of the ``room``; the others hear that it wants one."""
         now = self._clock()
         for event in self._events.drain():
-            if isinstance(event, Sharing):
+            if isinstance(event, ShareClaim):
                 self._heard[event.run] = now
         if now - self._said >= _SAY_EVERY:
             self._said = now
-            pubsub.announce(self._worker, TOPIC, Sharing(run=self._run, incarnation=0))
+            pubsub.announce(self._worker, TOPIC, ShareClaim(run=self._run, incarnation=0))
         self._heard = {run: when for run, when in self._heard.items() if now - when < _SILENT}
         return part(room, self._run, self._heard)
 

@@ -14,15 +14,15 @@ from typing import Any
 from distributed import Client, Future
 from distributed.client import FutureCancelledError
 
-from dask_isgd.errors import WaitTimeout
+from dask_isgd.errors import WaitTimeoutError
 
 _GATHER = 30.0
 _WAKE_SHARE = 0.25
-_LOST = (FutureCancelledError, CancelledError, asyncio.CancelledError, WaitTimeout)
+_LOST = (FutureCancelledError, CancelledError, asyncio.CancelledError, WaitTimeoutError)
 
 
 @dataclass(frozen=True)
-class Landed:
+class CompletedTask:
     """A task that is over: its result or its error."""
 
     chunk: int
@@ -35,7 +35,7 @@ class Landed:
         return isinstance(self.result, _LOST)
 
 
-class Flight:
+class InFlightTasks:
     """Bounded by its owner; nothing in it is waited for longer than ``timeout`` seconds, results 30.
 
     ``wake`` is called, from Dask's thread, once a quarter of the tasks is over: a lone scorer gets its
@@ -63,7 +63,7 @@ class Flight:
         if self._over.qsize() >= _WAKE_SHARE * len(self._tasks):
             self._wake()
 
-    def landed(self) -> Iterator[Landed]:
+    def landed(self) -> Iterator[CompletedTask]:
         """What is over by now, and what is overdue."""
         over: dict[int, Future[Any]] = {}
         while not self._over.empty():
@@ -78,15 +78,15 @@ class Flight:
             results = {chunk: gathered[i] for i, chunk in enumerate(whole) if gathered.get(i) is not None}
         for chunk, future in over.items():
             result = results[chunk] if chunk in results else _error(future, min(self._timeout, _GATHER))
-            yield Landed(chunk, self._tasks.pop(chunk)[1], result)
+            yield CompletedTask(chunk, self._tasks.pop(chunk)[1], result)
         for chunk, (future, order, began) in list(self._tasks.items()):
             if time.monotonic() - began > self._timeout:
                 del self._tasks[chunk]
                 self._client.cancel([future])
-                yield Landed(
+                yield CompletedTask(
                     chunk,
                     order,
-                    WaitTimeout(f"{future.key}: no result within {self._timeout:g} s (status {future.status})"),
+                    WaitTimeoutError(f"{future.key}: no result within {self._timeout:g} s (status {future.status})"),
                 )
 
     def _gather(self, futures: list[Future[Any]]) -> dict[int, Any]:
@@ -96,7 +96,7 @@ class Flight:
             found: dict[int, Any] = self._client.sync(fetch, callback_timeout=min(self._timeout, _GATHER))
         except TimeoutError:
             self._client.cancel(futures)
-            lost = WaitTimeout(f"results of {len(futures)} tasks could not be fetched: has their worker died?")
+            lost = WaitTimeoutError(f"results of {len(futures)} tasks could not be fetched: has their worker died?")
             return dict.fromkeys(range(len(futures)), lost)
         return found
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd import config
-from dask_isgd.coordinator.weight_summary import Portraits
+from dask_isgd.coordinator.weight_summary import WeightSummarizer
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import DataError
-from dask_isgd.events import Event, Portrait, Scored
+from dask_isgd.events import Event, Scored, WeightSummary
 from dask_isgd.order import Order
 from dask_isgd.scorer.task import ScoreReport
 
@@ -27,7 +27,7 @@ _CHUNKS_PER_EVENT = 60
 _RATE_OVER = 5.0
 
 
-class Bulletins:
+class ScoreReporter:
     """Gathers the reports of scoring tasks; tells of them at most so often, and of all in the end.
 
     ``say`` sends an event, ``check`` raises once another coordinator holds the run: the stamps have
@@ -43,7 +43,7 @@ class Bulletins:
         self.stamps: NDArray[np.float64] = self._weights.read_stamps()
         self.examples = 0
         """Examples scored by this coordinator."""
-        self._portraits = Portraits(self._weights.read, self._weights.n_chunks, self._weights.chunk_size)
+        self._portraits = WeightSummarizer(self._weights.read, self._weights.n_chunks, self._weights.chunk_size)
         self._fresh: list[list[int]] = []
         self._recent: list[tuple[float, int]] = []
         self._stamped = self._said = self._portrayed = 0.0
@@ -119,4 +119,4 @@ class Bulletins:
         except (DataError, OSError):
             logger.warning("run %s: no portrait of the weights", self._spec.run, exc_info=True)
             return
-        self._say(Portrait(run=self._spec.run, incarnation=self._incarnation, step=step, **drawn))
+        self._say(WeightSummary(run=self._spec.run, incarnation=self._incarnation, step=step, **drawn))

@@ -19,19 +19,19 @@ from dask.typing import Key
 from distributed import Client, KilledWorker, Worker, get_client, get_worker, secede
 
 from dask_isgd import config
-from dask_isgd.coordinator.evaluation import Evaluations
-from dask_isgd.coordinator.fair_share import Neighbours
-from dask_isgd.coordinator.in_flight import Flight, Landed
+from dask_isgd.coordinator.evaluation import Evaluator
+from dask_isgd.coordinator.fair_share import FairShare
+from dask_isgd.coordinator.in_flight import CompletedTask, InFlightTasks
 from dask_isgd.coordinator.score_budget import may_start
-from dask_isgd.coordinator.score_reporter import Bulletins
+from dask_isgd.coordinator.score_reporter import ScoreReporter
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import DataError, IsgdError, LearnerFenced, WorkersLostError
-from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Progress, Published
-from dask_isgd.order import Newest
+from dask_isgd.errors import DataError, IsgdError, LeaseLostError, WorkersLostError
+from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Heartbeat, Progress, Published
+from dask_isgd.order import LatestVersion
 from dask_isgd.runtime import pubsub
-from dask_isgd.runtime.dask_internals import fate
+from dask_isgd.runtime.dask_internals import task_status
 from dask_isgd.runtime.parameters import Parameters, forget, newest
-from dask_isgd.runtime.placement import Scorers
+from dask_isgd.runtime.placement import ScorerPool
 from dask_isgd.sampling import next_chunks, probe_chunks
 from dask_isgd.scorer.task import ScoreReport, score
 
@@ -65,13 +65,13 @@ class Coordinator:
         owner = {"key": str(key), "address": worker.address, "host": socket.gethostname(), "pid": os.getpid()}
         self.incarnation = self.leases.acquire(owner)
         self.events = pubsub.subscribe(client, spec.topic)
-        self.bulletins = Bulletins(spec, self.incarnation, self._say, lambda: self.leases.check(self.incarnation))
-        self.scorers = Scorers(client, spec.scoring)
-        self.neighbours = Neighbours(client, worker, spec.run)
-        self.flight = Flight(client, spec.scoring.timeout_seconds, self.events.wake)
-        self.evaluations = Evaluations(spec, client, self.incarnation, self.events.wake)
+        self.bulletins = ScoreReporter(spec, self.incarnation, self._say, lambda: self.leases.check(self.incarnation))
+        self.scorers = ScorerPool(client, spec.scoring)
+        self.neighbours = FairShare(client, worker, spec.run)
+        self.flight = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
+        self.evaluations = Evaluator(spec, client, self.incarnation, self.events.wake)
         self.parameters: Parameters | None = None
-        self.newest = Newest(self.bulletins.newest)
+        self.newest = LatestVersion(self.bulletins.newest)
         self.ended: Ended | None = None
         self.over: str | None = None
         """How an earlier start of this very task ended."""
@@ -102,14 +102,14 @@ class Coordinator:
     def _until_the_end(self) -> str:
         try:
             while not self._done():
-                if (now := fate(self.worker, self.key)) != "wanted":
+                if (now := task_status(self.worker, self.key)) != "wanted":
                     return "left" if now == "leaving" else "stopped"
                 self._turn()
-        except LearnerFenced:
+        except LeaseLostError:
             return "fenced"
         except (OSError, TimeoutError, RuntimeError):
             # whatever breaks while the cluster goes away is its way of going away
-            if (now := fate(self.worker, self.key)) == "wanted":
+            if (now := task_status(self.worker, self.key)) == "wanted":
                 raise
             return "left" if now == "leaving" else "stopped"
         return self.over or (self.ended.outcome if self.ended is not None else "finished")
@@ -220,7 +220,7 @@ class Coordinator:
             task_seconds=self._task_seconds,
         )
 
-    def _land(self, landed: Landed) -> None:
+    def _land(self, landed: CompletedTask) -> None:
         report = landed.result
         if isinstance(report, ScoreReport):
             self._tries.pop(report.chunk, None)
@@ -230,8 +230,8 @@ class Coordinator:
             if report.bad:
                 self._fault("norms", f"chunk {report.chunk}: {report.bad} bad norms kept their former weight")
             return
-        if isinstance(report, LearnerFenced):
-            return  # a straggler of an exact run: the chunk is scored again for the successor
+        if isinstance(report, LeaseLostError):
+            return  # a straggler of a synchronous run: the chunk is scored again for the successor
         self.faults += 1
         self._fault("score", f"chunk {landed.chunk}: {type(report).__name__}: {report}"[:400])
         if landed.lost:
@@ -244,15 +244,15 @@ class Coordinator:
         elif isinstance(report, DataError) or tries >= _TRIES:
             raise _named(report, landed.chunk)
 
-    # Reports --------------------------------------------------------------------------------
+    # Reporter --------------------------------------------------------------------------------
 
     def _report(self) -> None:
-        self.bulletins.tell(self.step, complete=self.spec.learning.exact and len(self.flight) == 0)
+        self.bulletins.tell(self.step, complete=self.spec.learning.synchronous and len(self.flight) == 0)
         now = time.monotonic()
         if now - self._alive >= _ALIVE_EVERY:
             self._alive = now
             self._say(
-                Alive(
+                Heartbeat(
                     run=self.spec.run,
                     incarnation=self.incarnation,
                     role="coordinator",

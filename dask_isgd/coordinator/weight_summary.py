@@ -88,7 +88,7 @@ def sampled_chunks(n_chunks: int, chunk_size: int, turn: int, limit: int = SAMPL
     return np.unique((spread + turn) % n_chunks).astype(np.int64)
 
 
-class Portraits:
+class WeightSummarizer:
     """Draws one portrait after another of weights that are read chunk by chunk with ``read``."""
 
     def __init__(self, read: Callable[[int], NDArray[np.float32]], n_chunks: int, chunk_size: int) -> None:
@@ -96,7 +96,7 @@ class Portraits:
         self._turn = 0
 
     def draw(self, versions: NDArray[np.float64], step: float) -> dict[str, Any]:
-        """The fields of a ``Portrait`` event at ``step``; raises what ``read`` raises."""
+        """The fields of a ``WeightSummary`` event at ``step``; raises what ``read`` raises."""
         chosen = sampled_chunks(self._n_chunks, self._chunk_size, self._turn)
         self._turn += 1
         seen = [self._read(int(chunk)) for chunk in chosen if np.isfinite(versions[chunk])]

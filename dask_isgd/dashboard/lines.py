@@ -51,7 +51,7 @@ class Error(Panel):
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        error, loss = record.latest.get("test_error", math.nan), record.latest.get("test_loss", math.nan)
+        error, loss = record.latest.get("validation_error", math.nan), record.latest.get("validation_loss", math.nan)
         if math.isfinite(error) or not math.isfinite(loss):
             self.root.title.text = self.title + (f": {100 * error:.2f} %" if math.isfinite(error) else "")
         else:  # no classes: the loss takes the place of the error
@@ -170,7 +170,7 @@ class Sampling(Panel):
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         rows = record.progress
-        size, largest = rows["effective_sample_size"], rows["largest_coefficient"]
+        size, largest = rows["ess_fraction"], rows["largest_coefficient"]
         return {"step": rows["step"], "size": size, "largest": largest}
 
 

@@ -15,10 +15,10 @@ from dask_isgd.dashboard.watch import watches
 _GAUGES = {
     "step": ("step", "Optimizer updates done"),
     "loss": ("loss", "Training loss of the newest report"),
-    "validation_error": ("test_error", "Share of the validation data classified wrongly"),
+    "validation_error": ("validation_error", "Share of the validation data classified wrongly"),
     "gain": ("gain", "Second moment under uniform draws over that under the proposal in use"),
     "gate_open": ("gate", "Whether draws follow the weights"),
-    "effective_sample_size": ("effective_sample_size", "Effective sample size of the proposal, share of all examples"),
+    "ess_fraction": ("ess_fraction", "Effective sample size of the proposal, share of all examples"),
     "largest_coefficient": ("largest_coefficient", "Largest coefficient that can be drawn"),
     "mean_age_steps": ("mean_age", "Mean age of the weights"),
     "steps_per_second": ("steps_per_second", "Optimizer updates a second"),

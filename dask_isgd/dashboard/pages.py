@@ -16,7 +16,7 @@ from dask_isgd.dashboard import text
 from dask_isgd.dashboard.panel import Panel
 from dask_isgd.dashboard.panels import PANELS
 from dask_isgd.dashboard.record import RunRecord
-from dask_isgd.dashboard.watch import Watch, watch
+from dask_isgd.dashboard.watch import RunWatcher, watch
 from dask_isgd.runtime.dask_internals import page_template
 
 INTERVAL = 1000
@@ -33,7 +33,7 @@ _FONT = {"font-family": "Helvetica, Arial, sans-serif"}
 class Page:
     """A choice of run above some panels; follows the newest run unless one is chosen."""
 
-    def __init__(self, heard: Watch, panels: dict[str, Panel]) -> None:
+    def __init__(self, heard: RunWatcher, panels: dict[str, Panel]) -> None:
         self.watch, self.panels = heard, panels
         self.select = Select(value=NEWEST, options=[NEWEST], width=330, height=32, name="run")
         self.header = Div(text="", sizing_mode="stretch_width", styles=_FONT, name="header")

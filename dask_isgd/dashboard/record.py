@@ -13,14 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.events import Alive, Control, Ended, Evaluated, Event, Fault, Portrait, Progress, Published, Scored
+from dask_isgd.events import (
+    Control,
+    Ended,
+    Evaluated,
+    Event,
+    Fault,
+    Heartbeat,
+    Progress,
+    Published,
+    Scored,
+    WeightSummary,
+)
 
 Floats = NDArray[np.float64]
 
 PROGRESS = (
     *("step", "loss", "steps_per_second", "learned_per_second", "scored_per_second"),
     *("variance_ideal", "variance_stale", "variance_uniform"),
-    *("gain", "candidate_gain", "gate", "effective_sample_size", "largest_coefficient", "mean_age", "max_age"),
+    *("gain", "candidate_gain", "gate", "ess_fraction", "largest_coefficient", "mean_age", "max_age"),
     *("published_behind", "scored_behind"),
 )
 EVALUATION = ("step", "loss", "error")
@@ -99,7 +110,7 @@ class RunRecord:
         self.restarts: deque[float] = deque(maxlen=100)
         """Steps at which a learner went on."""
         self.faults = 0
-        self.portrait: Portrait | None = None
+        self.portrait: WeightSummary | None = None
         self.latest: dict[str, float] = {}
         """The newest value of everything."""
         self.updated = 0.0
@@ -121,7 +132,7 @@ class RunRecord:
     def take(self, event: Event, at: float) -> None:
         """Remember what an event says; ``at`` is when the scheduler heard it, seconds since 1970."""
         self.updated = max(self.updated, at)
-        self.changes += not isinstance(event, Alive)
+        self.changes += not isinstance(event, Heartbeat)
         latest = self.latest
         if isinstance(event, (Progress, Published)):
             if event.incarnation < self._incarnation:
@@ -134,13 +145,13 @@ class RunRecord:
             latest["version"] = event.version
         elif isinstance(event, Scored):
             self._coordinate(event.incarnation, at)
-            latest["scored_per_second"], latest["scored_examples"] = event.per_second, event.examples
+            latest["scored_per_second"], latest["examples_scored"] = event.per_second, event.examples
             if event.chunks:
                 latest["scored_version"] = max(version for *_, version in event.chunks)
         elif isinstance(event, Evaluated):
-            latest["test_error"], latest["test_loss"] = event.error, event.loss
+            latest["validation_error"], latest["validation_loss"] = event.error, event.loss
             self.evaluations.append({"step": event.version, "loss": event.loss, "error": event.error})
-        elif isinstance(event, Portrait):
+        elif isinstance(event, WeightSummary):
             self.portrait = event
         elif isinstance(event, Fault):
             self.faults += 1
@@ -149,7 +160,7 @@ class RunRecord:
             if self._state in ("running", "paused", "starting"):
                 self._state = {"pause": "paused", "run": "running"}.get(event.want, self._state)
                 self.happenings.append(Happening(at, "asked to", event.want))
-        elif isinstance(event, Alive) and event.role == "coordinator":
+        elif isinstance(event, Heartbeat) and event.role == "coordinator":
             self._coordinate(event.incarnation, at)
         elif isinstance(event, Ended):
             self._end(event, at)

@@ -23,7 +23,7 @@ def header(record: RunRecord | None, now: float) -> str:
         ("run", record.run),
         ("step", _number(latest.get("step"), "{:,.0f}")),
         ("loss", _number(latest.get("loss"), "{:.4g}")),
-        ("validation error", _number(latest.get("test_error"), "{:.2%}").replace("%", " %")),
+        ("validation error", _number(latest.get("validation_error"), "{:.2%}").replace("%", " %")),
         ("gain", _number(latest.get("gain"), "{:.2f}×")),
         ("gate", {1.0: "open", 0.0: "closed"}.get(latest.get("gate", math.nan), "–")),
         ("steps/s", _number(latest.get("steps_per_second"), "{:,.0f}")),

@@ -13,10 +13,10 @@ from dask_isgd.dashboard.record import RunRecord
 from dask_isgd.events import parse, topic_of
 
 _MOST_RUNS = 32
-_watches: weakref.WeakKeyDictionary[Scheduler, Watch] = weakref.WeakKeyDictionary()
+_watches: weakref.WeakKeyDictionary[Scheduler, RunWatcher] = weakref.WeakKeyDictionary()
 
 
-class Watch(SchedulerPlugin):
+class RunWatcher(SchedulerPlugin):
     """Records of the runs of one scheduler, the newest 32; everything on the scheduler's event loop."""
 
     name = "isgd-watch"
@@ -47,19 +47,19 @@ class Watch(SchedulerPlugin):
         return sorted(self.runs.values(), key=lambda record: -record.updated)
 
 
-def watch(scheduler: Scheduler) -> Watch:
+def watch(scheduler: Scheduler) -> RunWatcher:
     """The scheduler's watch; the first call starts it with what the scheduler remembers of every run."""
     found = _watches.get(scheduler)
     if found is None:
-        found = _watches[scheduler] = Watch()
+        found = _watches[scheduler] = RunWatcher()
         for topic, events in scheduler.get_events().items():
             if topic.startswith("isgd-"):
                 for at, message in events:
                     found.hear(topic, message, at)
-        scheduler.add_plugin(found, name=Watch.name)
+        scheduler.add_plugin(found, name=RunWatcher.name)
     return found
 
 
-def watches() -> list[Watch]:
+def watches() -> list[RunWatcher]:
     """The watches of all schedulers in this process."""
     return list(_watches.values())

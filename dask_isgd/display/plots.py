@@ -231,7 +231,7 @@ def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
 def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     _frame(axes, "")
     axes.set_title("")
-    age, size = column("mean_age"), column("effective_sample_size")
+    age, size = column("mean_age"), column("ess_fraction")
     if not (np.isfinite(age).any() or np.isfinite(size).any()):
         return _empty(axes, "no weights")
     _curve(axes, x, age, BLUE)

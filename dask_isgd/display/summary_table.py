@@ -24,10 +24,10 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("steps", number(summary.get("steps"))),
         ("time", duration(summary.get("seconds"))),
         ("training loss", number(summary.get("train_loss"))),
-        ("test error", percent(summary.get("test_error"))),
+        ("test error", percent(summary.get("validation_error"))),
         ("gain over uniform", factor(summary.get("gain"))),
         ("√Tr Σ ideal / stale / uniform", DASH if set(roots) == {DASH} else " / ".join(roots)),
-        ("examples scored", number(summary.get("scored"))),
+        ("examples scored", number(summary.get("examples_scored"))),
         ("steps a second", number(summary.get("steps_per_second"))),
     ]
     return [(name, text) for name, text in rows if text != DASH]

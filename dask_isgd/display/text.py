@@ -61,7 +61,7 @@ def measures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The newest measures of a run, as (name, text) in the order of every display."""
     return [
         ("loss", number(values.get("loss"))),
-        ("test error", percent(values.get("test_error"))),
+        ("test error", percent(values.get("validation_error"))),
         ("gain", factor(values.get("gain"))),
         ("steps/s", number(values.get("steps_per_second"))),
         ("scored/s", number(values.get("scored_per_second"))),

@@ -6,10 +6,10 @@ import contextvars
 import threading
 from collections.abc import Callable
 
-from dask_isgd.errors import WaitTimeout
+from dask_isgd.errors import WaitTimeoutError
 
 
-class Background:
+class LatestJobWorker:
     """One job at a time in a thread; the newest offer replaces one that still waits.
 
     An error of a job is raised by the next call of the learner. The thread inherits the context
@@ -45,7 +45,9 @@ class Background:
             done = self._lock.wait_for(lambda: not self._busy and self._waiting is None, self._timeout)
             self._raise()
         if not done:
-            raise WaitTimeout(f"{self._name}: not done within {self._timeout:g} s; does the store or scheduler answer?")
+            raise WaitTimeoutError(
+                f"{self._name}: not done within {self._timeout:g} s; does the store or scheduler answer?"
+            )
 
     def close(self) -> None:
         """End the thread; what waits is dropped."""

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import DataError
-from dask_isgd.learner.feed import Run
+from dask_isgd.learner.feed import RowRange
 from dask_isgd.learner.trainer import Step
-from dask_isgd.sampling import ChunkSums, Draw, Evidence, Gate, ImportanceSampler
+from dask_isgd.sampling import ChunkSums, Draw, GainSamples, Gate, ImportanceSampler
 from dask_isgd.sampling.draws import positions
 from dask_isgd.sampling.variance import VarianceMonitor, from_chunk_sums
 from dask_isgd.storage import WeightArray
@@ -28,19 +28,19 @@ from dask_isgd.storage import WeightArray
 logger = logging.getLogger(__name__)
 
 
-class Drawing:
+class BatchSampler:
     """Draws minibatches and keeps account of what the draws are worth."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._lock = threading.Lock()
         sampling = spec.sampling
-        if spec.learning.exact:  # fresh norms alone: a resumed run has no former ones to average with
-            sampling = dataclasses.replace(sampling, inertia=0.0)
+        if spec.learning.synchronous:  # fresh norms alone: a resumed run has no former ones to average with
+            sampling = dataclasses.replace(sampling, ema_decay=0.0)
         self.sampler = ImportanceSampler(spec.examples, spec.chunk, sampling)
         self.gate = Gate(spec.sampling)
         self.monitor = VarianceMonitor()
-        self.evidence = Evidence(self.sampler)
+        self.evidence = GainSamples(self.sampler)
         self._checks: list[ChunkSums] = []
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What cannot be read and is drawn no more, in words, to be said by the learner."""
@@ -63,13 +63,13 @@ class Drawing:
         with self._lock:
             return self._draw(self._spec.learning.batch_size, generator, self._kind(step))
 
-    def run(self, size: int, generator: np.random.Generator) -> Run:
+    def run(self, size: int, generator: np.random.Generator) -> RowRange:
         """The run of ``size`` neighbours around one drawn example: picked with the sum of their probabilities."""
         with self._lock:
             one = self._draw(1, generator)
             start = int(one.indices[0]) // size * size
             rows = np.arange(start, min(start + size, self._spec.examples))
-            return Run(start, self._probabilities(rows), 1.0 / float(one.coefficients[0] * one.probabilities[0]))
+            return RowRange(start, self._probabilities(rows), 1.0 / float(one.coefficients[0] * one.probabilities[0]))
 
     def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """(B,) q in force of ``indices`` (B,)."""
@@ -77,13 +77,13 @@ class Drawing:
             return self._probabilities(indices)
 
     def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """(B,) positions in [0, 1) of a step, spread as ``Sampling.draw`` says, independent on a report."""
+        """(B,) positions in [0, 1) of a step, spread as ``Sampling.scheme`` says, independent on a report."""
         return positions(self._kind(step), self._spec.learning.batch_size, generator)
 
     def _kind(self, step: int) -> str:
         # On a report ||μ||² is estimated, from products of draws: unbiased only if they are independent.
         report = (step + 1) % self._spec.learning.report_every == 0
-        return "independent" if report else self._spec.sampling.draw
+        return "independent" if report else self._spec.sampling.scheme
 
     def _draw(self, batch: int, generator: np.random.Generator, kind: str | None = None) -> Draw:
         draw = self.sampler.draw if self.open else self.sampler.draw_uniform
@@ -117,7 +117,7 @@ class Drawing:
         """Fresh weights of a chunk, computed at ``version``."""
         with self._lock:
             sums = self.sampler.update(chunk, weights, version)
-        if not self._spec.learning.exact:  # there the former weights depend on where the run was resumed
+        if not self._spec.learning.synchronous:  # there the former weights depend on where the run was resumed
             self._checks.append(sums)
 
     def refresh(self, step: int) -> None:
@@ -130,18 +130,18 @@ class Drawing:
         if result.norms is None:
             return
         with self._lock:
-            # Evidence gathered between probes is no part of a checkpoint, which exact runs resume from to the bit.
-            if probe or not self._spec.learning.exact:
+            # Samples gathered between probes are not part of a checkpoint; synchronous runs resume bit for bit.
+            if probe or not self._spec.learning.synchronous:
                 self.evidence.add(draw, result.norms, self.gate)
-            if probe and np.isfinite(result.mean_square):
-                self._weigh(step, result.mean_square)
+            if probe and np.isfinite(result.mean_gradient_sq_norm):
+                self._weigh(step, result.mean_gradient_sq_norm)
             if self._spec.sampling.feedback and not self._spec.sampling.uniform:
                 self.sampler.feedback(draw.indices, result.norms, step)
 
-    def _weigh(self, step: int, mean_square: float) -> None:
+    def _weigh(self, step: int, mean_gradient_sq_norm: float) -> None:
         norms, coefficients, candidate = self.evidence.take()
         share = self.sampler.uniform_share if self.open else 1.0
-        self.monitor.observe(norms, coefficients, None, mean_square, uniform_share=share)
+        self.monitor.observe(norms, coefficients, None, mean_gradient_sq_norm, uniform_share=share)
         if candidate is not None:
             self.monitor.observe_candidate(*candidate)
             self.gate.observe(self.monitor.candidate_gain, step, whole=self.sampler.whole)
@@ -150,7 +150,7 @@ class Drawing:
         """The row of the history that speaks of draws."""
         with self._lock:
             stats = self.sampler.stats(step)
-        variance, errors, costs = self.monitor.variance, self.monitor.errors, self.monitor.costs
+        variance, errors, factors = self.monitor.variance, self.monitor.errors, self.monitor.factors
         return {
             "variance_ideal": variance.ideal,
             "variance_stale": variance.stale,
@@ -160,8 +160,8 @@ class Drawing:
             "variance_uniform_error": errors.uniform,
             "gain": self.monitor.gain,
             "gain_error": errors.gain,
-            "smoothing_cost": costs.smoothing,
-            "staleness_cost": costs.staleness,
+            "smoothing_factor": factors.smoothing,
+            "staleness_factor": factors.staleness,
             "candidate_gain": self.monitor.candidate_gain,
             "candidate_gain_error": errors.candidate_gain,
             "chunk_gain": self._chunk_gain(),
@@ -180,7 +180,7 @@ class Drawing:
             [getattr(c, name) for c in checks]
             for name in ("norms", "squares", "squares_over_proposal", "proposal", "count")
         )
-        return from_chunk_sums(norms, squares, over, proposal, count, mean_square=0.0).gain
+        return from_chunk_sums(norms, squares, over, proposal, count, mean_gradient_sq_norm=0.0).gain
 
     def state(self) -> dict[str, Any]:
         """Gate and monitor as plain JSON; the weights live in the weight array."""

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.learner.background import Background
-from dask_isgd.learner.batch_sampler import Drawing
-from dask_isgd.learner.departure import _GRACE, Lookout
+from dask_isgd.learner.background import LatestJobWorker
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.departure import _GRACE, DepartureWatcher
 from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.learner.trainer import Trainer
 
@@ -33,11 +33,11 @@ class Boundary(NamedTuple):
     state: dict[str, Any]
 
 
-class Recovery:
+class Checkpointer:
     """Takes up the run where the newest checkpoint left it, and commits the next ones.
 
     Made after the lease was taken: whatever an older incarnation commits later is not gone on from.
-    In exact mode the start of the current round is committed, so that a resumed run scores and
+    In synchronous mode the start of the current round is committed, so that a resumed run scores and
     draws what the uninterrupted one does.
     """
 
@@ -46,7 +46,7 @@ class Recovery:
         spec: RunSpec,
         owner: Mapping[str, Any],
         trainer: Trainer,
-        drawing: Drawing,
+        drawing: BatchSampler,
         *,
         columns: Sequence[str],
         timeout: float,
@@ -70,7 +70,7 @@ class Recovery:
         self._committed_step = self.step
         self.boundary: Boundary | None = None
         self._snapshots = Snapshots()
-        self._committer = Background("checkpoint", timeout)
+        self._committer = LatestJobWorker("checkpoint", timeout)
         self.history = directory.create_history(
             f"learner-{self.incarnation:04d}",
             columns,
@@ -78,7 +78,7 @@ class Recovery:
             attrs={"incarnation": self.incarnation, "start_step": self.step},
         )
         self._write_from = self._began
-        self._lookout = Lookout(leaves, lambda: self._leases.leaving(self.incarnation))
+        self._lookout = DepartureWatcher(leaves, lambda: self._leases.leaving(self.incarnation))
         self._lookout.start()
 
     def _restore(self) -> None:
@@ -96,7 +96,7 @@ class Recovery:
         return self._seconds + time.monotonic() - self._began
 
     def check(self) -> None:
-        """Raise LearnerFenced if a younger incarnation holds the run."""
+        """Raise LeaseLostError if a younger incarnation holds the run."""
         self._leases.check(self.incarnation)
 
     def bound(self, step: int) -> None:

@@ -14,7 +14,7 @@ _GRACE = 35.0
 _LOOK = 0.05
 
 
-class Lookout:
+class DepartureWatcher:
     """Says that a learner leaves as soon as its worker does, be it in the middle of a long step.
 
     Dask starts the successor 0.01 s later. Unless it finds the word it takes the run over, and the steps

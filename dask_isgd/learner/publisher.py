@@ -13,13 +13,13 @@ from torch import nn
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.events import Event, Fault, Published
-from dask_isgd.learner.background import Background
-from dask_isgd.learner.checkpointing import Recovery
+from dask_isgd.learner.background import LatestJobWorker
+from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.runtime.parameters import publish
 
 
-class Publications:
+class Publisher:
     """Publishes a model's parameters, the newest version only where several wait.
 
     The last two versions are held, so that a scorer that is late finds them.
@@ -29,7 +29,7 @@ class Publications:
         self,
         spec: RunSpec,
         client: Client,
-        recovery: Recovery,
+        recovery: Checkpointer,
         *,
         address: str,
         timeout: float,
@@ -37,7 +37,7 @@ class Publications:
     ) -> None:
         self._spec, self._client, self._recovery, self._say = spec, client, recovery, say
         self._address, self._timeout = address, timeout
-        self._background, self._snapshots = Background("publication", timeout), Snapshots()
+        self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots()
         self._held: deque[Future[Any]] = deque(maxlen=2)
         self._last = time.monotonic()
 
@@ -83,7 +83,7 @@ class Publications:
 
     def _failed(self, version: int, error: Exception, *, last: bool) -> None:
         """A version that did not go out is made good by the next one, unless somebody waits for this one."""
-        if last or self._spec.learning.exact or time.monotonic() - self._last > self._timeout:
+        if last or self._spec.learning.synchronous or time.monotonic() - self._last > self._timeout:
             raise error
         detail = f"version {version}: {type(error).__name__}: {error}"[:400]
         self._say(Fault(run=self._spec.run, incarnation=self._recovery.incarnation, what="publication", detail=detail))

@@ -10,20 +10,20 @@ from typing import Protocol
 
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.events import Event, Progress
-from dask_isgd.learner.batch_sampler import Drawing
+from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.trainer import Step
 
 SAID = (
     *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
-    *("mean_square", "variance_ideal", "variance_stale", "variance_uniform"),
+    *("mean_gradient_sq_norm", "variance_ideal", "variance_stale", "variance_uniform"),
     *("gain", "candidate_gain", "chunk_gain", "ideal_gain", "gate"),
-    *("effective_sample_size", "largest_coefficient", "mean_weight", "scored", "mean_age", "max_age"),
+    *("ess_fraction", "largest_coefficient", "mean_weight", "scored_fraction", "mean_age", "max_age"),
 )
 """What of a row is announced: an event stays below a kilobyte."""
 COLUMNS = (
     *SAID,
     *("variance_ideal_error", "variance_stale_error", "variance_uniform_error", "gain_error", "candidate_gain_error"),
-    *("smoothing_cost", "staleness_cost", "gate_gain", "gate_state", "threads"),
+    *("smoothing_factor", "staleness_factor", "gate_gain", "gate_state", "threads"),
 )
 _SAY_EVERY = 0.5
 
@@ -34,7 +34,7 @@ class Write(Protocol):
     def __call__(self, row: dict[str, float], *, write: bool) -> None: ...
 
 
-class Reports:
+class Reporter:
     """Means over the steps since the last report, one row each time; at most two a second are announced."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Reports:
         """A step was taken."""
         self._steps.append(result)
 
-    def report(self, step: int, drawing: Drawing, *, seconds: float, learning_rate: float, threads: int) -> None:
+    def report(self, step: int, drawing: BatchSampler, *, seconds: float, learning_rate: float, threads: int) -> None:
         """``step`` steps are done, the last of them a probe; ``seconds`` the run has been trained for."""
         now, steps = time.monotonic(), self._steps
         measured = [s.gradient_norm for s in steps if not math.isnan(s.gradient_norm)]
@@ -62,7 +62,7 @@ class Reports:
             "clipped": sum(s.clipped for s in steps) / len(steps),
             "learning_rate": learning_rate,
             "steps_per_second": len(steps) / max(now - self._reported, 1e-9),
-            "mean_square": steps[-1].mean_square,
+            "mean_gradient_sq_norm": steps[-1].mean_gradient_sq_norm,
             "threads": threads,
             **drawing.report(step),
         }
@@ -73,7 +73,7 @@ class Reports:
             self._said = now
             self._announce(step, row, drawing)
 
-    def _announce(self, step: int, row: dict[str, float], drawing: Drawing) -> None:
+    def _announce(self, step: int, row: dict[str, float], drawing: BatchSampler) -> None:
         self._say(
             Progress(
                 run=self._spec.run,
@@ -81,7 +81,7 @@ class Reports:
                 step=step,
                 address=self._address,
                 open=drawing.open,
-                probing=drawing.gate.probing and not self._spec.learning.exact,
+                probing=drawing.gate.probing and not self._spec.learning.synchronous,
                 why=drawing.gate.why,
                 values={name: float(f"{row[name]:.6g}") for name in SAID},
             )

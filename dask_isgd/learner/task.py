@@ -20,18 +20,18 @@ from dask_isgd import config
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import LearnerFenced, WaitTimeout
-from dask_isgd.events import Alive, Control, Ended, Event, Fault, Scored
-from dask_isgd.learner.background import Background
-from dask_isgd.learner.batch_sampler import Drawing
-from dask_isgd.learner.checkpointing import Recovery
+from dask_isgd.errors import LeaseLostError, WaitTimeoutError
+from dask_isgd.events import Control, Ended, Event, Fault, Heartbeat, Scored
+from dask_isgd.learner.background import LatestJobWorker
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.feed import open_feed
-from dask_isgd.learner.publisher import Publications
-from dask_isgd.learner.reporter import COLUMNS, Reports
+from dask_isgd.learner.publisher import Publisher
+from dask_isgd.learner.reporter import COLUMNS, Reporter
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.runtime import pubsub, torch_threads
-from dask_isgd.runtime.dask_internals import Fate, fate
+from dask_isgd.runtime.dask_internals import TaskStatus, task_status
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _torch_threads(spec: RunSpec, worker: Worker) -> tuple[int, int]:
     if spec.learning.threads is not None:
         return spec.learning.threads, 0
     own = dask.config.get("isgd.cluster.learner-threads") or worker.state.nthreads
-    return own, 0 if spec.learning.exact else dask.config.get("isgd.cluster.spare-threads")
+    return own, 0 if spec.learning.synchronous else dask.config.get("isgd.cluster.spare-threads")
 
 
 class Learner:
@@ -72,40 +72,38 @@ class Learner:
         self.control = pubsub.subscribe(client, spec.topic)
         self.want = str(directory.control().get("want", "run"))
         self.trainer = Trainer(models.build(spec.model, spec.learning.seed), spec.loss_function, spec.learning)
-        self.drawing = Drawing(spec)
+        self.drawing = BatchSampler(spec)
         self.weights = directory.open_weights()
-        if not spec.learning.exact:
+        if not spec.learning.synchronous:
             self.drawing.load(self.weights)
-        self.reader = WeightReader(self.weights, self.timeout, strict=spec.learning.exact)
+        self.reader = WeightReader(self.weights, self.timeout, strict=spec.learning.synchronous)
         prepare, folder = Prepare(spec.data, self.trainer.device), worker.local_directory
         self.feed = open_feed(spec.data, self.drawing, prepare, spec.learning, folder=folder, timeout=self.timeout)
         logger.info("feed: %s", self.feed.why)
         # last: whoever leaves in this one's favour has had time to commit
         owner = {"key": str(key), "address": worker.address}
-        self.recovery = Recovery(
+        self.recovery = Checkpointer(
             spec,
             owner,
             self.trainer,
             self.drawing,
             columns=COLUMNS,
             timeout=self.timeout,
-            leaves=lambda: self._fate == "leaving",
+            leaves=lambda: self._task_status == "leaving",
         )
         self.incarnation, self.step = self.recovery.incarnation, self.recovery.step
-        self._look, self._told = Background("control", self.timeout), 0
+        self._look, self._told = LatestJobWorker("control", self.timeout), 0
         address = worker.address
-        self.publications = Publications(
-            spec, client, self.recovery, address=address, timeout=self.timeout, say=self._say
-        )
-        self.reports = Reports(spec, self.incarnation, address, self.recovery.report, self._say)
+        self.publications = Publisher(spec, client, self.recovery, address=address, timeout=self.timeout, say=self._say)
+        self.reports = Reporter(spec, self.incarnation, address, self.recovery.report, self._say)
         self.deserted = False
         """Whether the coordinator has failed for good."""
         self._entered = False
         self._alive = time.monotonic()
 
     @property
-    def _fate(self) -> Fate:
-        return fate(self.worker, self.key)
+    def _task_status(self) -> TaskStatus:
+        return task_status(self.worker, self.key)
 
     # The life of an incarnation -------------------------------------------------------------
 
@@ -113,7 +111,7 @@ class Learner:
         outcome, message = "failed", ""
         try:
             outcome = self._until_the_end()
-        except LearnerFenced as error:
+        except LeaseLostError as error:
             outcome, message = "fenced", str(error)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
@@ -137,11 +135,11 @@ class Learner:
     def _until_the_end(self) -> str:
         try:
             return self._loop()
-        except LearnerFenced:
+        except LeaseLostError:
             raise
         except (OSError, TimeoutError, RuntimeError):
             # whatever breaks while the cluster goes away is its way of going away
-            if self._fate == "wanted":
+            if self._task_status == "wanted":
                 raise
             return self._leave()
 
@@ -149,7 +147,7 @@ class Learner:
         learning = self.spec.learning
         while self.step < learning.steps:
             self._hear()
-            if self.want == "stop" or self.deserted or self._fate != "wanted":
+            if self.want == "stop" or self.deserted or self._task_status != "wanted":
                 return self._leave()
             if self.want == "pause":
                 self._pause()
@@ -171,7 +169,7 @@ class Learner:
     def _leave(self) -> str:
         """Commit, and say why: the user's wish, the death of the owner, or the cluster's."""
         self.recovery.leave(self.step)
-        if self.want == "stop" or self.deserted or self._fate == "cancelled":
+        if self.want == "stop" or self.deserted or self._task_status == "cancelled":
             return "stopped"
         return "left"
 
@@ -179,7 +177,7 @@ class Learner:
         learning = self.spec.learning
         probe = (self.step + 1) % learning.report_every == 0
         until = min(learning.steps, (self.step // learning.publish_every + 1) * learning.publish_every)
-        batch = self.feed(self.step, until if learning.exact else learning.steps)
+        batch = self.feed(self.step, until if learning.synchronous else learning.steps)
         result = self.trainer.step(
             self.step,
             batch.inputs,
@@ -200,7 +198,7 @@ class Learner:
 
     def _pause(self) -> None:
         self.recovery.commit_now(self.step)
-        while self.want == "pause" and not self.deserted and self._fate == "wanted":
+        while self.want == "pause" and not self.deserted and self._task_status == "wanted":
             event = self.control.get(0.25)
             if event is not None:
                 self._take(event)
@@ -212,7 +210,7 @@ class Learner:
         for event in self.control.drain():
             self._take(event)
         self._live()
-        if not self.spec.learning.exact:
+        if not self.spec.learning.synchronous:
             while (item := self.reader.take()) is not None:
                 self.drawing.update(*item)
 
@@ -223,8 +221,8 @@ class Learner:
                 self.want = event.want
         elif isinstance(event, Scored):
             for chunk, incarnation, version in event.chunks:
-                # an exact run trusts no score of an older incarnation: that may have gone on to another version since
-                if incarnation == self.incarnation or not self.spec.learning.exact:
+                # a synchronous run takes no score of an older incarnation, which may have moved on to another version
+                if incarnation == self.incarnation or not self.spec.learning.synchronous:
                     self.reader.want(chunk, version)
         elif isinstance(event, Ended) and (event.role, event.outcome) == ("coordinator", "failed"):
             self.deserted = self.deserted or event.attempt == self.spec.attempt
@@ -234,9 +232,9 @@ class Learner:
     def _round(self) -> bool:
         """What happens every ``publish_every`` steps: a version goes out, ages move on.
 
-        False: the exact run was interrupted while it waited for its scores.
+        False: the synchronous run was interrupted while it waited for its scores.
         """
-        exact = self.spec.learning.exact
+        exact = self.spec.learning.synchronous
         if exact:
             self.recovery.bound(self.step)
         if exact or not self.publications.busy:
@@ -249,13 +247,13 @@ class Learner:
         return True
 
     def _await_scores(self) -> bool:
-        """Exact mode: every chunk at this very version, taken over in order; False if interrupted."""
+        """Synchronous mode: every chunk at this very version, taken over in order; False if interrupted."""
         fresh: dict[int, Any] = {}
         deadline = time.monotonic() + self.spec.scoring.timeout_seconds
         while len(fresh) < self.spec.n_chunks:
             for event in self.control.drain():
                 self._take(event)
-            if self.want != "run" or self.deserted or self._fate != "wanted":
+            if self.want != "run" or self.deserted or self._task_status != "wanted":
                 return False
             if self._live():
                 self._look_for_scores(fresh)
@@ -264,15 +262,15 @@ class Learner:
                 fresh[item[0]] = item[1]
                 deadline = time.monotonic() + self.spec.scoring.timeout_seconds
             if time.monotonic() > deadline:
-                raise WaitTimeout(
-                    f"exact mode: {len(fresh)} of {self.spec.n_chunks} chunks scored at version {self.step}, and no "
-                    f"further one within {self.spec.scoring.timeout_seconds:g} s; are scorers alive?"
+                raise WaitTimeoutError(
+                    f"synchronous mode: {len(fresh)} of {self.spec.n_chunks} chunks scored at version {self.step}, and "
+                    f"no further one within {self.spec.scoring.timeout_seconds:g} s; are scorers alive?"
                 )
         for chunk in sorted(fresh):
             self.drawing.update(chunk, fresh[chunk], self.step)
         return True
 
-    # Reports --------------------------------------------------------------------------------
+    # Reporter --------------------------------------------------------------------------------
 
     def _report(self) -> None:
         self.reports.report(
@@ -290,7 +288,7 @@ class Learner:
             return False
         self._alive = now
         address = self.worker.address
-        self._say(Alive(run=self.spec.run, incarnation=self.incarnation, role="learner", address=address))
+        self._say(Heartbeat(run=self.spec.run, incarnation=self.incarnation, role="learner", address=address))
         if not self._look.busy:  # in the background: a store may take its time
             told = self._told
             self._look.offer(lambda: self._look_what_is_wanted(told))

@@ -37,7 +37,7 @@ class Step:
     """(1/B) Σ c L: unbiased for the mean loss over the dataset."""
     norms: NDArray[np.float64] | None
     """(B,) gradient norms of the drawn examples at the parameters before the step, where known."""
-    mean_square: float
+    mean_gradient_sq_norm: float
     """Unbiased estimate of ||μ||², the squared norm of the mean gradient; NaN unless probed."""
     gradient_norm: float
     """Of the weighted gradient, before clipping; NaN where nothing clips or probes."""
@@ -105,14 +105,14 @@ class Trainer:
             self._captures = all(part is not None for part in parts)
             found = torch.cat([part for part in parts if part is not None]) if self._captures else None
         known = None if found is None else found.double().cpu().numpy()
-        mean_square = self._mean_square(first, batch) if first is not None else math.nan
+        mean_gradient_sq_norm = self._mean_square(first, batch) if first is not None else math.nan
         gradient_norm, clipped = self._clip(measure=probe)
         if probe and capture and known is not None:
-            mean_square = square_of_mean(gradient_norm, coefficients, known)
+            mean_gradient_sq_norm = square_of_mean(gradient_norm, coefficients, known)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        return Step(total, known, mean_square, gradient_norm, clipped)
+        return Step(total, known, mean_gradient_sq_norm, gradient_norm, clipped)
 
     def _backward(
         self,
@@ -139,7 +139,8 @@ class Trainer:
         raise NonFiniteLossError(
             f"step {step}: the loss of {len(bad)} of {len(losses)} examples is not finite "
             f"(indices {named[:10].tolist()}{'…' if len(bad) > 10 else ''}); the parameters of this step were neither "
-            "published nor checkpointed. Lower the learning rate, clip (Learning.clip), or look at those examples"
+            "published nor checkpointed. Lower the learning rate, clip (Learning.clip_median_factor), "
+            "or look at those examples"
         )
 
     def _engine_norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
@@ -157,15 +158,15 @@ class Trainer:
 
     def _clip(self, *, measure: bool) -> tuple[float, bool]:
         """The gradient's norm, where it clips or is to be measured, and whether it was clipped."""
-        if self.learning.clip is None and not measure:
+        if self.learning.clip_median_factor is None and not measure:
             return math.nan, False
         gradients = [_gradient(p) for p in self.parameters]
         norm = float(nn.utils.get_total_norm(gradients))
-        if self.learning.clip is None:
+        if self.learning.clip_median_factor is None:
             return norm, False
         bound = math.inf
         if len(self._recent) >= _MEDIAN_AFTER:
-            bound = self.learning.clip * statistics.median(self._recent)
+            bound = self.learning.clip_median_factor * statistics.median(self._recent)
         self._recent.append(norm)
         if norm > bound:
             torch._foreach_mul_(gradients, bound / norm)

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.errors import CorruptChunkError, WaitTimeout
+from dask_isgd.errors import CorruptChunkError, WaitTimeoutError
 from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class WeightReader:
         self._wanted.put(None)
         self._thread.join(self._timeout)
         if self._thread.is_alive():
-            raise WaitTimeout(f"weight reader: not done within {self._timeout:g} s; does the store answer?")
+            raise WaitTimeoutError(f"weight reader: not done within {self._timeout:g} s; does the store answer?")
 
     def _work(self) -> None:
         while (item := self._wanted.get()) is not None:

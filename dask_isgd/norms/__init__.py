@@ -4,7 +4,7 @@
 
     engine      gradient_norms, NormEngine: the audit once, then the fast pass and the fallback
     training    capture_norms: the norms of a training step, from its own backward pass
-    audit       which parameters the fast rules serve, proved on a few examples -> Plan
+    audit       which parameters the fast rules serve, proved on a few examples -> NormPlan
     observe     what one ordinary pass shows of the graph
     coupling    examples that depend on each other: refused
     capture     hooks that take each layer's term as its gradient arrives

@@ -35,7 +35,7 @@ logger = logging.getLogger("dask_isgd.norms")
 
 
 @dataclass(frozen=True)
-class Plan:
+class NormPlan:
     """How the norms of one model are taken."""
 
     sites: tuple[Site, ...]
@@ -110,7 +110,7 @@ class _Trial:
         return capture, wrong
 
 
-def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
+def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
     """The plan for a model in its present mode; call inside ``preserved``.
 
     Raises ModelError for a loss of the wrong shape, examples that depend on each other, and a loss
@@ -152,7 +152,7 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Plan:
     fallback = tuple(name for name in parameters if name in reasons)
     by_vmap, why = _vmap_fits(model, loss, inputs, targets, fallback, spots) if fallback else (False, "")
     _report(model, reasons, why)
-    return Plan(
+    return NormPlan(
         sites=sites,
         copies=shapes,
         calls=tuple(capture.calls),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dask_isgd.errors import ConfigError, ModelError
 from dask_isgd.norms.attention import Attentions
-from dask_isgd.norms.audit import Plan, audit
+from dask_isgd.norms.audit import NormPlan, audit
 from dask_isgd.norms.capture import fast_pass
 from dask_isgd.norms.coupling import mixes_rows, same_losses
 from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
@@ -59,7 +59,7 @@ class NormEngine:
         self.method = method
         self.train_mode = train_mode
         self.micro_batch = micro_batch
-        self.plan: Plan | None = None
+        self.plan: NormPlan | None = None
         """What the audit found; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
         self._attentions = Attentions(model)
@@ -149,7 +149,7 @@ class NormEngine:
         return squares, losses
 
     def _fast(
-        self, plan: Plan, inputs: Any, targets: Any, size: int, *, as_it_is: bool
+        self, plan: NormPlan, inputs: Any, targets: Any, size: int, *, as_it_is: bool
     ) -> tuple[Tensor, Tensor] | None:
         before = random_state(self.model)
         try:
@@ -166,7 +166,7 @@ class NormEngine:
         set_random_state(self.model, after)
         return capture.squares(size, losses.device), losses
 
-    def _keeps_apart(self, plan: Plan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
+    def _keeps_apart(self, plan: NormPlan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
         """Whether a forward pass with copies and opened attention gives the model's own losses, each its own.
 
         Copies that broadcast one way for the audit's shapes might go another way for these: asked once a set of shapes.

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dask_isgd.errors import ModelError
-from dask_isgd.norms.audit import Plan, audit
+from dask_isgd.norms.audit import NormPlan, audit
 from dask_isgd.norms.capture import Capture
 from dask_isgd.norms.engine import structure_of
 from dask_isgd.norms.model_state import preserved, refuse
 from dask_isgd.norms.tensor_trees import batch_size, detached, tensors
 
-_PLANS: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Plan | None]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], NormPlan | None]] = WeakKeyDictionary()
 """The plan of each model trained under a capture, and the structure it was made for; None: there is none."""
 
 
@@ -27,7 +27,7 @@ class TrainingNorms:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._plan: Plan | None = None
+        self._plan: NormPlan | None = None
         self._capture: Capture | None = None
         self._handles: list[RemovableHandle] = []
         self._auditing = False
@@ -106,10 +106,10 @@ def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
 
 def _plan_of(
     model: nn.Module, structure: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Plan | None:
+) -> NormPlan | None:
     """The model's plan in its present mode, remembered; None if the fast rules do not serve it whole."""
     inputs = kwargs if kwargs and not args else args
-    plan: Plan | None = None
+    plan: NormPlan | None = None
     try:
         if not (args and kwargs) and batch_size(inputs, ()):
             with preserved(model, None):

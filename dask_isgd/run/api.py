@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, fire_and_forget, span
 
 from dask_isgd.checks.cluster import check_cluster, wait_for_workers
-from dask_isgd.checks.request import Plan, check, create
+from dask_isgd.checks.request import PreparedRun, check, create
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator.task import coordinate
 from dask_isgd.core.loss import Loss
@@ -75,7 +75,7 @@ def fit(
     return start(client, plan)
 
 
-def start(client: Client, plan: Plan) -> Run:
+def start(client: Client, plan: PreparedRun) -> Run:
     """Submit a run that has passed the checks which need no cluster."""
     workers = wait_for_workers(client)
     create(plan)
@@ -89,7 +89,7 @@ def start(client: Client, plan: Plan) -> Run:
     if len(workers) == 1:
         logger.warning("run %s: the cluster has one worker; scoring shares it with the learner", spec.run)
     run = Run(client, spec.directory, spec.model)
-    run._watch.forget()
+    run._monitor.forget()
     open_variable(client, spec.variable)
     keys = {"learner": (f"learn-{spec.run}", spec.attempt), "coordinator": (f"coordinate-{spec.run}", spec.attempt)}
     keep(client, spec.run, spec.topic, spec.attempt, keys)
@@ -102,7 +102,7 @@ def start(client: Client, plan: Plan) -> Run:
         ]
     if spec.detach:
         fire_and_forget(futures)
-    run._watch.own(*futures)
+    run._monitor.own(*futures)
     run._data = spec.data
     return run
 
@@ -114,7 +114,7 @@ def attach(
     *,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Watch and steer a run that another client started, on a cluster or on disk only."""
+    """RunMonitor and steer a run that another client started, on a cluster or on disk only."""
     directory = RunDirectory(str(run_dir), storage_options=storage_options)
     directory.document()
     return Run(client, directory, model)

@@ -12,11 +12,11 @@ from distributed import Client, fire_and_forget
 
 from dask_isgd import config
 from dask_isgd.callbacks import Callback
-from dask_isgd.checks.monitor import GOING, Watch
+from dask_isgd.checks.monitor import GOING, RunMonitor
 from dask_isgd.core import models
 from dask_isgd.core.models import ModelSource
 from dask_isgd.display.html import html
-from dask_isgd.errors import CheckpointError, ConfigError, WaitTimeout
+from dask_isgd.errors import CheckpointError, ConfigError, WaitTimeoutError
 from dask_isgd.events import Control, topic_of
 from dask_isgd.run.hardest import Hardest, hardest
 from dask_isgd.run.progress import following
@@ -39,26 +39,26 @@ class Run:
         self.directory = directory
         self._client, self._model = client, model
         self._data: Dataset | None = None
-        self._watch = Watch(client, directory, self.name, int(self.document["config"]["learning"]["steps"]))
+        self._monitor = RunMonitor(client, directory, self.name, int(self.document["config"]["learning"]["steps"]))
 
     # Watching -------------------------------------------------------------------------------
 
     @property
     def latest(self) -> dict[str, Any]:
-        """The newest values heard: step, loss, gain, steps_per_second, test_error and so on."""
-        return self._watch.latest
+        """The newest values heard: step, loss, gain, steps_per_second, validation_error and so on."""
+        return self._monitor.latest
 
     @property
     def status(self) -> str:
         """``"starting"``, ``"running"``, ``"paused"``, ``"finished"``, ``"stopped"`` or ``"failed"``."""
-        return self._watch.status
+        return self._monitor.status
 
     def watch(self, timeout: float | None = None) -> Iterator[dict[str, Any]]:
         """The newest values again and again, at least four times a second, until the run has ended.
 
-        Raises WaitTimeout after ``timeout`` seconds, and NoLearnerWorkerError as ``wait`` does.
+        Raises WaitTimeoutError after ``timeout`` seconds, and NoLearnerWorkerError as ``wait`` does.
         """
-        return self._watch.follow(_deadline(timeout))
+        return self._monitor.follow(_deadline(timeout))
 
     def wait(
         self,
@@ -73,13 +73,13 @@ class Run:
         ``progress`` is called with the latest values about twice a second; in a notebook the run
         shows itself. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the
         waiting, not the run; another one within ``second_interrupt`` seconds stops the run. Raises
-        the error that ended the run, WaitTimeout otherwise. Raises NoLearnerWorkerError where no
+        the error that ended the run, WaitTimeoutError otherwise. Raises NoLearnerWorkerError where no
         worker has been able to take the learner for ``isgd.cluster.timeout``: the run goes on once
         there is one, and can be waited for again.
         """
         try:
             with following(self, progress, callbacks) as follow:
-                self._watch.wait(_deadline(timeout), follow)
+                self._monitor.wait(_deadline(timeout), follow)
         except KeyboardInterrupt:
             self._interrupted(second_interrupt)
             raise
@@ -92,7 +92,7 @@ class Run:
             print(f"run {self.name} goes on; Ctrl-C again within {seconds:g} s stops it", file=sys.stderr, flush=True)
             for _ in self.watch(seconds):
                 pass
-        except WaitTimeout:
+        except WaitTimeoutError:
             return
         except KeyboardInterrupt:
             print(f"run {self.name}: {self.stop()}; resume=True goes on with it", file=sys.stderr, flush=True)
@@ -109,7 +109,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The run in a few figures, from its directory."""
-        return summarise(self.directory, self.latest.get("scored_examples"))
+        return summarise(self.directory, self.latest.get("examples_scored"))
 
     def plot(self) -> Figure:
         """Loss, test error, variance and gain: a matplotlib figure."""
@@ -149,14 +149,14 @@ class Run:
         """Checkpoint and end; waits for it and returns the status."""
         self._want("stop")
         deadline = _deadline(config.seconds("cluster.timeout") if timeout is None else timeout)
-        for _ in self._watch.follow(deadline):
+        for _ in self._monitor.follow(deadline):
             pass
-        self._watch.wait_for_coordinator(deadline)
+        self._monitor.wait_for_coordinator(deadline)
         return self.status
 
     def detach(self) -> None:
         """Leave a run that was started here to the cluster: it outlives this client, as with ``fit(detach=True)``."""
-        fire_and_forget(self._watch.owned)
+        fire_and_forget(self._monitor.owned)
 
     def _want(self, want: str) -> None:
         self.directory.set_control(want=want)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 _LAST_REPORTS = 0.1
 
 
-def summarise(directory: RunDirectory, scored: int | None = None) -> dict[str, Any]:
+def summarise(directory: RunDirectory, examples_scored: int | None = None) -> dict[str, Any]:
     """A run's figures from its directory; None where there is no figure.
 
-    train_loss: mean of the unbiased estimates of the last tenth of the reports; test_error: share
+    train_loss: mean of the unbiased estimates of the last tenth of the reports; validation_error: share
     wrong of the whole validation data at the last version evaluated; variance: traces for one draw;
-    scored: what the run's coordinator said, of which the directory knows nothing.
+    examples_scored: what the run's coordinator said, of which the directory knows nothing.
     """
     document = directory.document()
     history = directory.read_history()
@@ -45,10 +45,10 @@ def summarise(directory: RunDirectory, scored: int | None = None) -> dict[str, A
         "steps": step,
         "seconds": round(seconds, 3),
         "train_loss": last("loss", mean=True),
-        "test_error": error if math.isfinite(error) else None,
+        "validation_error": error if math.isfinite(error) else None,
         "variance": {kind: last(f"variance_{kind}", mean=True) for kind in ("ideal", "stale", "uniform")},
         "gain": last("gain", mean=True),
-        "scored": 0 if uniform else scored,
+        "examples_scored": 0 if uniform else examples_scored,
         "steps_per_second": round(step / seconds, 3) if seconds else None,
         "sampling": "uniform" if uniform else "importance",
     }

@@ -13,10 +13,10 @@ from dask.typing import Key
 from distributed import Scheduler, Worker
 from distributed.core import Status
 
-Fate = Literal["wanted", "cancelled", "leaving"]
+TaskStatus = Literal["wanted", "cancelled", "leaving"]
 
 
-def fate(worker: Worker, key: Key) -> Fate:
+def task_status(worker: Worker, key: Key) -> TaskStatus:
     """What the cluster thinks of the task that runs under ``key`` on ``worker``.
 
     ``"wanted"``: go on. ``"cancelled"``: nobody wants its result any more. ``"leaving"``: the worker

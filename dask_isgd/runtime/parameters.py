@@ -9,7 +9,7 @@ from typing import Any
 from distributed import Client, Future, Variable
 from torch import Tensor
 
-from dask_isgd.errors import WaitTimeout
+from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.order import Order
 
 
@@ -51,12 +51,12 @@ def publish(
 def newest(client: Client, variable: str, timeout: float) -> Parameters | None:
     """The newest published version, or None where there is none yet.
 
-    Raises WaitTimeout where nobody has opened the Variable.
+    Raises WaitTimeoutError where nobody has opened the Variable.
     """
     try:
         future = Variable(variable, client=client).get(timeout=timeout)
     except TimeoutError as error:
-        raise WaitTimeout(f"{variable}: not there within {timeout:g} s; has the run been started?") from error
+        raise WaitTimeoutError(f"{variable}: not there within {timeout:g} s; has the run been started?") from error
     if not isinstance(future, Future):
         return None
     _, incarnation, version, _ = str(future.key).rsplit("-", 3)
@@ -74,10 +74,10 @@ def forget(client: Client, variable: str) -> None:
 
 
 def result(future: Future[Any], timeout: float) -> Any:
-    """A future's result within ``timeout`` seconds, or WaitTimeout naming its key."""
+    """A future's result within ``timeout`` seconds, or WaitTimeoutError naming its key."""
     try:
         return future.result(timeout=timeout)
     except TimeoutError as error:
-        raise WaitTimeout(
+        raise WaitTimeoutError(
             f"{future.key}: no result within {timeout:g} s (status {future.status}); is a worker there to run it?"
         ) from error

@@ -58,7 +58,7 @@ def for_coordinator(workers: Mapping[str, Mapping[str, Any]], learner: Mapping[s
     return {"workers": others, "allow_other_workers": True} if others else {}
 
 
-class Scorers:
+class ScorerPool:
     """The workers that score: how many tasks they can hold, and how to submit one."""
 
     def __init__(self, client: Client, scoring: Scoring) -> None:

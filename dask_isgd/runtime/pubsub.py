@@ -17,7 +17,7 @@ from typing import Any
 
 from distributed import Client, Worker
 
-from dask_isgd.errors import WaitTimeout
+from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.events import Event, parse
 
 _fans: weakref.WeakKeyDictionary[Client, dict[str, _Fan]] = weakref.WeakKeyDictionary()
@@ -73,7 +73,7 @@ class Subscription:
                     break
                 if isinstance(message, dict) and message.get("token") == token:
                     return
-        raise WaitTimeout(f"{self._topic}: the scheduler was not heard within {_ECHO:g} s; is it there?")
+        raise WaitTimeoutError(f"{self._topic}: the scheduler was not heard within {_ECHO:g} s; is it there?")
 
     def _fresh(self, message: Any) -> Event | None:
         event = parse(message)

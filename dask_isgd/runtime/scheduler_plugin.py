@@ -25,17 +25,17 @@ def keep(client: Client, run: str, topic: str, attempt: int, tasks: Mapping[str,
     learner's worker is left out when the cluster is scaled down. Goes away with the tasks.
     """
     try:
-        client.register_plugin(_keeper(run, topic, attempt, dict(tasks)))
+        client.register_plugin(_guard_plugin(run, topic, attempt, dict(tasks)))
     except Exception as error:  # such as a scheduler that takes no plugins (distributed.scheduler.pickle)
         logger.warning("run %s: the scheduler takes no plugin (%s); Dask gives up on the run's tasks "
                        "after distributed.scheduler.allowed-failures deaths of their workers", run, error)  # fmt: skip
 
 
-def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
+def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
     """The plugin, of a class made here: it travels by value, for the scheduler may lack this package."""
     from distributed.diagnostics.plugin import SchedulerPlugin
 
-    class Keeper(SchedulerPlugin):
+    class RunGuardPlugin(SchedulerPlugin):
         name = f"isgd-{run}-{attempt}"
         idempotent = True
 
@@ -123,4 +123,4 @@ def _keeper(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
             kept = {address for key, address in self.where.items() if self.roles.get(key) == "learner"}
             return [worker for worker in workers if worker.address not in kept]
 
-    return Keeper()
+    return RunGuardPlugin()

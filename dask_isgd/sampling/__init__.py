@@ -2,7 +2,7 @@
 
 from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw
-from dask_isgd.sampling.gain_samples import Evidence, Sample
+from dask_isgd.sampling.gain_samples import GainSamples, Sample
 from dask_isgd.sampling.gate import Gate
 from dask_isgd.sampling.sampler import ImportanceSampler
 from dask_isgd.sampling.schedule import next_chunks, probe_chunks, restless_chunks
@@ -10,7 +10,7 @@ from dask_isgd.sampling.schedule import next_chunks, probe_chunks, restless_chun
 __all__ = [
     "ChunkSums",
     "Draw",
-    "Evidence",
+    "GainSamples",
     "Gate",
     "ImportanceSampler",
     "Sample",

@@ -11,8 +11,8 @@ _NORMAL = 1.959964
 """The 97.5 % quantile of the normal distribution."""
 
 
-class Averages:
-    """Averages of P numbers over the past, each observation keeping ``kept`` of it; falsy while empty.
+class EWMA:
+    """EWMA of P numbers over the past, each observation keeping ``kept`` of it; falsy while empty.
 
     With weights v_i of the observations x_i, Σ v, Σ v x, Σ v² x xᵀ and the like are kept, so that the
     averages' covariance is known at any time: (Σ v² (x - m)(x - m)ᵀ)/(Σ v)², enlarged for the

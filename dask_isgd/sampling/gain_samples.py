@@ -22,7 +22,7 @@ class Sample(NamedTuple):
     """N q of the candidate."""
 
 
-class Evidence:
+class GainSamples:
     """Collects minibatches: all their draws for the curves, and for the gate those the candidate knows of.
 
     The candidate proposal is judged on examples that were scored; while the gate is closed, on those of the

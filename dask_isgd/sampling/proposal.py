@@ -1,9 +1,9 @@
 """From stored weights to proposal weights: a pure function of each chunk's sums.
 
-In chunk k the proposal weight of an example is affine in its stored weight w raised to ``power``::
+In chunk k the proposal weight of an example is affine in its stored weight w raised to ``exponent``::
 
-    s = a_k u + b_k        u = w^power, or the mean of the scored u where w was never scored
-    a_k = 2^(-age_k / fade)
+    s = a_k u + b_k        u = w^exponent, or the mean of the scored u where w was never scored
+    a_k = 2^(-age_k / half_life_steps)
     b_k = (1 - a_k) mean(u) + constant
 
 so a chunk's sum follows from Σ u, and neither ages nor smoothing ever touch the examples. With
@@ -11,7 +11,7 @@ f = s - constant, the constant is the largest of
 
 - ``smoothing`` × mean(f);
 - mean(f)/(C - 1), which bounds every coefficient mean(s)/s by C = ``max_coefficient``;
-- sqrt(E var(f)/(1 - E)) - mean(f), which makes (Σ s)²/(N Σ s²) at least E = ``effective_sample_size``;
+- sqrt(E var(f)/(1 - E)) - mean(f), which makes (Σ s)²/(N Σ s²) at least E = ``ess_fraction``;
 - 1e-6 × mean(f): no example ever has probability zero.
 """
 
@@ -45,15 +45,15 @@ class Ageing:
         """(K,) False for the chunks that are ``out``, and where the ``drop`` policy leaves one out."""
         self.blind = False
         """Too few examples are usable: draw uniformly from all."""
-        if sampling.drop_after is not None:
-            self.usable = ~out & (age <= sampling.drop_after)
+        if sampling.max_age_steps is not None:
+            self.usable = ~out & (age <= sampling.max_age_steps)
             self.blind = bool(lengths[self.usable].sum() < LEAST_USABLE * lengths[~out].sum())
             if self.blind:
                 self.usable = ~out
         self.scale: Floats = np.ones(k)
         """(K,) a."""
-        if sampling.fade is not None:
-            self.scale = np.exp2(np.where(np.isfinite(age), age, 0.0) / -sampling.fade).astype(np.float64)
+        if sampling.half_life_steps is not None:
+            self.scale = np.exp2(np.where(np.isfinite(age), age, 0.0) / -sampling.half_life_steps).astype(np.float64)
         self.in_use: Floats = self.usable.astype(np.float64)
         self.lengths: Floats = lengths * self.in_use
         """(K,) examples in use."""
@@ -124,7 +124,7 @@ def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[
     if ageing.blind:
         return flat(ageing, blank=False)
     used = sums * ageing.used_scale
-    faded = sampling.fade is not None
+    faded = sampling.half_life_steps is not None
     known = float((sums * ageing.in_use).sum()) if faded else float(used.sum())
     fill = known / ageing.known if ageing.known else 0.0
     if fill == 0.0:
@@ -134,7 +134,7 @@ def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[
     if sampling.max_coefficient is not None:
         constant = max(constant, mean / (sampling.max_coefficient - 1.0))
     shift = (1.0 - ageing.scale) * fill
-    wanted = sampling.effective_sample_size
+    wanted = sampling.ess_fraction
     if wanted is not None:
         total = _squares(ageing, ageing.scale, shift, fill, sums, squares())
         variance = max(0.0, total / ageing.count - mean * mean)

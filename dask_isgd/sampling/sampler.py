@@ -16,8 +16,8 @@ from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
 from dask_isgd.sampling.proposal import Ageing, Proposal, flat, propose
-from dask_isgd.sampling.tree_search import Descent
-from dask_isgd.sampling.weight_blocks import BlockedWeights
+from dask_isgd.sampling.tree_search import TreeSearch
+from dask_isgd.sampling.weight_blocks import WeightBlocks
 
 logger = logging.getLogger("dask_isgd.sampling")
 
@@ -35,7 +35,7 @@ class ImportanceSampler:
     update costs O(chunk), a draw O(batch × sqrt(chunk/64)), plus O(chunks) when a weight changed
     since the last draw. Holds one float32 and one bit an example, and a tenth more for the sums.
 
-    A weight is the norm seen last or, with ``inertia`` m, the root of m w² + (1 - m) ||g||²: norms go up
+    A weight is the norm seen last or, with ``ema_decay`` m, the root of m w² + (1 - m) ||g||²: norms go up
     and down from one version to the next, and the best weight is the root of the expected square.
 
     Ages move only at ``refresh``; prior and smoothing constants follow the weights at once, so that
@@ -49,7 +49,7 @@ class ImportanceSampler:
         if chunk_size < 1:
             raise DataError(f"chunk_size: got {chunk_size}, wanted at least 1; pass the scoring chunk's examples")
         self.n, self.chunk_size, self.sampling = n, min(chunk_size, n), sampling
-        self._weights = BlockedWeights(n, self.chunk_size, sampling.power)
+        self._weights = WeightBlocks(n, self.chunk_size, sampling.exponent)
         self._feedback = Feedback(n, self.chunk_size)
         self.n_chunks = len(self._weights.lengths)
         self.versions: Floats = np.full(self.n_chunks, np.nan)
@@ -68,7 +68,7 @@ class ImportanceSampler:
     @property
     def biased(self) -> bool:
         """True under the ``drop`` policy, whose estimates are of the examples in use only."""
-        return self.sampling.drop_after is not None and not self.sampling.uniform
+        return self.sampling.max_age_steps is not None and not self.sampling.uniform
 
     @property
     def nbytes(self) -> int:
@@ -79,18 +79,18 @@ class ImportanceSampler:
             held += [] if ageing is None else [a for a in vars(ageing).values() if isinstance(a, np.ndarray)]
         return sum({id(array): array.nbytes for array in held}.values())
 
-    # Drawing
+    # BatchSampler
 
     def draw(self, batch: int, rng: np.random.Generator, kind: str | None = None) -> Draw:
-        """``batch`` examples from the proposal in force, spread as ``kind`` or else ``sampling.draw`` says."""
+        """``batch`` examples from the proposal in force, spread as ``kind`` or else ``sampling.scheme`` says."""
         if self.sampling.uniform:
             return self.draw_uniform(batch, rng, kind)
         return self._drawn(self._proposal(), batch, rng, kind)
 
     def _drawn(self, proposal: Proposal, batch: int, rng: np.random.Generator, kind: str | None) -> Draw:
-        chunks, q, inside = pick_shared(proposal.edges, positions(kind or self.sampling.draw, batch, rng))
+        chunks, q, inside = pick_shared(proposal.edges, positions(kind or self.sampling.scheme, batch, rng))
         indices = chunks * self.chunk_size
-        descent = Descent(proposal, self._weights, chunks)
+        descent = TreeSearch(proposal, self._weights, chunks)
         for unit in self._weights.units:
             columns, share, inside = descent.edges().pick(inside)
             q *= share
@@ -102,7 +102,7 @@ class ImportanceSampler:
         """``batch`` examples, all equally probable but for those left out: coefficients 1."""
         if self._even is not None:
             return self._drawn(self._even, batch, rng, kind)
-        return uniform(self.n, kind or self.sampling.draw, batch, rng)
+        return uniform(self.n, kind or self.sampling.scheme, batch, rng)
 
     def uniform_probabilities(self, indices: ArrayLike) -> Floats:
         """(B,) probabilities of ``indices`` (B,) in ``draw_uniform``."""
@@ -120,7 +120,7 @@ class ImportanceSampler:
         proposal = self._proposal()
         chunks, inside = np.divmod(self._checked(indices), self.chunk_size)
         q = proposal.shares()[chunks]
-        descent = Descent(proposal, self._weights, chunks)
+        descent = TreeSearch(proposal, self._weights, chunks)
         for unit in self._weights.units:
             columns, inside = np.divmod(inside, unit)
             q *= descent.edges().shares(columns)
@@ -253,7 +253,7 @@ class ImportanceSampler:
     def stats(self, step: int) -> dict[str, float]:
         """Plain floats about the proposal in force.
 
-        scored: share of the examples with a weight. effective_sample_size: (Σ s)²/(N Σ s²).
+        scored_fraction: share of the examples with a weight. ess_fraction: (Σ s)²/(N Σ s²).
         largest_coefficient: 1/(N q) of the least probable example that can be drawn. mean_age, max_age: steps,
         over the examples of scored chunks. mean_weight: of the stored weights w. ideal_gain: N Σ w²/(Σ w)²
         over the scored, 1 where all are zero. What needs a scored example is NaN while there is none.
@@ -267,8 +267,8 @@ class ImportanceSampler:
         mean = total / known if known else math.nan
         spread = proposal.squares(w.sums.chunks, w.squares)
         return {
-            "scored": known / self.n,
-            "effective_sample_size": (proposal.total / self.n) * (proposal.total / spread),
+            "scored_fraction": known / self.n,
+            "ess_fraction": (proposal.total / self.n) * (proposal.total / spread),
             "largest_coefficient": proposal.total / proposal.count / proposal.smallest(w.lowest),
             "mean_age": float((age * lengths).sum() / lengths.sum()) if len(age) else math.nan,
             "max_age": float(age.max()) if len(age) else math.nan,
@@ -331,10 +331,10 @@ class ImportanceSampler:
 
     def _blended(self, former: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights that fresh norms leave: root mean squares of what was and what is."""
-        inertia = self.sampling.inertia
-        if not inertia:
+        decay = self.sampling.ema_decay
+        if not decay:
             return fresh
-        squares = inertia * np.square(former, dtype=np.float64) + (1.0 - inertia) * np.square(fresh, dtype=np.float64)
+        squares = decay * np.square(former, dtype=np.float64) + (1.0 - decay) * np.square(fresh, dtype=np.float64)
         return np.where(np.isnan(former), fresh, np.sqrt(squares)).astype(np.float32)
 
     def _chunk_weights(self, chunk: int, proposal: Proposal) -> Floats:
@@ -343,7 +343,7 @@ class ImportanceSampler:
         return np.asarray(proposal.scale[chunk] * u + proposal.shift[chunk])
 
     def _shape(self) -> dict[str, float]:
-        return {"n": self.n, "chunk_size": self.chunk_size, "power": float(self.sampling.power)}
+        return {"n": self.n, "chunk_size": self.chunk_size, "exponent": float(self.sampling.exponent)}
 
     def _checked(self, indices: ArrayLike) -> Integers:
         wanted = np.asarray(indices, np.int64)

@@ -23,7 +23,7 @@ def least(rows: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.minimum.reduce(rows, axis=1))
 
 
-class Levels:
+class SumTree:
     """One number a block, and what ``reduce`` makes of them per group and per chunk.
 
     Always recounted from the level below, never adjusted by differences: nothing can drift. K chunks

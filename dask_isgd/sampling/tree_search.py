@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Edges, Floats, Integers
 from dask_isgd.sampling.proposal import Proposal
-from dask_isgd.sampling.weight_blocks import BlockedWeights
+from dask_isgd.sampling.weight_blocks import WeightBlocks
 
 
-class Descent:
+class TreeSearch:
     """B searches at once, each in one chunk; ``edges`` of the level reached, then ``enter`` a column."""
 
-    def __init__(self, proposal: Proposal, weights: BlockedWeights, chunks: Integers) -> None:
+    def __init__(self, proposal: Proposal, weights: WeightBlocks, chunks: Integers) -> None:
         self._weights, self._fill = weights, proposal.fill
         self._scale = None if proposal.plain else proposal.scale.take(chunks)
         self._shift: Floats = proposal.shift.take(chunks)
@@ -60,7 +60,7 @@ class Descent:
         w = self._weights
         masses = w.rows.take(self._rows, axis=0)
         # With all scored a NaN is padding, at the end of its block.
-        if w.power == 1 and not w.unscored and not np.isnan(masses[:, -1]).any():
+        if w.exponent == 1 and not w.unscored and not np.isnan(masses[:, -1]).any():
             return masses
         u = w.raised(masses.astype(np.float64))
         u[np.isnan(u)] = self._fill

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dask_isgd.sampling.ewma import Averages
+from dask_isgd.sampling.ewma import EWMA
 
 KEPT = 0.9
 """Share of the past each reporting step keeps."""
@@ -43,13 +43,13 @@ class Variance(NamedTuple):
     """Under the proposal in force."""
     uniform: float
     """Under uniform draws."""
-    mean_square: float = 0.0
+    mean_gradient_sq_norm: float = 0.0
     """||μ||², the squared norm of the mean gradient: what was taken off all three."""
 
     @property
     def second_moments(self) -> SecondMoments:
         """The three with ||μ||² put back."""
-        return SecondMoments(*(trace + self.mean_square for trace in self[:3]))
+        return SecondMoments(*(trace + self.mean_gradient_sq_norm for trace in self[:3]))
 
     @property
     def gain(self) -> float:
@@ -90,7 +90,7 @@ def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm:
     ``mean_gradient_norm`` ||μ||.
 
     >>> gradient_variance([3.0, 1.0], [1.0, 1.0], 0.0)
-    Variance(ideal=4.0, stale=5.0, uniform=5.0, mean_square=0.0)
+    Variance(ideal=4.0, stale=5.0, uniform=5.0, mean_gradient_sq_norm=0.0)
     """
     g, s = _floats("norms", norms), _floats("proposal", proposal)
     if g.shape != s.shape:
@@ -100,11 +100,11 @@ def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm:
     return _variance(SecondMoments(g.mean() ** 2, s.mean() * (g * g / s).mean(), (g * g).mean()), mean_gradient_norm**2)
 
 
-def from_draws(norms: ArrayLike, coefficients: ArrayLike, mean_square: float) -> Variance:
+def from_draws(norms: ArrayLike, coefficients: ArrayLike, mean_gradient_sq_norm: float) -> Variance:
     """The traces estimated from one weighted minibatch of M ≥ 2 examples, without another pass over the data.
 
     ``norms`` (M,) fresh norms of the examples drawn, ``coefficients`` (M,) c they were drawn with,
-    ``mean_square`` an estimate of ||μ||². Each second moment is unbiased for independent draws: the
+    ``mean_gradient_sq_norm`` an estimate of ||μ||². Each second moment is unbiased for independent draws: the
     stale one is the mean of (c||g||)², uniform's of c||g||², and the ideal one, the square of
     E c||g||, is taken from the products of different draws.
     """
@@ -114,7 +114,7 @@ def from_draws(norms: ArrayLike, coefficients: ArrayLike, mean_square: float) ->
         raise ValueError(f"got {m} draw, wanted at least 2; a single draw cannot tell ideal from stale")
     x = c * g
     ideal = (x.sum() ** 2 - (x * x).sum()) / (m * (m - 1))
-    return _variance(SecondMoments(ideal, (x * x).mean(), (x * g).mean()), mean_square)
+    return _variance(SecondMoments(ideal, (x * x).mean(), (x * g).mean()), mean_gradient_sq_norm)
 
 
 def from_chunk_sums(
@@ -123,7 +123,7 @@ def from_chunk_sums(
     squares_over_proposal: ArrayLike,
     proposal: ArrayLike,
     count: ArrayLike,
-    mean_square: float,
+    mean_gradient_sq_norm: float,
 ) -> Variance:
     """The traces from the sums a sampler's ``update`` returns, each (chunks,) or a number.
 
@@ -133,7 +133,7 @@ def from_chunk_sums(
     if n < 1:
         raise ValueError(f"got sums over {n:.0f} examples, wanted at least one; wait for the first chunk")
     fresh, square, over, s = (float(np.sum(part)) / n for part in (norms, squares, squares_over_proposal, proposal))
-    return _variance(SecondMoments(fresh**2, s * over, square), mean_square)
+    return _variance(SecondMoments(fresh**2, s * over, square), mean_gradient_sq_norm)
 
 
 class Errors(NamedTuple):
@@ -146,7 +146,7 @@ class Errors(NamedTuple):
     candidate_gain: float
 
 
-class Costs(NamedTuple):
+class GainFactors(NamedTuple):
     """What divides the gain in force from the ideal one: gain = ideal gain / (smoothing × staleness)."""
 
     smoothing: float
@@ -169,15 +169,15 @@ class VarianceMonitor:
         if not 0 <= kept < 1:
             raise ValueError(f"kept: got {kept}, wanted a share in [0, 1); 0 forgets everything before the last step")
         self.kept = kept
-        self._drawn = Averages(("first", "stale", "uniform", "mean_square", "defended"), kept)
-        self._candidate = Averages(("uniform", "over", "mean", "share"), kept)
+        self._drawn = EWMA(("first", "stale", "uniform", "mean_gradient_sq_norm", "defended"), kept)
+        self._candidate = EWMA(("uniform", "over", "mean", "share"), kept)
 
     def observe(
         self,
         norms: ArrayLike,
         coefficients: ArrayLike,
         candidate: ArrayLike | None,
-        mean_square: float,
+        mean_gradient_sq_norm: float,
         *,
         uniform_share: float = 1.0,
     ) -> None:
@@ -186,9 +186,9 @@ class VarianceMonitor:
         ``norms`` (M,) and ``coefficients`` (M,) of the draws, ``candidate`` (M,) proposal weights s of the
         same examples under the candidate proposal (of one scale in every call, such as
         N q; zero: the ``drop`` policy leaves the example out, and so does the candidate's gain) or None,
-        ``mean_square`` an unbiased estimate of ||μ||² (``square_of_mean``), which may be negative,
+        ``mean_gradient_sq_norm`` an unbiased estimate of ||μ||² (``square_of_mean``), which may be negative,
         ``uniform_share`` the share of the proposal drawn from that smoothing spreads evenly (1: uniform
-        draws), for ``costs``. A minibatch with anything not finite is left out.
+        draws), for ``factors``. A minibatch with anything not finite is left out.
         """
         g, c = _minibatch(norms, coefficients)
         if not (np.isfinite(g).all() and np.isfinite(c).all()):
@@ -200,7 +200,7 @@ class VarianceMonitor:
         # An equally defended proposal made of fresh norms is (1 - λ) g / mean(g) + λ.
         fresh = np.maximum((1.0 - uniform_share) * relative + uniform_share, np.finfo(np.float64).tiny)
         defended = np.where(g > 0, x * g / fresh, 0.0).mean()
-        known = self._drawn.add((first, (x * x).mean(), (x * g).mean(), mean_square, defended))
+        known = self._drawn.add((first, (x * x).mean(), (x * g).mean(), mean_gradient_sq_norm, defended))
         if known and candidate is not None:
             self.observe_candidate(g, c, candidate)
 
@@ -222,7 +222,7 @@ class VarianceMonitor:
         if not self._drawn:
             return Variance(math.nan, math.nan, math.nan, math.nan)
         d = self._drawn
-        return _variance(SecondMoments(d["first"] ** 2, d["stale"], d["uniform"]), d["mean_square"])
+        return _variance(SecondMoments(d["first"] ** 2, d["stale"], d["uniform"]), d["mean_gradient_sq_norm"])
 
     @property
     def gain(self) -> float:
@@ -238,12 +238,12 @@ class VarianceMonitor:
         return _ratio(c["uniform"] * c["share"], c["mean"] * c["over"])
 
     @property
-    def costs(self) -> Costs:
+    def factors(self) -> GainFactors:
         """How smoothing and staleness divide the gain; NaN before the first minibatch."""
         if not self._drawn:
-            return Costs(math.nan, math.nan)
+            return GainFactors(math.nan, math.nan)
         d = self._drawn
-        return Costs(_ratio(d["defended"], d["first"] ** 2), _ratio(d["stale"], d["defended"]))
+        return GainFactors(_ratio(d["defended"], d["first"] ** 2), _ratio(d["stale"], d["defended"]))
 
     @property
     def errors(self) -> Errors:
@@ -253,9 +253,9 @@ class VarianceMonitor:
             return Errors(math.nan, math.nan, math.nan, math.nan, math.nan)
         gain = {"uniform": self._of(1.0, d["stale"]), "stale": -self._of(d["uniform"], d["stale"] ** 2)}
         return Errors(
-            d.half_width({"first": 2.0 * d["first"], "mean_square": -1.0}),
-            d.half_width({"stale": 1.0, "mean_square": -1.0}),
-            d.half_width({"uniform": 1.0, "mean_square": -1.0}),
+            d.half_width({"first": 2.0 * d["first"], "mean_gradient_sq_norm": -1.0}),
+            d.half_width({"stale": 1.0, "mean_gradient_sq_norm": -1.0}),
+            d.half_width({"uniform": 1.0, "mean_gradient_sq_norm": -1.0}),
             d.half_width(gain),
             self._candidate_error() if c else math.nan,
         )
@@ -279,9 +279,9 @@ class VarianceMonitor:
         self._candidate.restore(state["candidate"])
 
 
-def _variance(moments: SecondMoments, mean_square: float) -> Variance:
-    ideal, stale, uniform = (float(moment) - mean_square for moment in moments)
-    return Variance(ideal, stale, uniform, float(mean_square))
+def _variance(moments: SecondMoments, mean_gradient_sq_norm: float) -> Variance:
+    ideal, stale, uniform = (float(moment) - mean_gradient_sq_norm for moment in moments)
+    return Variance(ideal, stale, uniform, float(mean_gradient_sq_norm))
 
 
 def _ratio(above: float, below: float) -> float:

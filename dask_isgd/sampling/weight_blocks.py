@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Floats, Integers
-from dask_isgd.sampling.sum_tree import Levels, add, least
+from dask_isgd.sampling.sum_tree import SumTree, add, least
 
 LARGEST, SMALLEST = 1e36, 1e-36
 """Larger weights count as the one, smaller as zero: squares of their fourth powers, times N, are still float64s."""
@@ -18,17 +18,17 @@ _MOST_TOUCHED = 256
 """Changes remembered one by one."""
 
 
-class BlockedWeights:
+class WeightBlocks:
     """N float32 weights, NaN where never scored; each chunk is a square of blocks of at most 64 examples.
 
-    Sums are of u, the weight raised to ``power``, in float64. The squares and minima that only reports and
+    Sums are of u, the weight raised to ``exponent``, in float64. The squares and minima that only reports and
     some policies ask for are recounted when asked, from the blocks touched since.
 
     Letters: K chunks of G groups of F blocks of L examples. A chunk's last blocks may be padded, with NaN.
     """
 
-    def __init__(self, n: int, chunk_size: int, power: float) -> None:
-        self.n, self.chunk_size, self.power = n, chunk_size, power
+    def __init__(self, n: int, chunk_size: int, exponent: float) -> None:
+        self.n, self.chunk_size, self.exponent = n, chunk_size, exponent
         blocks = -(-chunk_size // MOST_IN_A_BLOCK)
         self.f = max(1, round(math.sqrt(blocks)))
         self.g = -(-blocks // self.f)
@@ -40,9 +40,9 @@ class BlockedWeights:
         """(K G F, L) float32, a block a row; the last chunk has as many as it needs."""
         self.values: NDArray[np.float32] = self.rows.reshape(-1)
         """The same memory, flat."""
-        self.sums = Levels(k, self.g, self.f, np.float64)
+        self.sums = SumTree(k, self.g, self.f, np.float64)
         """Σ u over the scored."""
-        self.scored = Levels(k, self.g, self.f, np.int32)
+        self.scored = SumTree(k, self.g, self.f, np.int32)
         self.unscored = n
         """Examples without a weight, of all N."""
         self.levels = ((self.sums.groups, self.scored.groups), (self.sums.blocks, self.scored.blocks))
@@ -53,9 +53,9 @@ class BlockedWeights:
         """Examples in a group, in a block, in an example."""
         self.steps = tuple(np.arange(1.0, fan + 1.0) * unit for fan, unit in zip(self.fans, self.units, strict=True))
         """(G,), (F,), (L,) examples up to the end of each."""
-        self._squares = Levels(k, self.g, self.f, np.float64)
-        self._lowest = Levels(k, self.g, self.f, np.float32, math.inf, least)
-        self._norms = [Levels(k, self.g, self.f, np.float64) for _ in range(0 if power == 1 else 2)]
+        self._squares = SumTree(k, self.g, self.f, np.float64)
+        self._lowest = SumTree(k, self.g, self.f, np.float32, math.inf, least)
+        self._norms = [SumTree(k, self.g, self.f, np.float64) for _ in range(0 if exponent == 1 else 2)]
         """Σ w and Σ w², where they are not Σ u and Σ u²."""
         self._touched: list[Integers] = []
 
@@ -107,7 +107,7 @@ class BlockedWeights:
 
     def raised(self, weights: Floats) -> Floats:
         """Weights to the power the proposal asks for."""
-        return weights if self.power == 1 else weights**self.power
+        return weights if self.exponent == 1 else weights**self.exponent
 
     def put(self, chunk: int, weights: NDArray[np.float32]) -> None:
         """Replace a whole chunk: O(chunk)."""

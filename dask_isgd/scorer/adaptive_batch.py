@@ -12,7 +12,7 @@ from dask_isgd.errors import ConfigError
 _Function = Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
 
 
-class Fitting:
+class AdaptiveBatch:
     """Calls a function of a batch on parts of it that fit.
 
     ``most``: examples at once to begin with. ``fixed``: never fewer, for runs that promise the same bits:
@@ -44,7 +44,7 @@ class Fitting:
 
     def _halve(self, tried: int, error: RuntimeError) -> None:
         if self._fixed or tried == 1:
-            why = "an exact run keeps its batch size, whatever the memory" if self._fixed else "not even one fits"
+            why = "a synchronous run keeps its batch size, whatever the memory" if self._fixed else "not even one fits"
             raise ConfigError(
                 f"Scoring.batch_size: got {tried} examples at once, for which memory ran out ({error}); {why}. "
                 "Lower it, or give the scorers more memory"

@@ -17,7 +17,7 @@ _READ_BYTES = 16 << 20
 _Key = tuple[object, ...]
 
 
-class Scan:
+class CachedChunkReader:
     """Reads spans of rows, and keeps those that fit into ``memory`` bytes for the next pass.
 
     What is kept stays: every span is wanted once a pass, so whatever was thrown out to make room would
@@ -135,10 +135,10 @@ def _nbytes(parts: Iterable[Rows]) -> int:
     return sum(array.nbytes for rows in parts for array in (*rows.inputs, rows.target))
 
 
-_shared = Scan(0)
+_shared = CachedChunkReader(0)
 
 
-def shared_scan(memory: int) -> Scan:
+def shared_reader(memory: int) -> CachedChunkReader:
     """The scan of this process, whose threads share what is kept; the budget is the last one asked for."""
     _shared.memory = memory
     return _shared

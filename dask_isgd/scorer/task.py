@@ -25,8 +25,8 @@ from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import CorruptChunkError, NonFiniteNormsError
 from dask_isgd.norms import NormEngine
 from dask_isgd.runtime import codec, torch_threads
-from dask_isgd.scorer.adaptive_batch import Fitting
-from dask_isgd.scorer.chunk_reader import shared_scan
+from dask_isgd.scorer.adaptive_batch import AdaptiveBatch
+from dask_isgd.scorer.chunk_reader import shared_reader
 from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class _Local:
         self.loss = spec.loss_function
         self.engine = NormEngine(self.model, self.loss, method=spec.scoring.method, train_mode=spec.scoring.train_mode)
         self.prepare = Prepare(spec.data, self.device)
-        self.fitting = Fitting(spec.scoring.batch_size, fixed=spec.learning.exact)
+        self.fitting = AdaptiveBatch(spec.scoring.batch_size, fixed=spec.learning.synchronous)
         self.held: tuple[int, int] | None = None
         self.spec = spec
         """The first this thread was given: its datasets are open, those of each task's own copy are not."""
@@ -116,7 +116,7 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     """Score one scoring chunk with one version of the parameters and write its weights whole.
 
     Raises NonFiniteNormsError if more than one norm in a hundred is bad, a DataError for a chunk
-    that is missing or corrupt, OSError if the weights cannot be written, LearnerFenced where the
+    that is missing or corrupt, OSError if the weights cannot be written, LeaseLostError where the
     run is exact and its learner has a successor.
     """
     began = time.perf_counter()
@@ -126,15 +126,15 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)
     norms = np.empty(stop - start, np.float32)
     loss, first = 0.0, 0
-    scan = shared_scan(spec.scoring.memory_bytes)
+    scan = shared_reader(spec.scoring.cache_memory_bytes)
     for rows in scan.batches(spec.data, start, stop, spec.scoring.batch_size, tag=spec.run):
         inputs, targets = local.prepare(rows.inputs, rows.target)
         norms_B, losses_B = local.fitting(local.norms, inputs, targets)
         norms[first : first + len(targets)] = norms_B.cpu().numpy()
         first += len(targets)
         loss += float(losses_B.double().sum())
-    bad = _keep_former(norms, local.weights, chunk, start, strict=spec.learning.exact)
-    if spec.learning.exact:  # a straggler's weights are as good as any elsewhere
+    bad = _keep_former(norms, local.weights, chunk, start, strict=spec.learning.synchronous)
+    if spec.learning.synchronous:  # a straggler's weights are as good as any elsewhere
         spec.directory.leases("learner").check(incarnation)
     local.weights.write(chunk, norms)
     return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
@@ -171,7 +171,7 @@ def evaluate(
     local.model.eval()
     total = Evaluation(0, 0.0, 0.0)
     try:
-        scan = shared_scan(spec.scoring.memory_bytes)
+        scan = shared_reader(spec.scoring.cache_memory_bytes)
         for rows in scan.batches(spec.validation, start, stop, spec.scoring.batch_size, tag=spec.run):
             inputs, targets = local.prepare(rows.inputs, rows.target)
             losses_B, wrong_B = local.fitting(local.outputs, inputs, targets)

@@ -82,7 +82,7 @@ def look(run: str) -> Sight:
         summary = summarise(directory)
     values: dict[str, Any] = {str(n): float(v[-1]) for n, v in history.data_vars.items()} if reports else {}
     if evaluations.sizes.get("report", 0):
-        values["test_error"] = float(evaluations["error"][-1])
+        values["validation_error"] = float(evaluations["error"][-1])
     step = max(int(history["step"][-1]) if reports else 0, int(summary["steps"]))
     return Sight(
         summary=summary,

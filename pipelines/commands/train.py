@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dask_isgd.errors import IsgdError, WaitTimeout
+from dask_isgd.errors import IsgdError, WaitTimeoutError
 from dask_isgd.pipelines import PIPELINES, Recipe
 from dask_isgd.pipelines.commands.terminated import Terminated
 from dask_isgd.pipelines.recipes import named
@@ -47,7 +47,7 @@ class Options:
     steps: int | None = None
     seed: int | None = None
     uniform: bool = False
-    exact: bool = False
+    synchronous: bool = False
     resume: bool = False
     overwrite: bool = False
     as_json: bool = False
@@ -67,8 +67,8 @@ def default_run(name: str) -> str:
 def adjusted(recipe: Recipe, options: Options) -> Recipe:
     """The recipe with the command line's own settings."""
     changes: dict[str, Any] = {k: v for k, v in (("steps", options.steps), ("seed", options.seed)) if v is not None}
-    if options.exact:
-        changes["exact"] = True
+    if options.synchronous:
+        changes["synchronous"] = True
     learning = dataclasses.replace(recipe.learning, **changes)
     sampling = dataclasses.replace(recipe.sampling, uniform=True) if options.uniform else recipe.sampling
     return dataclasses.replace(recipe, learning=learning, sampling=sampling)
@@ -147,7 +147,7 @@ def _cluster(options: Options, described: ClusterConfig | None) -> Iterator[Any]
         try:
             client = Client(options.scheduler)
         except (OSError, ValueError) as error:
-            raise WaitTimeout(
+            raise WaitTimeoutError(
                 f"--scheduler: no Dask scheduler answers at {options.scheduler!r} ({error}); "
                 "check the address, or leave the option out to start a cluster on this machine"
             ) from error
@@ -249,7 +249,7 @@ def _follow(run: Run, run_dir: str, steps: int, *, theirs: bool) -> None:
                 click.echo(hint, err=True)
                 for _ in run.watch(_SECOND_INTERRUPT):
                     pass
-            except WaitTimeout:
+            except WaitTimeoutError:
                 if theirs:
                     run.detach()
                     raise KeyboardInterrupt from None

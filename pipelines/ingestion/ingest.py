@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, EmptyDatasetError
 from dask_isgd.pipelines.ingestion import splits as splitting
-from dask_isgd.pipelines.ingestion.passes import Plan, collect, scatter
+from dask_isgd.pipelines.ingestion.passes import ShufflePlan, collect, scatter
 from dask_isgd.pipelines.ingestion.prepared import finished, place, sweep
 from dask_isgd.pipelines.ingestion.statistics import Moments, mode_of
 from dask_isgd.pipelines.ingestion.tables import Table, fingerprint, open_table
@@ -233,7 +233,7 @@ def _plan(
     chunk: int,
     missing: str,
     rows: int,
-) -> Plan:
+) -> ShufflePlan:
     generator = np.random.default_rng(seed)
     order = generator.permutation(table.length) if shuffle else np.arange(table.length)
     if group is not None:
@@ -254,7 +254,7 @@ def _plan(
         for name, (first, last) in ranges.items()
         for start in range(first, last, size)
     ]
-    return Plan(
+    return ShufflePlan(
         table=table,
         work=work,
         columns=roles.columns,
@@ -277,7 +277,7 @@ def _column(table: Table, name: str) -> NDArray[Any]:
     return values
 
 
-def _each(task: Callable[[Plan, int], int], plan: Plan, count: int, client: Client | None) -> None:
+def _each(task: Callable[[ShufflePlan, int], int], plan: ShufflePlan, count: int, client: Client | None) -> None:
     """Run all of a pass: here, or on a cluster, where what fails ends it."""
     if client is None:
         for i in range(count):
@@ -294,7 +294,7 @@ def _each(task: Callable[[Plan, int], int], plan: Plan, count: int, client: Clie
         client.cancel(futures)
 
 
-def _create(plan: Plan, chunk: int, compressed: bool) -> None:
+def _create(plan: ShufflePlan, chunk: int, compressed: bool) -> None:
     """All splits with no rows yet; in place at once, so that a resumed run meets all or none."""
     partial = temporary(plan.data)
     lengths: dict[str, int] = {}
@@ -305,7 +305,7 @@ def _create(plan: Plan, chunk: int, compressed: bool) -> None:
     os.replace(partial, plan.data)
 
 
-def _finish(plan: Plan, splits: Sequence[str], modes: Mapping[str, str], compressed: bool) -> None:
+def _finish(plan: ShufflePlan, splits: Sequence[str], modes: Mapping[str, str], compressed: bool) -> None:
     """Merge the statistics in the order of the buckets, so that they are the same bits however it ran."""
     first = "train" if "train" in splits else splits[0]
     totals: dict[str, Moments] = {}
@@ -334,7 +334,7 @@ def _finish(plan: Plan, splits: Sequence[str], modes: Mapping[str, str], compres
         finish_split(str(plan.data), split, plan.columns, attributes, constants, compressed=compressed)
 
 
-def _class_names(plan: Plan) -> list[str] | None:
+def _class_names(plan: ShufflePlan) -> list[str] | None:
     if plan.names is not None:
         return [str(name) for name in plan.names]
     names = getattr(plan.table, "names", None)

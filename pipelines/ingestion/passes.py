@@ -36,7 +36,7 @@ _WRITE_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ShufflePlan:
     """All that a block or a bucket needs to know. Pickles."""
 
     table: Table
@@ -66,7 +66,7 @@ class Plan:
         return self.work / "buckets" / f"{i:06d}.npz"
 
 
-def scatter(plan: Plan, i: int) -> int:
+def scatter(plan: ShufflePlan, i: int) -> int:
     """Write block ``i``, checked and cast, in the order of its destinations; returns ``i``.
 
     Raises DataError for a value that a cast would change, or that is missing; LabelError.
@@ -98,7 +98,7 @@ def scatter(plan: Plan, i: int) -> int:
     return i
 
 
-def collect(plan: Plan, i: int) -> int:
+def collect(plan: ShufflePlan, i: int) -> int:
     """Write the chunks of bucket ``i``, and its statistics beside; returns ``i``."""
     mark = plan.bucket(i)
     if mark.is_file():
@@ -145,7 +145,7 @@ def collect(plan: Plan, i: int) -> int:
     return i
 
 
-def _checked(plan: Plan, name: str, values: NDArray[Any], start: int) -> NDArray[Any]:
+def _checked(plan: ShufflePlan, name: str, values: NDArray[Any], start: int) -> NDArray[Any]:
     """Values of a block that its cast keeps, with classes as numbers; ``start`` is its first row."""
     if name == plan.target and plan.names is not None:
         codes = np.searchsorted(np.array(plan.names), values)

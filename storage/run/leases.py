@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_isgd.errors import LearnerFenced
+from dask_isgd.errors import LeaseLostError
 from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.stores import StorageOptions, open_folder
 
@@ -56,10 +56,10 @@ class Leases:
         return max((int(match[1]) for match in matched if match), default=0)
 
     def check(self, incarnation: int) -> None:
-        """Raise LearnerFenced if a younger incarnation holds the run."""
+        """Raise LeaseLostError if a younger incarnation holds the run."""
         highest = self.highest()
         if highest > incarnation:
-            raise LearnerFenced(
+            raise LeaseLostError(
                 f"{self.role} incarnation {incarnation} is fenced: incarnation {highest} holds the run at "
                 f"{self.folder.url.rpartition('/')[0]}. This one stops, publishes and commits nothing more"
             )

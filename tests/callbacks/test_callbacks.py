@@ -43,7 +43,10 @@ class Broken(Notes):
 
 def test_rows_are_finite_renamed_and_beyond_a_step():
     assert rows(history([10, 20]), 10) == [(20, {"loss": 0.05})]
-    assert rows(EVALUATED, -1, {"error": "test_error"}) == [(0, {"test_error": 0.9}), (20, {"test_error": 0.1})]
+    assert rows(EVALUATED, -1, {"error": "validation_error"}) == [
+        (0, {"validation_error": 0.9}),
+        (20, {"validation_error": 0.1}),
+    ]
     assert rows(NOTHING, 0) == []
 
 
@@ -59,10 +62,10 @@ def test_each_row_is_told_once_in_order():
     feeder.end("finished", {"gain": 2.0, "variance": {"ideal": 1.0}})
     assert notes.heard == [
         ("begin", "abc", {"learning.steps": 5}),
-        (0, {"test_loss": 2.0, "test_error": 0.9}),
+        (0, {"validation_loss": 2.0, "validation_error": 0.9}),
         (10, {"loss": 0.1}),
         (20, {"loss": 0.05}),
-        (20, {"test_loss": 1.0, "test_error": 0.1}),
+        (20, {"validation_loss": 1.0, "validation_error": 0.1}),
         (30, {"loss": 1 / 30}),
         ("end", "finished", {"gain": 2.0, "variance.ideal": 1.0}),
     ]
@@ -89,7 +92,7 @@ def test_flat():
 
 
 SETTINGS = {"learning": {"steps": 30}, "sampling": {"gate": "auto"}}
-SUMMARY = {"steps": 30, "gain": 1.5, "test_error": None, "run": "/x"}
+SUMMARY = {"steps": 30, "gain": 1.5, "validation_error": None, "run": "/x"}
 
 
 def write(callback):
@@ -110,11 +113,11 @@ def test_tensorboard_reads_it(tmp_path):
     write(TensorBoard(tmp_path))
     found = EventAccumulator(str(tmp_path / "abc"), size_guidance={"scalars": 0})
     found.Reload()
-    assert set(found.Tags()["scalars"]) == {"loss", "test_loss", "test_error"}
+    assert set(found.Tags()["scalars"]) == {"loss", "validation_loss", "validation_error"}
     losses = found.Scalars("loss")
     assert [event.step for event in losses] == list(range(1, 2001))
     np.testing.assert_allclose([event.value for event in losses], 1 / np.arange(1, 2001), rtol=1e-6)
-    assert [event.value for event in found.Scalars("test_error")] == pytest.approx([0.9, 0.1])
+    assert [event.value for event in found.Scalars("validation_error")] == pytest.approx([0.9, 0.1])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -133,7 +136,7 @@ def test_mlflow_reads_it(tmp_path, monkeypatch):
     assert run.data.params == {"learning.steps": "30", "sampling.gate": "auto"}
     losses = client.get_metric_history(callback.run_id, "loss")
     assert sorted(metric.step for metric in losses) == list(range(1, 2001))
-    assert run.data.metrics["test_error"] == pytest.approx(0.1)
+    assert run.data.metrics["validation_error"] == pytest.approx(0.1)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -146,7 +149,7 @@ def test_wandb_keeps_it_offline(tmp_path, monkeypatch):
     write(WandB("digits", mode="offline", dir=str(tmp_path)))
     (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
-    for text in (b"test_error", b"trained_steps", b"learning.steps"):
+    for text in (b"validation_error", b"trained_steps", b"learning.steps"):
         assert text in content
 
 
@@ -163,7 +166,7 @@ def test_a_run_that_is_waited_for_tells_its_callbacks(client, digits, run_dir):
     assert settings["learning.steps"] == 120
     assert summary["steps"] == 120
     assert [step for step, values in middle if "loss" in values] == list(range(10, 121, 10))
-    assert next(v for s, v in middle if s == 120 and "test_error" in v)
+    assert next(v for s, v in middle if s == 120 and "validation_error" in v)
     again = Notes()
     isgd.attach(client, run_dir).wait(timeout=60, callbacks=[again])  # an export after the fact
     assert again.heard[1:-1] == middle

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import Plan, create
+from dask_isgd.checks import request
+from dask_isgd.checks.request import PreparedRun, create
 from dask_isgd.config import from_mapping
 from dask_isgd.errors import (
     ConfigError,
     DataError,
     EmptyDatasetError,
     LabelError,
-    LearnerFenced,
+    LeaseLostError,
     LengthMismatchError,
     MissingChunkError,
     ModelError,
@@ -49,9 +50,9 @@ def model() -> nn.Module:
     return nn.Linear(6, 3)
 
 
-def check(folder, dataset=None, source=model, **changes) -> Plan:
+def check(folder, dataset=None, source=model, **changes) -> PreparedRun:
     dataset = data(folder) if dataset is None else dataset
-    return check(source, dataset, folder / "run", **{"learning": isgd.Learning(steps=10), **changes})
+    return request.check(source, dataset, folder / "run", **{"learning": isgd.Learning(steps=10), **changes})
 
 
 def test_what_is_right_passes(tmp_path):
@@ -61,8 +62,10 @@ def test_what_is_right_passes(tmp_path):
 class TestSettings:
     def test_all_mistakes_of_one_kind_at_once(self):
         with pytest.raises(ConfigError) as caught:
-            isgd.Learning(steps=-1, batch_size=0.5, learning_rate="fast", device="auto", memory="much", exact="yes")
-        for name in ("steps", "batch_size", "learning_rate", "memory", "exact"):
+            isgd.Learning(
+                steps=-1, batch_size=0.5, learning_rate="fast", device="auto", cache_memory="much", synchronous="yes"
+            )
+        for name in ("steps", "batch_size", "learning_rate", "cache_memory", "synchronous"):
             assert f"Learning.{name}: got " in str(caught.value)
         assert "wanted a whole number at least 1" in str(caught.value)
 
@@ -80,7 +83,7 @@ class TestSettings:
 
     def test_the_nearest_choice_is_suggested(self):
         with pytest.raises(ConfigError, match="did you mean 'stratified'"):
-            isgd.Sampling(draw="stratifed")
+            isgd.Sampling(scheme="stratifed")
 
     def test_at_fit_all_of_dasks_configuration_and_of_the_arguments_at_once(self, tmp_path):
         wrong = {"isgd.learning.bach-size": 3, "isgd.scorin.method": "exact"}
@@ -93,15 +96,15 @@ class TestSettings:
 
     def test_at_fit_device_and_chunk_at_once(self, tmp_path):
         with pytest.raises(ConfigError) as caught:
-            check(tmp_path, learning=isgd.Learning(steps=1, device="gpu"), scoring=isgd.Scoring(chunk=15))
+            check(tmp_path, learning=isgd.Learning(steps=1, device="gpu"), scoring=isgd.Scoring(chunk_size=15))
         assert "Learning.device: got 'gpu'" in str(caught.value)
-        assert "Scoring.chunk: got 15, wanted a multiple of the dataset's chunk of 10" in str(caught.value)
+        assert "Scoring.chunk_size: got 15, wanted a multiple of the dataset's chunk of 10" in str(caught.value)
 
-    def test_an_exact_run_skips_no_chunk(self, tmp_path):
-        with pytest.raises(ConfigError, match="skip_bad_chunks: got True, wanted False where"):
+    def test_a_synchronous_run_skips_no_chunk(self, tmp_path):
+        with pytest.raises(ConfigError, match="skip_bad_chunks: got True, wanted False"):
             check(
                 tmp_path,
-                learning=isgd.Learning(steps=1, exact=True),
+                learning=isgd.Learning(steps=1, synchronous=True),
                 scoring=isgd.Scoring(skip_bad_chunks=True),
             )
 
@@ -277,5 +280,5 @@ class TestStorage:
     def test_the_older_of_two_learners_is_told(self, tmp_path):
         leases = RunDirectory(tmp_path / "run").leases()
         older, _ = leases.acquire({}), leases.acquire({})
-        with pytest.raises(LearnerFenced, match="incarnation 1 is fenced: incarnation 2 holds the run"):
+        with pytest.raises(LeaseLostError, match="incarnation 1 is fenced: incarnation 2 holds the run"):
             leases.check(older)

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 from dask_isgd.clusters.cluster_file import cluster_from_mapping, load_cluster
 from dask_isgd.clusters.open import open_cluster, queue_options
-from dask_isgd.errors import ConfigError, WaitTimeout
+from dask_isgd.errors import ConfigError, WaitTimeoutError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "clusters"
 
@@ -137,7 +137,10 @@ def test_no_scheduler_there():
     config = cluster_from_mapping(
         {"cluster": "scheduler", "address": "tcp://127.0.0.1:9", "dask": {"distributed.comm.timeouts.connect": "0.5s"}}
     )
-    with pytest.raises(WaitTimeout, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"), open_cluster(config):
+    with (
+        pytest.raises(WaitTimeoutError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"),
+        open_cluster(config),
+    ):
         pass
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from distributed import Client, Future
 
-from dask_isgd.coordinator.in_flight import Flight
+from dask_isgd.coordinator.in_flight import InFlightTasks
 
 WAIT = 30
 ORDER = (1, 0)
@@ -22,14 +22,14 @@ def client() -> Iterator[Client]:
         yield client
 
 
-def fly(client: Client, **tasks: Future) -> Flight:
-    flight = Flight(client, WAIT, lambda: None)
+def fly(client: Client, **tasks: Future) -> InFlightTasks:
+    flight = InFlightTasks(client, WAIT, lambda: None)
     for chunk, future in enumerate(tasks.values()):
         flight.launch(chunk, future, ORDER)
     return flight
 
 
-def over(flight: Flight, count: int) -> dict[int, object]:
+def over(flight: InFlightTasks, count: int) -> dict[int, object]:
     found: dict[int, object] = {}
     deadline = time.monotonic() + WAIT
     while len(found) < count:

@@ -1,11 +1,11 @@
-"""Portraits of the weights against brute force, and small enough for an event."""
+"""WeightSummarizer of the weights against brute force, and small enough for an event."""
 
 import msgpack
 import numpy as np
 import pytest
 
 from dask_isgd.coordinator import weight_summary
-from dask_isgd.events import Portrait, parse
+from dask_isgd.events import WeightSummary, parse
 
 NAN = np.nan
 
@@ -76,8 +76,8 @@ def test_the_sample_is_bounded_and_moves_over_all_chunks():
 def test_an_event_is_below_4_kb_and_survives_the_wire():
     rng = np.random.default_rng(0)
     versions = rng.integers(0, 10**6, 200_000).astype(float)
-    portraits = weight_summary.Portraits(lambda chunk: rng.lognormal(0, 2, 512).astype(np.float32), 200_000, 512)
-    event = Portrait(run="abc", incarnation=1, step=10**6, **portraits.draw(versions, 10**6))
+    portraits = weight_summary.WeightSummarizer(lambda chunk: rng.lognormal(0, 2, 512).astype(np.float32), 200_000, 512)
+    event = WeightSummary(run="abc", incarnation=1, step=10**6, **portraits.draw(versions, 10**6))
     packed = msgpack.packb(event.record())
     assert len(packed) < 4096
     assert parse(msgpack.unpackb(packed)) == event

@@ -20,7 +20,7 @@ from dask_isgd.dashboard.lines import closed_spans
 from dask_isgd.dashboard.pages import PAGES, Page
 from dask_isgd.dashboard.panels import PANELS
 from dask_isgd.dashboard.record import RunRecord
-from dask_isgd.dashboard.watch import Watch, watch
+from dask_isgd.dashboard.watch import RunWatcher, watch
 from dask_isgd.errors import ClusterMismatchError
 from dask_isgd.runtime import dask_internals
 
@@ -39,7 +39,7 @@ def base(client: Client) -> str:
 def full_record() -> RunRecord:
     """A record in which every panel has something to show."""
     record = RunRecord("abc")
-    values = dict.fromkeys(("loss", "gain", "candidate_gain", "mean_age", "effective_sample_size"), 0.5)
+    values = dict.fromkeys(("loss", "gain", "candidate_gain", "mean_age", "ess_fraction"), 0.5)
     values |= {"variance_ideal": 1.0, "variance_stale": -1.0, "variance_uniform": 9.0, "largest_coefficient": 3.0}
     for step in range(10, 110, 10):
         seen = {**values, "examples": step * 32.0, "seconds": step / 10}
@@ -48,7 +48,7 @@ def full_record() -> RunRecord:
         record.take(event, at=float(step))
     record.take(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=0.1), at=100.0)
     record.take(events.Scored(run="abc", incarnation=1, chunks=[[0, 1, 90]], examples=1, per_second=5.0), at=100.0)
-    portrait = events.Portrait(
+    portrait = events.WeightSummary(
         run="abc",
         incarnation=1,
         step=100,
@@ -213,7 +213,7 @@ class TestDocuments:
         assert panel.root.title.text == "Validation loss: 0.3"
 
     def test_a_page_follows_the_newest_run_or_the_chosen_one(self):
-        heard = Watch()
+        heard = RunWatcher()
         page = Page(heard, {})
         assert "No run yet" in page.header.text
         for number, run in enumerate(("aaa", "bbb")):
@@ -226,7 +226,7 @@ class TestDocuments:
         assert [value for value, _ in page.select.options[1:]] == ["bbb", "aaa"]
 
     def test_a_page_that_shows_the_newest_sends_nothing(self):
-        heard = Watch()
+        heard = RunWatcher()
         heard.runs["abc"] = full_record()
         page = Page(heard, {name: make() for name, make in PANELS.items()})
         before = {name: panel.source.data for name, panel in page.panels.items()}
@@ -234,7 +234,7 @@ class TestDocuments:
         assert all(panel.source.data is before[name] for name, panel in page.panels.items())
 
     def test_everything_is_escaped(self):
-        heard = Watch()
+        heard = RunWatcher()
         record = heard.runs[EVIL] = RunRecord(EVIL)
         record.take(events.Fault(run=EVIL, incarnation=1, what=EVIL, detail=EVIL), at=1.0)
         record.take(
@@ -285,7 +285,7 @@ class TestCanary:
                 dask_setup(scheduler)
                 dask_setup(scheduler)
                 assert module.template_variables(scheduler)["pages"].count("isgd") == 1
-                assert watch(scheduler) is watch(scheduler) is scheduler.plugins[Watch.name]
+                assert watch(scheduler) is watch(scheduler) is scheduler.plugins[RunWatcher.name]
 
         asyncio.run(main())
 

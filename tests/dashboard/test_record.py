@@ -5,7 +5,7 @@ import pytest
 
 from dask_isgd import events
 from dask_isgd.dashboard.record import RunRecord, Series
-from dask_isgd.dashboard.watch import Watch
+from dask_isgd.dashboard.watch import RunWatcher
 
 RUN = {"run": "abc", "incarnation": 1}
 
@@ -114,7 +114,7 @@ class TestRecord:
 
 class TestWatch:
     def test_hears_events_of_runs_and_nothing_else(self):
-        watch = Watch()
+        watch = RunWatcher()
         record = progress(10).record()
         watch.log_event("isgd-abc", record)
         watch.log_event("isgd-other", record)  # not this run's topic
@@ -125,7 +125,7 @@ class TestWatch:
         assert watch.runs["abc"].progress["step"].tolist() == [10]
 
     def test_keeps_the_runs_heard_of_last(self):
-        watch = Watch()
+        watch = RunWatcher()
         for number in range(100):
             fault = events.Fault(run=f"r{number}", incarnation=0, what="x", detail="y")
             watch.hear(f"isgd-r{number}", fault.record(), at=float(number))

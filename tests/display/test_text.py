@@ -87,10 +87,10 @@ class TestSummary:
         "steps": 4000,
         "seconds": 62.0,
         "train_loss": 0.1234,
-        "test_error": None,
+        "validation_error": None,
         "variance": {"ideal": 4.0, "stale": 9.0, "uniform": 16.0},
         "gain": 1.78,
-        "scored": 123456,
+        "examples_scored": 123456,
         "steps_per_second": 64.5,
     }
 
@@ -142,7 +142,7 @@ def history(n, **changed):
         "gain": 2 + 0.1 * rng.random(n),
         "gate": (step > 200).astype(float),
         "mean_age": 30 + rng.random(n),
-        "effective_sample_size": 0.5 + 0.1 * rng.random(n),
+        "ess_fraction": 0.5 + 0.1 * rng.random(n),
         **changed,
     }
     return xr.Dataset({k: ("report", v) for k, v in columns.items()}, coords={"step": ("report", step)})
@@ -164,7 +164,7 @@ class TestPlot:
             (xr.Dataset(), xr.Dataset()),
             (history(30, loss=NAN, gain=NAN, variance_ideal=NAN, variance_stale=NAN, variance_uniform=NAN), None),
             (history(30, variance_ideal=np.full(30, -1.0), loss=np.zeros(30)), EVALUATIONS),
-            (history(30, mean_age=NAN, effective_sample_size=NAN).drop_vars("gate"), EVALUATIONS),
+            (history(30, mean_age=NAN, ess_fraction=NAN).drop_vars("gate"), EVALUATIONS),
         ],
         ids=["long", "short", "one", "none", "None", "empty", "uniform", "negative", "no weights"],
     )

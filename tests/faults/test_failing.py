@@ -49,7 +49,7 @@ from dask_isgd.storage import Dataset, WeightArray, write_dataset
 
 
 def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(client, digits, run_dir):
-    wild = learning(steps=10_000, learning_rate=1e18, clip=None, checkpoint_steps=1)
+    wild = learning(steps=10_000, learning_rate=1e18, clip_median_factor=None, checkpoint_steps=1)
     run = fit(client, digits, run_dir, learning=wild, sampling=isgd.Sampling(uniform=True))
     with pytest.raises(NonFiniteLossError, match=r"step \d+: .*indices \["):
         run.wait(timeout=WAIT)
@@ -211,7 +211,7 @@ def hear_nothing(yes: bool) -> None:
 def test_events_that_are_lost_lose_nothing(client, digits, run_dir):
     client.run(hear_nothing, True)
     try:
-        run = fit(client, digits, run_dir, learning=learning(steps=20, exact=True))
+        run = fit(client, digits, run_dir, learning=learning(steps=20, synchronous=True))
         run.wait(timeout=WAIT)
     finally:
         client.run(hear_nothing, False)
@@ -240,7 +240,7 @@ def test_weights_that_were_damaged_on_disk_are_scored_anew(client, digits, run_d
 
 def test_a_killed_scorer_costs_its_scores_in_flight(client, digits, run_dir):
     run = fit(client, digits, run_dir)
-    until(run, lambda latest: latest.get("scored_examples", 0) > 0)
+    until(run, lambda latest: latest.get("examples_scored", 0) > 0)
     scorer = next(a for a in client.scheduler_info()["workers"] if a != holder(run)["address"])
     kill(client.run(_pid, workers=[scorer])[scorer])
     until(run, reaches(run.latest["step"] + 100))

@@ -38,7 +38,7 @@ def test_a_killed_learner_is_back_and_loses_the_steps_since_its_checkpoint(clien
 
 
 def test_the_killed_exact_run_is_bitwise_the_uninterrupted_one(client, digits, tmp_path):
-    settings = learning(steps=160, exact=True, checkpoint_steps=1)
+    settings = learning(steps=160, synchronous=True, checkpoint_steps=1)
     whole = fit(client, digits, tmp_path / "whole", learning=settings)
     whole.wait(timeout=WAIT)
     broken = fit(client, digits, tmp_path / "broken", learning=settings)
@@ -52,11 +52,11 @@ def test_the_killed_exact_run_is_bitwise_the_uninterrupted_one(client, digits, t
 @pytest.mark.parametrize("role", ["coordinator"])
 def test_a_killed_coordinator_is_back(client, digits, run_dir, role):
     run = fit(client, digits, run_dir)
-    until(run, lambda latest: latest.get("scored_examples", 0) > 0)
+    until(run, lambda latest: latest.get("examples_scored", 0) > 0)
     kill(holder(run, role)["pid"])
-    before = run.latest["scored_examples"]
+    before = run.latest["examples_scored"]
     until(run, lambda latest: run.directory.leases(role).highest() == 2)
-    until(run, lambda latest: 0 < latest["scored_examples"] != before)
+    until(run, lambda latest: 0 < latest["examples_scored"] != before)
     assert run.stop(timeout=WAIT) == "stopped"
     assert run.directory.leases("learner").highest() == 1
     no_gaps(run)

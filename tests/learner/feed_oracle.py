@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dask_isgd.learner.feed import Run
+from dask_isgd.learner.feed import RowRange
 from dask_isgd.sampling import Draw
 from dask_isgd.sampling.draws import positions
 
@@ -26,7 +26,7 @@ class Explicit:
     def run(self, size, generator):
         start = int(generator.choice(len(self.q), p=self.q)) // size * size
         self.runs.append(start // size)
-        return Run(start, self.q[start : start + size].copy(), float(len(self.q)))
+        return RowRange(start, self.q[start : start + size].copy(), float(len(self.q)))
 
     def probabilities(self, indices):
         return self.q[indices]

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from dask_isgd.errors import StorageFullError, WaitTimeout
-from dask_isgd.learner.background import Background
+from dask_isgd.errors import StorageFullError, WaitTimeoutError
+from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.snapshots import Snapshots
 
 
@@ -41,7 +41,7 @@ def test_tensors_that_change_their_kind_get_buffers_of_their_own():
 
 
 def test_the_newest_offer_replaces_the_one_that_waits():
-    background, done, gate = Background("test", 10), [], threading.Event()
+    background, done, gate = LatestJobWorker("test", 10), [], threading.Event()
     background.offer(lambda: (gate.wait(10), done.append("first")))
     background.offer(lambda: done.append("second"))
     background.offer(lambda: done.append("third"))
@@ -57,7 +57,7 @@ def test_an_error_is_raised_by_the_next_call():
     def fails() -> None:
         raise StorageFullError("no room at /somewhere")
 
-    background = Background("test", 10)
+    background = LatestJobWorker("test", 10)
     background.offer(fails)
     with pytest.raises(StorageFullError, match="/somewhere"):
         background.finish()
@@ -67,9 +67,9 @@ def test_an_error_is_raised_by_the_next_call():
 
 def test_nothing_is_waited_for_without_end():
     gate = threading.Event()
-    background = Background("the store", 0.05)
+    background = LatestJobWorker("the store", 0.05)
     background.offer(gate.wait)
-    with pytest.raises(WaitTimeout, match=r"the store: not done within 0\.05 s"):
+    with pytest.raises(WaitTimeoutError, match=r"the store: not done within 0\.05 s"):
         background.finish()
     gate.set()
     background.close()

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dask_isgd.errors import LearnerFenced
-from dask_isgd.learner.departure import _LOOK, Lookout
+from dask_isgd.errors import LeaseLostError
+from dask_isgd.learner.departure import _LOOK, DepartureWatcher
 from dask_isgd.storage import RunDirectory
 from dask_isgd.storage.run import leases
 
@@ -47,19 +47,19 @@ class Leaver:
         self.incarnation = self.leases.acquire({})
         run.checkpoints().commit(100, self.incarnation, {"a": np.zeros(1)}, {})
         self.fenced = False
-        self.lookout = Lookout(lambda: clock.now >= leaves_at, lambda: self.leases.leaving(self.incarnation))
+        self.lookout = DepartureWatcher(lambda: clock.now >= leaves_at, lambda: self.leases.leaving(self.incarnation))
         if looks:
             for look in np.arange(0.0, step_ends_at, _LOOK):
                 clock.at(float(look), self.lookout.look)
         clock.at(step_ends_at, self.leave)
 
     def leave(self) -> None:
-        """What ``Recovery.leave`` does once the step is over."""
+        """What ``Checkpointer.leave`` does once the step is over."""
         self.lookout.say()
         try:
             self.leases.check(self.incarnation)
             self.run.checkpoints().commit(137, self.incarnation, {"a": np.ones(1)}, {})
-        except LearnerFenced:
+        except LeaseLostError:
             self.fenced = True
         finally:
             self.lookout.close()
@@ -110,7 +110,7 @@ def test_a_learner_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
 def test_the_lookout_looks_by_itself_and_gives_its_word_once(tmp_path):
     mine = RunDirectory(tmp_path / "run").leases()
     incarnation = mine.acquire({})
-    lookout = Lookout(lambda: True, lambda: mine.leaving(incarnation))
+    lookout = DepartureWatcher(lambda: True, lambda: mine.leaving(incarnation))
     lookout.start()
     assert lookout._thread is not None
     lookout._thread.join(60)

@@ -23,9 +23,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from dask_isgd.checks.request import check
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core.batch import Prepare
-from dask_isgd.errors import CorruptChunkError, MissingChunkError, StorageFullError, WaitTimeout
-from dask_isgd.learner.batch_sampler import Drawing
-from dask_isgd.learner.feed import Feed, Run, open_feed, open_source
+from dask_isgd.errors import CorruptChunkError, MissingChunkError, StorageFullError, WaitTimeoutError
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.feed import Feed, RowRange, open_feed, open_source
 from dask_isgd.learner.feed.chunk_files import ChunkFiles
 from dask_isgd.learner.feed.chunk_pool import ChunkPool, slots_within
 from dask_isgd.learner.feed.from_store import FromStore
@@ -47,7 +47,7 @@ def write(url, **options):
 
 
 def learning(memory, disk=0, **changes):
-    return Learning(steps=10, memory=memory, disk=disk, **changes)
+    return Learning(steps=10, cache_memory=memory, cache_disk=disk, **changes)
 
 
 POOL = 9_600
@@ -117,7 +117,7 @@ class TestEveryWay:
 
     def test_an_exact_run_takes_no_pool_and_draws_nothing_ahead(self, tmp_path):
         data = write(tmp_path / "d", compressed=True)
-        settings = learning(POOL, exact=True)
+        settings = learning(POOL, synchronous=True)
         assert isinstance(open_source(data, uniform(N), settings), FromStore)
         feed = open_feed(data, uniform(N), Prepare(data, torch.device("cpu")), settings, timeout=10)
         feed(0, 10)
@@ -276,7 +276,7 @@ class Scripted(Explicit):
 
     def run(self, size, generator):
         start = next(self.loads, 0) * size
-        return Run(start, self.q[start : start + size].copy(), float(len(self.q)))
+        return RowRange(start, self.q[start : start + size].copy(), float(len(self.q)))
 
     def positions(self, step, generator):
         return self.grid
@@ -402,7 +402,7 @@ class TestFeed:
         hold = threading.Event()
         source = SimpleNamespace(why="", in_memory=False, minibatch=lambda step: hold.wait(), close=lambda: None)
         feed = self.feed(tmp_path, ahead=1, source=source, timeout=0.05)
-        with pytest.raises(WaitTimeout, match="step 0: no minibatch within"):
+        with pytest.raises(WaitTimeoutError, match="step 0: no minibatch within"):
             feed(0, 2)
         hold.set()
 
@@ -423,7 +423,7 @@ for chunk in range(4):
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 memory, disk = int(sys.argv[3]), int(sys.argv[4])
-source = open_source(data, uniform(len(data), batch=128), Learning(steps=1, memory=memory, disk=disk))
+source = open_source(data, uniform(len(data), batch=128), Learning(steps=1, cache_memory=memory, cache_disk=disk))
 for step in range(300):
     source.minibatch(step)
 print(json.dumps([type(source).__name__, peak() - before]))
@@ -483,11 +483,11 @@ def test_a_pool_fed_by_the_runs_own_drawing_estimates_the_mean(tmp_path, gate):
     arrays = {"x": x, "y": np.arange(n) % 2}
     write_dataset(tmp_path / "d", "train", arrays, inputs="x", target="y", chunk_size=8, compressed=True)
     data = Dataset(tmp_path / "d")
-    settings = Learning(steps=10, batch_size=32, memory=2500, disk=0)
+    settings = Learning(steps=10, batch_size=32, cache_memory=2500, cache_disk=0)
     plan = check(
-        logits, data, tmp_path / "run", learning=settings, scoring=Scoring(chunk=40), sampling=Sampling(gate=gate)
+        logits, data, tmp_path / "run", learning=settings, scoring=Scoring(chunk_size=40), sampling=Sampling(gate=gate)
     )
-    drawing = Drawing(plan.spec)
+    drawing = BatchSampler(plan.spec)
     assert drawing.open == (gate == "open")
     generator = np.random.default_rng(6)
     feed = open_feed(data, drawing, Prepare(data, torch.device("cpu")), settings, timeout=30)

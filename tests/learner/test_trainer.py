@@ -31,7 +31,7 @@ def mlp() -> nn.Module:
 
 
 def trainer(**changes) -> Trainer:
-    settings = {"steps": 100, "learning_rate": 0.1, "device": "cpu", "clip": None}
+    settings = {"steps": 100, "learning_rate": 0.1, "device": "cpu", "clip_median_factor": None}
     return Trainer(models.build(mlp, 1), cross_entropy, isgd.Learning(**{**settings, **changes}))
 
 
@@ -45,10 +45,12 @@ def gradient(model: nn.Module, losses: torch.Tensor) -> torch.Tensor:
         isgd.Sampling(),
         isgd.Sampling(smoothing=0.0),
         isgd.Sampling(max_coefficient=1.5),
-        isgd.Sampling(effective_sample_size=0.8),
-        isgd.Sampling(fade=3.0, power=0.5),
+        isgd.Sampling(ess_fraction=0.8),
+        isgd.Sampling(half_life_steps=3.0, exponent=0.5),
     ],
-    ids=lambda s: f"smoothing={s.smoothing} C={s.max_coefficient} ess={s.effective_sample_size} fade={s.fade}",
+    ids=lambda s: (
+        f"smoothing={s.smoothing} C={s.max_coefficient} ess={s.ess_fraction} half_life_steps={s.half_life_steps}"
+    ),
 )
 def test_over_all_draws_the_expected_weighted_gradient_is_the_full_gradient(sampling):
     """Σ_n q_n c_n g_n = (1/N) Σ g_n to 1e-10 in float64, for weights both fresh, stale and missing.
@@ -116,16 +118,16 @@ def test_a_probe_estimates_the_squared_mean_gradient_without_bias(captures):
         ours = trainer()
         ours._captures = captures
         estimates.append(
-            ours.step(0, (x[list(pair)],), y[list(pair)], coefficients[list(pair)], probe=True).mean_square
+            ours.step(0, (x[list(pair)],), y[list(pair)], coefficients[list(pair)], probe=True).mean_gradient_sq_norm
         )
         assert estimates[-1] == pytest.approx(float(each[pair[0]] @ each[pair[1]]), rel=1e-3, abs=1e-5)
     assert np.mean(estimates) == pytest.approx(exact, rel=1e-3, abs=1e-5)
-    assert math.isnan(trainer().step(0, (x[:1],), y[:1], np.ones(1), probe=True).mean_square)
+    assert math.isnan(trainer().step(0, (x[:1],), y[:1], np.ones(1), probe=True).mean_gradient_sq_norm)
 
 
 def test_the_gradient_is_clipped_at_a_multiple_of_its_running_median():
     x, y = problem()
-    each = trainer(clip=2.0, learning_rate=1e-3, momentum=0.0)
+    each = trainer(clip_median_factor=2.0, learning_rate=1e-3, momentum=0.0)
     norms = [each.step(k, (x,), y, np.ones(N)).gradient_norm for k in range(30)]
     before = [p.detach().clone() for p in each.model.parameters()]
     result = each.step(30, (x,), y, np.full(N, 100.0))
@@ -145,7 +147,7 @@ def test_a_restored_trainer_goes_on_to_the_bit(optimizer):
     settings = {
         "optimizer": optimizer,
         "scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5),
-        "clip": 1.0,
+        "clip_median_factor": 1.0,
     }
     one, two = trainer(**settings), trainer(**settings)
     for k in range(30):

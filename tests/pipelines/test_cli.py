@@ -53,7 +53,7 @@ class TestUsage:
             (("train", "digits", "--workers", "0"), "0 is not in the range x>=1"),
             (("train", "digits", "--workers", "2", "--scheduler", "tcp://x:1"), "exclude each other"),
             (("train", "digits", "--resume", "--overwrite", "--run", "r"), "exclude each other"),
-            (("train", "digits", "--uniform", "--exact"), "exclude each other"),
+            (("train", "digits", "--uniform", "--synchronous"), "exclude each other"),
             (("train", "digits", "--resume"), "--resume needs --run"),
             (("plot", "r", "--to", "picture.bmp"), "wanted a file ending in .png"),
         ],
@@ -208,7 +208,7 @@ class TestStatusAndPlot:
 
 class TestJson:
     def test_is_one_strict_line(self):
-        line = training.as_json({"a": float("nan"), "b": {"c": float("inf"), "d": 1.5}, "e": "x\ny", "f": None})
+        line = show.as_json({"a": float("nan"), "b": {"c": float("inf"), "d": 1.5}, "e": "x\ny", "f": None})
         assert "\n" not in line
         assert json.loads(line) == {"a": None, "b": {"c": None, "d": 1.5}, "e": "x\ny", "f": None}
 

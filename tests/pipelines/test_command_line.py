@@ -65,17 +65,17 @@ def test_its_last_line_is_json_with_the_promised_figures(digits):
         "steps",
         "seconds",
         "train_loss",
-        "test_error",
+        "validation_error",
         "variance",
         "gain",
-        "scored",
+        "examples_scored",
         "steps_per_second",
     } <= set(summary)
     assert summary["steps"] == 800
-    assert summary["test_error"] < 0.04
+    assert summary["validation_error"] < 0.04
     assert summary["variance"]["ideal"] <= summary["variance"]["stale"] < summary["variance"]["uniform"]
     assert summary["gain"] > 1.5
-    assert summary["scored"] > 1437
+    assert summary["examples_scored"] > 1437
 
 
 def test_it_shows_progress_and_leaves_a_picture(digits, folder):
@@ -111,7 +111,7 @@ def test_uniform_is_the_same_loop_without_scores(digits, folder):
     assert uniform.returncode == 0, uniform.stderr
     summary = json.loads(uniform.stdout.splitlines()[-1])
     assert summary["steps"] == 200
-    assert summary["scored"] == 0
+    assert summary["examples_scored"] == 0
     assert summary["sampling"] == "uniform"
 
 

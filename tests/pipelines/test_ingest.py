@@ -431,7 +431,8 @@ class TestWholeOrNotAtAll:
     def test_a_killed_process_leaves_nothing_that_opens(self, tmp_path):
         script = (
             "import os, sys, numpy as np\n"
-            "from dask_isgd.pipelines import ingest, ingestion\n"
+            "from dask_isgd.pipelines import ingest\n"
+            "from dask_isgd.pipelines.ingestion import ingest as ingestion\n"
             "run = ingestion.collect\n"
             "ingestion.collect = lambda plan, i: os.kill(os.getpid(), 9) if i == 2 else run(plan, i)\n"
             "x = np.arange(400.0)\n"

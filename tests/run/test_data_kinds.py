@@ -34,7 +34,7 @@ def dataset(folder, x, y, *, compressed=False, **options):
 
 def batches(data, way, batch, steps=6):
     _, memory, disk = WAYS[way]
-    settings = Learning(steps=steps, batch_size=batch, memory=memory, disk=disk)
+    settings = Learning(steps=steps, batch_size=batch, cache_memory=memory, cache_disk=disk)
     feed = open_feed(data, uniform(N, batch=batch), Prepare(data, CPU), settings, timeout=30)
     try:
         return [feed(step, steps) for step in range(steps)]

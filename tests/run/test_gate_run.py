@@ -57,7 +57,7 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
         tmp_path / "run",
         loss=equal_gradients,
         learning=isgd.Learning(steps=10**7, batch_size=32, report_every=10, publish_every=20),
-        scoring=isgd.Scoring(chunk=CHUNK),
+        scoring=isgd.Scoring(chunk_size=CHUNK),
     )
     concluded = None
     for _ in run.watch(WAIT):

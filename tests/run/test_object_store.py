@@ -42,7 +42,7 @@ def test_a_run_survives_the_death_of_its_learner_and_is_resumed(client: Client, 
     with caplog.at_level(logging.INFO):
         run = isgd.fit(client, MODEL, digits, s3.url, learning=learning(steps=10**7), sampling=open_gate, **options)
         checkpoints, leases = run.directory.checkpoints(), run.directory.leases()
-        until(run, lambda latest: checkpoints.names() and latest.get("scored_examples", 0) > 0)
+        until(run, lambda latest: checkpoints.names() and latest.get("examples_scored", 0) > 0)
         kept = checkpoints.latest().step
         os.kill(leases.owner(leases.highest())["pid"], signal.SIGKILL)
         until(run, lambda latest: latest.get("incarnation") == 2 and latest["step"] > kept)

@@ -70,8 +70,8 @@ def test_the_stamps_are_those_of_the_last_scores(trained, client):
 
 
 def test_a_figure_that_is_not_known_is_none(trained):
-    assert trained.summary()["scored"] > 0
-    assert summarise(trained.directory)["scored"] is None, "the directory does not say"
+    assert trained.summary()["examples_scored"] > 0
+    assert summarise(trained.directory)["examples_scored"] is None, "the directory does not say"
 
 
 def test_importance_sampling_pays_on_the_digits(trained):
@@ -80,7 +80,7 @@ def test_importance_sampling_pays_on_the_digits(trained):
 
 
 def test_the_digits_are_learned(trained):
-    assert trained.summary()["test_error"] < 0.04
+    assert trained.summary()["validation_error"] < 0.04
     assert trained.evaluations.step[-1] == 1500
 
 
@@ -93,7 +93,7 @@ def test_the_model_comes_back_with_the_parameters_of_the_last_step(trained, digi
     rows = digits.split("test").load()
     inputs, targets = Prepare(digits, torch.device("cpu"))(rows.inputs, rows.target)
     wrong = (trained.model()(*inputs).argmax(1) != targets).float().mean()
-    assert float(wrong) == pytest.approx(trained.summary()["test_error"])
+    assert float(wrong) == pytest.approx(trained.summary()["validation_error"])
 
 
 def test_attach_finds_the_run_and_says_what_the_model_needs(trained, client):
@@ -123,7 +123,7 @@ def other_model() -> torch.nn.Module:
 def test_a_score_is_computed_with_bitwise_the_published_parameters(client, digits, run_dir):
     """The weights stamped with version v equal those recomputed from the checkpoint of step v."""
     run = isgd.fit(
-        client, MODEL, digits, run_dir, learning=learning(steps=60, exact=True, checkpoint_steps=1), sampling=OPEN
+        client, MODEL, digits, run_dir, learning=learning(steps=60, synchronous=True, checkpoint_steps=1), sampling=OPEN
     )
     run.wait(timeout=WAIT)
     weights = WeightArray.open(run.directory.weights)
@@ -166,7 +166,7 @@ def test_exact_runs_of_one_seed_are_the_same_bits(client, digits, tmp_path, samp
     ends = []
     for name in ("first", "second"):
         run = isgd.fit(
-            client, MODEL, digits, tmp_path / name, learning=learning(steps=120, exact=True), sampling=sampling
+            client, MODEL, digits, tmp_path / name, learning=learning(steps=120, synchronous=True), sampling=sampling
         )
         run.wait(timeout=WAIT)
         ends.append(parameters_and_history(run))
@@ -174,9 +174,11 @@ def test_exact_runs_of_one_seed_are_the_same_bits(client, digits, tmp_path, samp
 
 
 def test_a_resumed_exact_run_is_the_uninterrupted_one(client, digits, tmp_path):
-    whole = isgd.fit(client, MODEL, digits, tmp_path / "whole", learning=learning(steps=200, exact=True), sampling=OPEN)
+    whole = isgd.fit(
+        client, MODEL, digits, tmp_path / "whole", learning=learning(steps=200, synchronous=True), sampling=OPEN
+    )
     whole.wait(timeout=WAIT)
-    settings = learning(steps=200, exact=True, checkpoint_steps=1)
+    settings = learning(steps=200, synchronous=True, checkpoint_steps=1)
     part = isgd.fit(client, MODEL, digits, tmp_path / "part", learning=settings, sampling=OPEN)
     wait_for(part, lambda latest: latest["step"] >= 20)
     part.stop(timeout=WAIT)
@@ -189,7 +191,7 @@ def test_a_resumed_exact_run_is_the_uninterrupted_one(client, digits, tmp_path):
 
 def test_scores_of_steps_that_were_lost_are_no_part_of_an_exact_run(client, digits, tmp_path):
     """The array holds the weights of step 40, the scheduler still tells that they are those of step 0."""
-    settings = learning(steps=60, exact=True, checkpoint_steps=1)
+    settings = learning(steps=60, synchronous=True, checkpoint_steps=1)
     ends = []
     for name in ("whole", "broken"):
         run = isgd.fit(client, MODEL, digits, tmp_path / name, learning=settings, sampling=OPEN)

@@ -40,8 +40,8 @@ def test_three_runs_share_the_scorers_and_the_failure_of_one_is_its_own(digits, 
         assert runs[2].status == "failed"
         client.get_task_stream(count=1)
         for run in runs[:2]:
-            enough = run.latest.get("scored_examples", 0) + 20 * CHUNK
-            assert any(latest.get("scored_examples", 0) >= enough for latest in run.watch(WAIT))
+            enough = run.latest.get("examples_scored", 0) + 20 * CHUNK
+            assert any(latest.get("examples_scored", 0) >= enough for latest in run.watch(WAIT))
         assert [run.status for run in runs[:2]] == ["running", "running"]
         tasks = collections.Counter(
             str(record["key"]).split("'")[1] for record in client.get_task_stream(count=100_000)

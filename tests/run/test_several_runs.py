@@ -7,8 +7,8 @@ import time
 import pytest
 from distributed import Client
 
-from dask_isgd.coordinator.fair_share import TOPIC, Neighbours, part
-from dask_isgd.events import Sharing
+from dask_isgd.coordinator.fair_share import TOPIC, FairShare, part
+from dask_isgd.events import ShareClaim
 from dask_isgd.runtime.pubsub import announce
 
 WAIT = 120
@@ -31,10 +31,10 @@ def test_parts(room, runs, parts):
 
 def test_who_falls_silent_is_left_out(client: Client):
     now = 0.0
-    mine = Neighbours(client, client, "b", clock=lambda: now)
+    mine = FairShare(client, client, "b", clock=lambda: now)
     try:
         assert mine.share(8) == 8
-        announce(client, TOPIC, Sharing(run="a", incarnation=0))
+        announce(client, TOPIC, ShareClaim(run="a", incarnation=0))
         deadline = time.monotonic() + WAIT
         while mine.share(8) != 4:
             assert time.monotonic() < deadline

@@ -62,5 +62,5 @@ def test_a_run_is_scored_with_half_the_bytes(client: Client, digits, run_dir, dt
                    validation=digits.split("test"))  # fmt: skip
     summary = run.wait(timeout=WAIT)
     assert summary["steps"] == 120
-    assert summary["test_error"] < 0.5
-    assert run.latest["scored_examples"] > 0
+    assert summary["validation_error"] < 0.5
+    assert run.latest["examples_scored"] > 0

@@ -7,7 +7,7 @@ import threading
 import pytest
 from distributed import Client, LocalCluster, get_worker
 
-from dask_isgd.runtime.dask_internals import fate
+from dask_isgd.runtime.dask_internals import task_status
 from dask_isgd.runtime.scheduler_plugin import keep
 
 WAIT = 60
@@ -29,15 +29,15 @@ def task(name: str) -> None:
     """Writes down its fate when it starts, and again when it has been told to look."""
     worker = get_worker()
     key = worker.get_current_task()
-    told[name] = [fate(worker, key)]
+    told[name] = [task_status(worker, key)]
     running[name].set()
     go_on[name].wait(WAIT)
     deadline = threading.Event()
     for _ in range(int(WAIT / 0.02)):
-        if fate(worker, key) != "wanted":
+        if task_status(worker, key) != "wanted":
             break
         deadline.wait(0.02)
-    told[name].append(fate(worker, key))
+    told[name].append(task_status(worker, key))
     running[name].clear()
     over[name].set()
 

@@ -6,7 +6,7 @@ import pytest
 
 import dask_isgd as isgd
 from dask_isgd.runtime import placement
-from dask_isgd.runtime.placement import Scorers
+from dask_isgd.runtime.placement import ScorerPool
 
 LEARNER = {"nthreads": 2, "resources": {"learner": 1.0}}
 SCORER = {"nthreads": 3, "resources": {"scorer": 2.0}}
@@ -23,7 +23,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict]:
 
 
 def test_room_follows_the_scorers_that_are_there(there):
-    scorers = Scorers(None, isgd.Scoring(in_flight=2))
+    scorers = ScorerPool(None, isgd.Scoring(in_flight=2))
     there.update(learner=LEARNER, one=SCORER, two=SCORER)
     assert (scorers.addresses(), scorers.room()) == (["one", "two"], 8)
     assert scorers.placement() == {"resources": {"scorer": 1}}
@@ -34,7 +34,7 @@ def test_room_follows_the_scorers_that_are_there(there):
 
 
 def test_without_resources_the_learner_is_kept_off(there):
-    scorers = Scorers(None, isgd.Scoring(in_flight=1))
+    scorers = ScorerPool(None, isgd.Scoring(in_flight=1))
     scorers.learner = "a"
     there.update(a=PLAIN, b=PLAIN)
     assert (scorers.addresses(), scorers.room()) == (["b"], 4)

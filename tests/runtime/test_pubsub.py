@@ -8,8 +8,8 @@ import pytest
 import torch
 from distributed import Client, get_client, get_worker
 
-from dask_isgd.errors import WaitTimeout
-from dask_isgd.events import Alive, Control, Event, Fault, Progress, Published, Scored, parse
+from dask_isgd.errors import WaitTimeoutError
+from dask_isgd.events import Control, Event, Fault, Heartbeat, Progress, Published, Scored, parse
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.parameters import forget, newest, open_variable, publish, result
 
@@ -78,7 +78,7 @@ EVENTS: list[Event] = [
     Progress(run="r", incarnation=2, step=20, address="tcp://x:1", open=True, values={"loss": 0.5}),
     Scored(run="r", incarnation=1, chunks=((0, 1, 32), (1, 1, 32)), examples=10, per_second=3.5),
     Control(run="r", incarnation=0, attempt=7, want="pause"),
-    Alive(run="r", incarnation=1, role="coordinator", address="tcp://x:1"),
+    Heartbeat(run="r", incarnation=1, role="coordinator", address="tcp://x:1"),
 ]
 
 
@@ -124,9 +124,9 @@ def test_a_task_gets_bitwise_what_was_published(client: Client):
 
 
 def test_a_variable_nobody_opened_and_a_result_that_never_comes_end_in_time(client: Client):
-    with pytest.raises(WaitTimeout, match="has the run been started"):
+    with pytest.raises(WaitTimeoutError, match="has the run been started"):
         newest(client, "v-none", 0.2)
     never = client.submit(sum, [1, 2], resources={"nobody": 1}, pure=False)
-    with pytest.raises(WaitTimeout, match=r"no result within 0\.2 s"):
+    with pytest.raises(WaitTimeoutError, match=r"no result within 0\.2 s"):
         result(never, 0.2)
     never.cancel()

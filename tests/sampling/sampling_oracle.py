@@ -29,7 +29,7 @@ class Oracle:
         self.versions[chunk] = version
 
     def _take(self, indices, fresh):
-        m = self.sampling.inertia
+        m = self.sampling.ema_decay
         for i in indices:
             old, new = float(self.w[i]), float(fresh[i])
             self.w[i] = new if math.isnan(old) or not m else math.sqrt(m * old**2 + (1 - m) * new**2)
@@ -45,24 +45,24 @@ class Oracle:
         sampling, n = self.sampling, self.n
         age = np.maximum(0.0, self.step - self.versions)[self.chunk_of]
         usable = np.ones(n, bool)
-        if sampling.drop_after is not None:
-            usable = age <= sampling.drop_after  # NaN compares false
+        if sampling.max_age_steps is not None:
+            usable = age <= sampling.max_age_steps  # NaN compares false
             if usable.sum() < 0.1 * n:
                 return np.ones(n), np.ones(n, bool)
-        u = self.w.astype(np.float64) ** sampling.power
+        u = self.w.astype(np.float64) ** sampling.exponent
         scored = usable & ~np.isnan(u)
         prior = u[scored].mean() if scored.any() else 0.0
         if prior == 0.0:
             return usable * 1.0, usable
         f = np.where(np.isnan(u), prior, u)
-        if sampling.fade is not None:
-            kept = np.where(np.isnan(age), 1.0, 2.0 ** (-age / sampling.fade))
+        if sampling.half_life_steps is not None:
+            kept = np.where(np.isnan(age), 1.0, 2.0 ** (-age / sampling.half_life_steps))
             f = kept * f + (1.0 - kept) * prior
         mean, variance = f[usable].mean(), f[usable].var()
         constants = [sampling.smoothing * mean, 1e-6 * mean]
         if sampling.max_coefficient is not None:
             constants.append(mean / (sampling.max_coefficient - 1.0))
-        ess = sampling.effective_sample_size
+        ess = sampling.ess_fraction
         if ess is not None:
             constants.append(math.sqrt(ess * variance / (1.0 - ess)) - mean)
         return (f + max(constants)) * usable, usable

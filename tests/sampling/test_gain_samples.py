@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dask_isgd.config import Sampling
-from dask_isgd.sampling import Draw, Evidence, Gate, ImportanceSampler, next_chunks, probe_chunks
+from dask_isgd.sampling import Draw, GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks
 from dask_isgd.sampling.gate import SETTLED
 from dask_isgd.sampling.variance import VarianceMonitor, gradient_variance
 
 N, CHUNK = 4000, 100
-SETTINGS = {"smoothing": 0.3, "inertia": 0.0, "draw": "independent"}
+SETTINGS = {"smoothing": 0.3, "ema_decay": 0.0, "scheme": "independent"}
 
 
 def scored(norms, chunks=None, **settings):
@@ -33,7 +33,7 @@ def closed():
 def test_all_draws_are_for_the_curves_and_none_is_kept():
     norms = np.random.default_rng(0).exponential(size=N)
     sampler, gate = scored(norms), Gate(Sampling(gate="open"))
-    evidence, rng = Evidence(sampler), np.random.default_rng(1)
+    evidence, rng = GainSamples(sampler), np.random.default_rng(1)
     draws = [sampler.draw(8, rng) for _ in range(3)]
     for draw in draws:
         evidence.add(draw, norms[draw.indices], gate)
@@ -58,7 +58,7 @@ def test_all_draws_are_for_the_curves_and_none_is_kept():
 def test_the_candidate_is_judged_on_what_it_knows(gate, draw, known):
     norms = np.random.default_rng(0).exponential(size=N)
     sampler = scored(norms, chunks=range(20))
-    evidence, rng = Evidence(sampler), np.random.default_rng(1)
+    evidence, rng = GainSamples(sampler), np.random.default_rng(1)
     drawn = getattr(sampler, draw)(512, rng)
     evidence.add(drawn, norms[drawn.indices], gate)
     chunks = drawn.indices // CHUNK
@@ -78,7 +78,7 @@ def test_draws_of_a_pool_count_with_the_proposal_of_the_sampler():
     """Their own probabilities are those within the rows held."""
     norms = np.random.default_rng(0).exponential(size=N)
     sampler = scored(norms)
-    evidence, indices = Evidence(sampler), np.arange(0, N, 7)
+    evidence, indices = GainSamples(sampler), np.arange(0, N, 7)
     q = np.full(len(indices), 1 / 50)
     evidence.add(Draw(indices, 1 / (50 * q) * 1.3, q), norms[indices], Gate(Sampling(gate="open")))
     np.testing.assert_allclose(evidence.take()[2].candidate, N * sampler.probabilities(indices), rtol=1e-12)
@@ -91,7 +91,7 @@ def test_probes_tell_the_gain_of_scoring_everything():
     sampler = scored(np.ones(N))
     for chunk in probe_chunks(sampler.n_chunks):
         sampler.update(chunk, norms[chunk * CHUNK : (chunk + 1) * CHUNK], 1)
-    gate, evidence, monitor = closed(), Evidence(sampler), VarianceMonitor(kept=0.99)
+    gate, evidence, monitor = closed(), GainSamples(sampler), VarianceMonitor(kept=0.99)
     for _ in range(200):
         for _ in range(10):
             drawn = sampler.draw_uniform(128, rng)
@@ -108,9 +108,9 @@ def test_probes_tell_the_gain_of_scoring_everything():
 def test_a_run_s_gate_shut_on_equal_norms_opens_on_skewed_and_shuts_again():
     """With a scorer that does one chunk a step when it pays and one in twenty steps when it does not."""
     rng = np.random.default_rng(3)
-    sampling = Sampling(smoothing=0.3, inertia=0.5)
+    sampling = Sampling(smoothing=0.3, ema_decay=0.5)
     sampler = ImportanceSampler(N, CHUNK, sampling)
-    gate, evidence, monitor = Gate(sampling), Evidence(sampler), VarianceMonitor()
+    gate, evidence, monitor = Gate(sampling), GainSamples(sampler), VarianceMonitor()
     versions, due, scorings = np.full(sampler.n_chunks, np.nan), 0.0, []
 
     def train(norms, first, steps):

@@ -42,7 +42,7 @@ def fill(sampler, weights, version=0):
 
 
 def sampler_of(weights, chunk_size, **settings):
-    sampler = ImportanceSampler(len(weights), chunk_size, Sampling(**{"inertia": 0.0, **settings}))
+    sampler = ImportanceSampler(len(weights), chunk_size, Sampling(**{"ema_decay": 0.0, **settings}))
     fill(sampler, np.asarray(weights))
     return sampler
 
@@ -62,12 +62,18 @@ SETTINGS = {
     "smoothing": {"smoothing": 0.5},
     "no smoothing": {"smoothing": 0.0},
     "largest coefficient": {"smoothing": 0.0, "max_coefficient": 3.0},
-    "effective sample size": {"smoothing": 0.0, "effective_sample_size": 0.8},
-    "fading": {"smoothing": 0.1, "fade": 7.0},
-    "square root": {"smoothing": 0.1, "power": 0.5},
-    "fourth power": {"smoothing": 0.1, "power": 4.0},
-    "inertia": {"smoothing": 0.1, "inertia": 0.7},
-    "all at once": {"smoothing": 0.01, "max_coefficient": 9.0, "effective_sample_size": 0.5, "fade": 3.0, "power": 2.0},
+    "effective sample size": {"smoothing": 0.0, "ess_fraction": 0.8},
+    "fading": {"smoothing": 0.1, "half_life_steps": 7.0},
+    "square root": {"smoothing": 0.1, "exponent": 0.5},
+    "fourth power": {"smoothing": 0.1, "exponent": 4.0},
+    "ema_decay": {"smoothing": 0.1, "ema_decay": 0.7},
+    "all at once": {
+        "smoothing": 0.01,
+        "max_coefficient": 9.0,
+        "ess_fraction": 0.5,
+        "half_life_steps": 3.0,
+        "exponent": 2.0,
+    },
 }
 
 
@@ -76,7 +82,7 @@ def test_a_draw_is_unbiased_by_exact_expectation(settings):
     """The probability of each index is measured on the map from positions to indices, not asked for."""
     rng = np.random.default_rng(1)
     n = 173
-    sampler = ImportanceSampler(n, 70, Sampling(draw="independent", **settings))
+    sampler = ImportanceSampler(n, 70, Sampling(scheme="independent", **settings))
     sampler.update(0, rng.exponential(size=70), 2)
     sampler.update(2, rng.exponential(size=33), 9)
     sampler.feedback([75, 3], [4.0, 0.0], 11)
@@ -112,7 +118,7 @@ def test_proposal_weights_are_the_definition(settings):
 def test_expected_inclusions_of_strata_are_batch_times_q(draw):
     """Averaged over a grid of offsets; each edge of an index's interval can be off by one cell."""
     rng = np.random.default_rng(3)
-    sampler = sampler_of(rng.exponential(size=40), 15, draw=draw)
+    sampler = sampler_of(rng.exponential(size=40), 15, scheme=draw)
     batch, grid = 7, 1500
     counts = np.zeros(40)
     for offset in (np.arange(grid) + 0.5) / grid:
@@ -127,7 +133,7 @@ def test_expected_inclusions_of_strata_are_batch_times_q(draw):
 
 def test_independent_draws_pass_chi_square():
     """60 cells, 400,000 draws, seed fixed; a right sampler fails for one seed in a thousand."""
-    sampler = sampler_of(np.random.default_rng(4).exponential(size=60), 23, draw="independent")
+    sampler = sampler_of(np.random.default_rng(4).exponential(size=60), 23, scheme="independent")
     drawn = sampler.draw(400_000, np.random.default_rng(5))
     expected = 400_000 * sampler.probabilities()
     statistic = ((np.bincount(drawn.indices, minlength=60) - expected) ** 2 / expected).sum()
@@ -137,7 +143,7 @@ def test_independent_draws_pass_chi_square():
 @pytest.mark.parametrize("draw", ["stratified", "independent", "systematic"])
 @pytest.mark.parametrize(("n", "batch"), [(1, 1), (1, 9), (5, 64), (1000, 64)])
 def test_uniform_draws_have_coefficient_one(draw, n, batch):
-    sampler = ImportanceSampler(n, 4, Sampling(draw=draw))
+    sampler = ImportanceSampler(n, 4, Sampling(scheme=draw))
     drawn = sampler.draw_uniform(batch, np.random.default_rng(0))
     assert isinstance(drawn, Draw)
     assert (drawn.coefficients == 1).all()
@@ -191,10 +197,10 @@ def test_all_zero_weights_draw_uniformly_with_one_warning(caplog):
         pytest.param([5, 0, 0, 0, 0, 0, 0], id="all but the first zero"),
     ],
 )
-@pytest.mark.parametrize("power", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
-def test_extreme_weights_never_leave_the_range(weights, power, chunk_size):
-    sampler = sampler_of(np.float32(weights), chunk_size, smoothing=0.0, power=power, effective_sample_size=0.2)
+def test_extreme_weights_never_leave_the_range(weights, exponent, chunk_size):
+    sampler = sampler_of(np.float32(weights), chunk_size, smoothing=0.0, exponent=exponent, ess_fraction=0.2)
     ends = [0.0, 5e-324, 1e-300, 1e-16, 0.5, 1 - 1e-16, np.nextafter(1, 0)]
     for drawn in (
         sampler.draw(1000, np.random.default_rng(0)),
@@ -210,8 +216,8 @@ def test_extreme_weights_never_leave_the_range(weights, power, chunk_size):
 
 
 def _independent(sampler):
-    other = ImportanceSampler(sampler.n, sampler.chunk_size, Sampling(draw="independent", smoothing=0.0))
-    if sampler.sampling.power == 1:
+    other = ImportanceSampler(sampler.n, sampler.chunk_size, Sampling(scheme="independent", smoothing=0.0))
+    if sampler.sampling.exponent == 1:
         other.restore(sampler.state())
     return other
 
@@ -219,7 +225,7 @@ def _independent(sampler):
 def test_largest_coefficient_is_bounded_at_every_draw():
     """Also between publications: the constant follows the weights at once."""
     rng = np.random.default_rng(6)
-    sampler = ImportanceSampler(300, 64, Sampling(smoothing=0.0, max_coefficient=4.0, power=2.0))
+    sampler = ImportanceSampler(300, 64, Sampling(smoothing=0.0, max_coefficient=4.0, exponent=2.0))
     for version in range(20):
         chunk = int(rng.integers(5))
         sampler.update(chunk, rng.exponential(size=sampler.weights(chunk).size) * 10.0**version, version)
@@ -230,12 +236,10 @@ def test_largest_coefficient_is_bounded_at_every_draw():
 
 @pytest.mark.parametrize("wanted", [0.3, 0.9, 1.0])
 def test_effective_sample_size_is_met_exactly_where_it_binds(wanted):
-    sampler = sampler_of(
-        np.random.default_rng(7).exponential(size=500) ** 3, 64, smoothing=0, effective_sample_size=wanted
-    )
+    sampler = sampler_of(np.random.default_rng(7).exponential(size=500) ** 3, 64, smoothing=0, ess_fraction=wanted)
     q = sampler.probabilities()
     assert 1 / (500 * (q * q).sum()) == pytest.approx(wanted, rel=1e-9)
-    assert sampler.stats(0)["effective_sample_size"] == pytest.approx(wanted, rel=1e-9)
+    assert sampler.stats(0)["ess_fraction"] == pytest.approx(wanted, rel=1e-9)
 
 
 def test_update_returns_sums_against_the_proposal_it_replaces():
@@ -265,7 +269,7 @@ def test_sums_of_chunks_against_different_proposals_go_together():
 
     def gain(sums):
         columns = ("norms", "squares", "squares_over_proposal", "proposal", "count")
-        return from_chunk_sums(*([getattr(c, name) for c in sums] for name in columns), mean_square=0.0).gain
+        return from_chunk_sums(*([getattr(c, name) for c in sums] for name in columns), mean_gradient_sq_norm=0.0).gain
 
     assert gain(first) == pytest.approx(1.0), "drawn uniformly"
     assert gain(second) > 1.5
@@ -333,7 +337,7 @@ def test_feedback_against_scores(feedback_steps, version, kept):
 
 
 def test_every_example_of_one_feedback_stays():
-    """Neighbours share a byte of marks."""
+    """FairShare share a byte of marks."""
     sampler = sampler_of(np.ones(40), 20, smoothing=0.0)
     sampler.feedback(np.arange(3, 31), np.full(28, 100.0), 10)
     sampler.update(0, np.ones(20), 5)
@@ -351,22 +355,22 @@ def test_feedback_ignores_bad_norms_and_counts_them(caplog):
     assert "2 of 3 norms" in caplog.text
 
 
-def test_inertia_is_the_root_mean_square_of_norms_seen():
+def test_ema_decay_gives_the_root_mean_square_of_norms_seen():
     """w² ← m w² + (1 - m) ||g||², by scores and by feedback; the first norm counts whole."""
     m = 0.75
-    sampler = sampler_of([3.0, 4.0, 0.0], 3, smoothing=0.0, inertia=m)
+    sampler = sampler_of([3.0, 4.0, 0.0], 3, smoothing=0.0, ema_decay=m)
     np.testing.assert_allclose(sampler.state()["values"], [3, 4, 0])
     sampler.update(0, [1.0, 4.0, 2.0], 1)
     np.testing.assert_allclose(sampler.state()["values"], [np.sqrt(m * 9 + (1 - m)), 4, 1], rtol=1e-6)
     sampler.feedback([2], [7.0], 2)
     np.testing.assert_allclose(sampler.state()["values"][2], np.sqrt(m + (1 - m) * 49), rtol=1e-6)
-    other = ImportanceSampler(3, 3, Sampling(inertia=m))
+    other = ImportanceSampler(3, 3, Sampling(ema_decay=m))
     other.feedback([1], [5.0], 0)
     np.testing.assert_array_equal(other.state()["values"], [np.nan, 5, np.nan])
 
 
 def test_a_draw_can_be_spread_in_another_way_than_the_settings_say():
-    sampler = sampler_of(np.ones(64), 16, draw="stratified")
+    sampler = sampler_of(np.ones(64), 16, scheme="stratified")
     apart = [len(set(sampler.draw(64, np.random.default_rng(s), "independent").indices)) for s in range(50)]
     assert {len(set(sampler.draw(64, np.random.default_rng(s)).indices)) for s in range(50)} == {64}
     assert max(apart) < 64
@@ -394,7 +398,7 @@ def test_independent_draws_estimate_the_square_of_the_mean_without_bias():
 
 
 def test_fading_moves_only_at_refresh():
-    sampler = sampler_of([1.0, 3.0], 1, smoothing=0.0, fade=10.0)
+    sampler = sampler_of([1.0, 3.0], 1, smoothing=0.0, half_life_steps=10.0)
     fresh = sampler.probabilities()
     assert fresh[1] / fresh[0] == pytest.approx(3, rel=1e-5)
     sampler.refresh(10)
@@ -408,7 +412,7 @@ class TestDrop:
     """The paper's policy: unscored and stale chunks are left out, and the estimate is of the others only."""
 
     def test_it_is_labelled_biased_and_unbiased_for_the_usable(self):
-        sampler = ImportanceSampler(30, 10, Sampling(drop_after=5, draw="independent"))
+        sampler = ImportanceSampler(30, 10, Sampling(max_age_steps=5, scheme="independent"))
         assert sampler.biased
         rng = np.random.default_rng(9)
         sampler.update(0, rng.exponential(size=10), 0)
@@ -423,19 +427,19 @@ class TestDrop:
         np.testing.assert_allclose(drawn.coefficients, 1 / (10 * q[drawn.indices]), rtol=1e-12)
 
     def test_below_a_tenth_usable_it_is_uniform_sgd(self):
-        sampler = ImportanceSampler(300, 10, Sampling(drop_after=5))
+        sampler = ImportanceSampler(300, 10, Sampling(max_age_steps=5))
         sampler.update(0, np.arange(10.0), 0)
         np.testing.assert_allclose(sampler.probabilities(), 1 / 300)
         np.testing.assert_allclose(sampler.draw(9, np.random.default_rng(0)).coefficients, 1)
 
     def test_feedback_alone_does_not_make_a_chunk_usable(self):
-        sampler = ImportanceSampler(20, 10, Sampling(drop_after=5))
+        sampler = ImportanceSampler(20, 10, Sampling(max_age_steps=5))
         sampler.update(0, np.arange(10.0), 0)
         sampler.feedback([15], [3.0], 1)
         assert (sampler.probabilities()[10:] == 0).all()
 
     def test_sums_of_a_dropped_chunk_stay_finite(self):
-        sampler = ImportanceSampler(20, 10, Sampling(drop_after=5))
+        sampler = ImportanceSampler(20, 10, Sampling(max_age_steps=5))
         sampler.update(0, np.arange(10.0), 0)
         sampler.update(1, np.arange(10.0), 90)
         sampler.refresh(90)
@@ -443,7 +447,7 @@ class TestDrop:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"fade": 5.0}, {"drop_after": 50}, {"uniform": True}, {"effective_sample_size": 0.9}]
+    "settings", [{}, {"half_life_steps": 5.0}, {"max_age_steps": 50}, {"uniform": True}, {"ess_fraction": 0.9}]
 )
 @pytest.mark.parametrize("even", [False, True])
 def test_a_chunk_that_is_left_out_is_drawn_no_more_and_the_others_stay_unbiased(settings, even):
@@ -461,7 +465,7 @@ def test_a_chunk_that_is_left_out_is_drawn_no_more_and_the_others_stay_unbiased(
         q, draw = sampler.uniform_probabilities(np.arange(n)), sampler.draw_uniform(20_000, rng)
     else:
         q, draw = sampler.probabilities(), sampler.draw(20_000, rng)
-    if "drop_after" in settings and not even:
+    if "max_age_steps" in settings and not even:
         kept &= np.isin(np.arange(n) // chunk_size, [0, 2, 4, 6])
     assert (q[~kept] == 0).all()
     assert (q[kept] > 0).all()
@@ -477,8 +481,8 @@ def test_a_chunk_that_is_left_out_is_drawn_no_more_and_the_others_stay_unbiased(
 
 def test_stats_against_brute_force():
     rng = np.random.default_rng(10)
-    for power in (1.0, 2.0):
-        sampler = ImportanceSampler(100, 30, Sampling(smoothing=0.2, power=power))
+    for exponent in (1.0, 2.0):
+        sampler = ImportanceSampler(100, 30, Sampling(smoothing=0.2, exponent=exponent))
         w = rng.exponential(size=100).astype(np.float32)
         sampler.update(0, w[:30], 4)
         sampler.update(3, w[90:], 7)
@@ -486,8 +490,8 @@ def test_stats_against_brute_force():
         q = sampler.probabilities()
         got = sampler.stats(10)
         wanted = {
-            "scored": 0.4,
-            "effective_sample_size": 1 / (100 * (q * q).sum()),
+            "scored_fraction": 0.4,
+            "ess_fraction": 1 / (100 * (q * q).sum()),
             "largest_coefficient": 1 / (100 * q.min()),
             "mean_age": (30 * 6 + 10 * 3) / 40,
             "max_age": 6.0,
@@ -498,7 +502,7 @@ def test_stats_against_brute_force():
         assert all(type(value) is float for value in got.values())
     empty = ImportanceSampler(3, 2, Sampling()).stats(0)
     assert np.isnan([empty["mean_age"], empty["max_age"], empty["mean_weight"], empty["ideal_gain"]]).all()
-    assert empty["scored"] == 0
+    assert empty["scored_fraction"] == 0
 
 
 def test_histogram_of_ages():
@@ -519,7 +523,7 @@ def test_histogram_of_ages():
     [
         pytest.param({"smoothing": 0.25}, 0.2, id="c over 1 + c"),
         pytest.param({"smoothing": 0.0, "max_coefficient": 4.0}, 0.25, id="one over the largest coefficient"),
-        pytest.param({"smoothing": 0.0, "effective_sample_size": 1.0}, 1.0, id="all of it"),
+        pytest.param({"smoothing": 0.0, "ess_fraction": 1.0}, 1.0, id="all of it"),
         pytest.param({"uniform": True}, 1.0, id="uniform"),
     ],
 )
@@ -535,7 +539,7 @@ def test_share_of_the_proposal_that_is_uniform(settings, share):
 
 
 def test_state_and_restore_continue_bit_for_bit():
-    settings = Sampling(smoothing=0.1, fade=9.0, effective_sample_size=0.7)
+    settings = Sampling(smoothing=0.1, half_life_steps=9.0, ess_fraction=0.7)
 
     def go_on(sampler, rng):
         seen = []
@@ -570,14 +574,14 @@ def test_state_is_a_copy_and_of_this_sampler_only():
     assert all(isinstance(value, (np.ndarray, int, float)) for value in state.values())
     with pytest.raises(RunMismatchError, match="n: got 10, wanted 11"):
         ImportanceSampler(11, 3, Sampling()).restore(state)
-    with pytest.raises(RunMismatchError, match=r"power: got 1.0, wanted 2.0"):
-        ImportanceSampler(10, 3, Sampling(power=2.0)).restore(state)
+    with pytest.raises(RunMismatchError, match=r"exponent: got 1.0, wanted 2.0"):
+        ImportanceSampler(10, 3, Sampling(exponent=2.0)).restore(state)
 
 
 def test_sums_do_not_drift():
     """After many updates and feedbacks, some 10^30 times larger than what stays: as if freshly built."""
     rng = np.random.default_rng(12)
-    sampler = ImportanceSampler(200, 80, Sampling(smoothing=0.0, inertia=0.0))
+    sampler = ImportanceSampler(200, 80, Sampling(smoothing=0.0, ema_decay=0.0))
     for step in range(300):
         scale = 1e30 if step % 2 else 1.0
         sampler.feedback(rng.integers(200, size=16), scale * rng.exponential(size=16), step)

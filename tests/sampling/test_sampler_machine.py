@@ -14,14 +14,14 @@ from dask_isgd.sampling import ImportanceSampler
 NORMS = st.one_of(st.just(0.0), st.floats(2.0**-10, 2.0**10, width=32))
 POLICIES = st.fixed_dictionaries(
     {
-        "draw": st.sampled_from(["stratified", "independent", "systematic"]),
+        "scheme": st.sampled_from(["stratified", "independent", "systematic"]),
         "smoothing": st.sampled_from([0.0, 0.1, 1.0]),
         "max_coefficient": st.sampled_from([None, 1.5, 20.0]),
-        "effective_sample_size": st.sampled_from([None, 0.3, 0.95]),
-        "fade": st.sampled_from([None, 2.0, 50.0]),
-        "drop_after": st.sampled_from([None, None, 1, 10]),
-        "inertia": st.sampled_from([0.0, 0.0, 0.5, 0.9]),
-        "power": st.sampled_from([1.0, 0.5, 2.0]),
+        "ess_fraction": st.sampled_from([None, 0.3, 0.95]),
+        "half_life_steps": st.sampled_from([None, 2.0, 50.0]),
+        "max_age_steps": st.sampled_from([None, None, 1, 10]),
+        "ema_decay": st.sampled_from([0.0, 0.0, 0.5, 0.9]),
+        "exponent": st.sampled_from([1.0, 0.5, 2.0]),
     }
 )
 

@@ -48,8 +48,8 @@ def test_estimates_from_draws_are_unbiased_by_exact_expectation(weights):
     expected = np.zeros(4)
     for i, j in itertools.product(range(N), repeat=2):
         pair = [i, j]
-        expected += q[i] * q[j] * np.array(from_draws(NORMS[pair], 1 / (N * q[pair]), EXACT.mean_square))
-    wanted = gradient_variance(NORMS, weights, math.sqrt(EXACT.mean_square))
+        expected += q[i] * q[j] * np.array(from_draws(NORMS[pair], 1 / (N * q[pair]), EXACT.mean_gradient_sq_norm))
+    wanted = gradient_variance(NORMS, weights, math.sqrt(EXACT.mean_gradient_sq_norm))
     np.testing.assert_allclose(expected, wanted, rtol=1e-11)
 
 
@@ -71,7 +71,7 @@ def test_from_chunk_sums_is_exact_when_every_chunk_is_seen_under_one_proposal():
         [STALE[p].sum() for p in parts],
         [len(p) for p in parts],
     ]
-    assert from_chunk_sums(*columns, EXACT.mean_square) == pytest.approx(EXACT, rel=1e-12)
+    assert from_chunk_sums(*columns, EXACT.mean_gradient_sq_norm) == pytest.approx(EXACT, rel=1e-12)
 
 
 def test_what_update_returns_fits_from_chunk_sums():
@@ -80,9 +80,9 @@ def test_what_update_returns_fits_from_chunk_sums():
     s = sampler.weights(0)
     sums = sampler.update(0, NORMS, 1)
     got = from_chunk_sums(
-        sums.norms, sums.squares, sums.squares_over_proposal, sums.proposal, sums.count, EXACT.mean_square
+        sums.norms, sums.squares, sums.squares_over_proposal, sums.proposal, sums.count, EXACT.mean_gradient_sq_norm
     )
-    wanted = gradient_variance(NORMS, s, math.sqrt(EXACT.mean_square))
+    wanted = gradient_variance(NORMS, s, math.sqrt(EXACT.mean_gradient_sq_norm))
     assert got == pytest.approx(wanted, rel=1e-5)  # stored as float32
 
 
@@ -97,7 +97,7 @@ class TestMonitor:
         """Every example once with coefficient 1 is the expectation of a uniform draw."""
         monitor = VarianceMonitor()
         for _ in range(3):
-            monitor.observe(NORMS, np.ones(N), STALE, EXACT.mean_square)
+            monitor.observe(NORMS, np.ones(N), STALE, EXACT.mean_gradient_sq_norm)
             assert monitor.variance == pytest.approx(EXACT._replace(stale=EXACT.uniform), rel=1e-12)
             assert monitor.gain == pytest.approx(1)
             assert monitor.candidate_gain == pytest.approx(EXACT.gain, rel=1e-12)
@@ -109,8 +109,8 @@ class TestMonitor:
         monitor = VarianceMonitor(kept=0.999)
         for _ in range(4000):
             i = generator.choice(N, size=64, p=q)
-            monitor.observe(NORMS[i], 1 / (N * q[i]), STALE[i], EXACT.mean_square)
-        wanted = gradient_variance(NORMS, drawn_from, math.sqrt(EXACT.mean_square))
+            monitor.observe(NORMS[i], 1 / (N * q[i]), STALE[i], EXACT.mean_gradient_sq_norm)
+        wanted = gradient_variance(NORMS, drawn_from, math.sqrt(EXACT.mean_gradient_sq_norm))
         assert monitor.variance == pytest.approx(wanted, rel=0.03)
         assert monitor.candidate_gain == pytest.approx(EXACT.gain, rel=0.03)
 
@@ -222,10 +222,10 @@ def test_costs_divide_the_ideal_gain():
     monitor = VarianceMonitor()
     monitor.observe(NORMS[copies], 1 / (N * q[copies]), None, 0.0, uniform_share=share)
     exact, defended = gradient_variance(NORMS, stale, 0.0), gradient_variance(NORMS, fresh, 0.0)
-    assert monitor.costs.smoothing == pytest.approx(defended.stale / defended.ideal, rel=1e-3)
-    assert monitor.costs.staleness == pytest.approx(exact.stale / defended.stale, rel=1e-3)
-    assert monitor.gain * monitor.costs.smoothing * monitor.costs.staleness == pytest.approx(
+    assert monitor.factors.smoothing == pytest.approx(defended.stale / defended.ideal, rel=1e-3)
+    assert monitor.factors.staleness == pytest.approx(exact.stale / defended.stale, rel=1e-3)
+    assert monitor.gain * monitor.factors.smoothing * monitor.factors.staleness == pytest.approx(
         monitor.variance.ideal_gain, rel=1e-12
     )
-    assert np.isnan(VarianceMonitor().costs).all()
-    assert monitor.costs.smoothing >= 1
+    assert np.isnan(VarianceMonitor().factors).all()
+    assert monitor.factors.smoothing >= 1

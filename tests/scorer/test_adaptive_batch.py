@@ -14,7 +14,7 @@ from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import ConfigError
 from dask_isgd.norms import NormEngine
 from dask_isgd.scorer import task
-from dask_isgd.scorer.adaptive_batch import Fitting, out_of_memory
+from dask_isgd.scorer.adaptive_batch import AdaptiveBatch, out_of_memory
 from dask_isgd.storage import WeightArray
 
 
@@ -43,7 +43,7 @@ class Device:
     ],
 )
 def test_parts(count, most, room, asked, kept):
-    device, fitting = Device(room), Fitting(most)
+    device, fitting = Device(room), AdaptiveBatch(most)
     values, targets = torch.arange(count), torch.arange(count)
     doubled, same = fitting(device, (values,), targets)
     assert torch.equal(doubled, 2 * values)
@@ -54,10 +54,12 @@ def test_parts(count, most, room, asked, kept):
     assert max(device.asked) <= room, "what did not fit is not tried again"
 
 
-@pytest.mark.parametrize(("fixed", "message"), [(True, "an exact run keeps its batch size"), (False, "not even one")])
+@pytest.mark.parametrize(
+    ("fixed", "message"), [(True, "a synchronous run keeps its batch size"), (False, "not even one")]
+)
 def test_what_cannot_fit(fixed, message):
     with pytest.raises(ConfigError, match=message):
-        Fitting(4, fixed=fixed)(Device(0), (torch.zeros(4),), torch.zeros(4))
+        AdaptiveBatch(4, fixed=fixed)(Device(0), (torch.zeros(4),), torch.zeros(4))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_which_errors_are_meant(error, memory):
     assert out_of_memory(error) is memory
     if isinstance(error, RuntimeError) and not memory:
         with pytest.raises(RuntimeError, match="shapes"):
-            Fitting(4)(Device(2, error), (torch.zeros(4),), torch.zeros(4))
+            AdaptiveBatch(4)(Device(2, error), (torch.zeros(4),), torch.zeros(4))
 
 
 class Small(torch.nn.Module):
@@ -98,8 +100,8 @@ def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
         Small,
         digits,
         tmp_path / "run",
-        learning=isgd.Learning(steps=1, exact=exact),
-        scoring=isgd.Scoring(chunk=64),
+        learning=isgd.Learning(steps=1, synchronous=exact),
+        scoring=isgd.Scoring(chunk_size=64),
     )
     create(plan)
     model = models.build(Small, 0)
@@ -109,7 +111,7 @@ def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
     truth, _ = NormEngine(model, cross_entropy)(inputs[0], targets)
     monkeypatch.setattr(Small, "room", 20)
     if exact:
-        with pytest.raises(ConfigError, match="exact run keeps its batch size"):
+        with pytest.raises(ConfigError, match="synchronous run keeps its batch size"):
             task.score(tensors, plan.spec, 0, 1, 0)
         return
     report = task.score(tensors, plan.spec, 0, 1, 0)

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 from dask_isgd.errors import CorruptChunkError
 from dask_isgd.scorer import chunk_reader as module
-from dask_isgd.scorer.chunk_reader import Scan
+from dask_isgd.scorer.chunk_reader import CachedChunkReader
 from dask_isgd.storage import Dataset, write_dataset
 
 N, CHUNK = 103, 10
@@ -38,7 +38,7 @@ def reads(monkeypatch):
 @pytest.mark.parametrize(("start", "stop"), [(0, N), (0, 1), (20, 60), (100, N), (7, 41), (5, 5)])
 @pytest.mark.parametrize("batch", [1, 7, 10, 20, 64, 1000])
 def test_batches_are_the_slices_of_one_read(data, memory, start, stop, batch):
-    scan = Scan(memory)
+    scan = CachedChunkReader(memory)
     for _ in range(2):
         got = list(scan.batches(data, start, stop, batch))
         ends = [(a, min(a + batch, stop)) for a in range(start, stop, batch)]
@@ -59,7 +59,7 @@ def test_the_next_read_runs_while_a_batch_is_in_use(data, reads):
 
     Dataset.read = watched
     try:
-        batches = Scan(0).batches(data, 0, N, 10)
+        batches = CachedChunkReader(0).batches(data, 0, N, 10)
         next(batches)
         assert second.wait(30)
         assert max(a for a, _ in reads) <= 20  # one ahead, not more
@@ -69,7 +69,7 @@ def test_the_next_read_runs_while_a_batch_is_in_use(data, reads):
 
 
 def test_what_fits_is_read_once_and_what_does_not_is_never_thrown_out_for_it(data, reads):
-    scan = Scan(70 * ROW)
+    scan = CachedChunkReader(70 * ROW)
     spans = [(0, 30), (30, 60), (60, N)]
     for _ in range(3):
         for a, b in spans:
@@ -80,7 +80,7 @@ def test_what_fits_is_read_once_and_what_does_not_is_never_thrown_out_for_it(dat
 
 
 def test_another_run_takes_the_room_of_the_last(data, reads):
-    scan = Scan(70 * ROW)
+    scan = CachedChunkReader(70 * ROW)
     list(scan.batches(data, 0, 60, 10, tag="a"))
     list(scan.batches(data, 0, 60, 10, tag="b"))
     before = len(reads)
@@ -90,7 +90,7 @@ def test_another_run_takes_the_room_of_the_last(data, reads):
 
 
 def test_what_is_kept_cannot_be_written_to(data):
-    scan = Scan(10**6)
+    scan = CachedChunkReader(10**6)
     for _ in range(2):
         rows = next(scan.batches(data, 0, N, 10))
         with pytest.raises(ValueError, match="read-only"):
@@ -100,7 +100,7 @@ def test_what_is_kept_cannot_be_written_to(data):
 def test_a_bad_chunk_is_named_and_nothing_of_the_span_is_kept(data, tmp_path):
     path = tmp_path / "d/train/x/c/5/0"
     path.write_bytes(path.read_bytes()[:-1])
-    scan = Scan(10**6)
+    scan = CachedChunkReader(10**6)
     batches = scan.batches(data, 0, N, 10)
     for _ in range(4):
         next(batches)

@@ -131,7 +131,7 @@ def test_a_run_trains_and_its_learners_job_may_be_cancelled(slurm: LocalSlurm, l
     """scancel: the learner commits in its grace, a new job goes on from that very step."""
     with queue(logs) as (cluster, client):
         run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
-        until(lambda: run.latest.get("scored_examples", 0) and run.latest["step"] > 50, "scores and steps", logs)
+        until(lambda: run.latest.get("examples_scored", 0) and run.latest["step"] > 50, "scores and steps", logs)
         (first,) = cluster.job_id("learner")
         slurm.run("scancel", first)
         (second,) = until(lambda: [j for j in cluster.job_id("learner") if j != first], "a new learner's job", logs)
@@ -209,7 +209,7 @@ def test_adapt_up_and_down_without_touching_the_learner(slurm: LocalSlurm, logs,
         cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2, need=need)
         run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
         until(lambda: len(present(client)) == 3, "up to two scorers", logs)
-        until(lambda: run.latest.get("scored_examples", 0), "scores", logs)
+        until(lambda: run.latest.get("examples_scored", 0), "scores", logs)
         need.says = 0
         until(lambda: list(present(client)) == ["learner"], "down to none", logs)
         need.says = 1
@@ -255,5 +255,5 @@ def test_the_command_trains_on_slurm_by_the_example(slurm: LocalSlurm, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["steps"] == 300
-    assert summary["scored"] > 0
+    assert summary["examples_scored"] > 0
     until(lambda: slurm.jobs() == [], "the command leaves no job")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from dask_isgd.errors import ConfigError, LearnerFenced, RunExistsError, RunMismatchError, RunNotFoundError
+from dask_isgd.errors import ConfigError, LeaseLostError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage import RunDirectory
 
 DOCUMENT = {"config": {"steps": 10}, "fingerprint": [1, 2]}
@@ -69,7 +69,7 @@ def test_overwrite_begins_anew_and_touches_nothing_foreign(rundir):
     assert rundir.folder.names() == ["leases", "notes.txt", "run.json"]
     assert rundir.control() == {"want": "run"}
     assert rundir.leases().acquire({}) == old + 1
-    with pytest.raises(LearnerFenced):  # a learner of the old run that still lives
+    with pytest.raises(LeaseLostError):  # a learner of the old run that still lives
         rundir.leases().check(old)
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from processes import start
 
-from dask_isgd.errors import LearnerFenced
+from dask_isgd.errors import LeaseLostError
 from dask_isgd.storage import Leases
 
 
@@ -19,7 +19,7 @@ def test_one_after_the_other(home):
     assert leases.owner(2) == {"host": "b"}
     assert leases.folder.names()[0] == "learner-0001.json"
     leases.check(3)
-    with pytest.raises(LearnerFenced, match="incarnation 2 is fenced: incarnation 3"):
+    with pytest.raises(LeaseLostError, match="incarnation 2 is fenced: incarnation 3"):
         leases.check(2)
     with pytest.raises(KeyError, match="never taken"):
         leases.owner(4)

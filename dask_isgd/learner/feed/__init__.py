@@ -2,6 +2,6 @@
 
 from dask_isgd.learner.feed.open import open_feed, open_source
 from dask_isgd.learner.feed.prefetch import Feed, Minibatch
-from dask_isgd.learner.feed.source import Draws, Run, Source
+from dask_isgd.learner.feed.source import Draws, RowRange, Source
 
-__all__ = ["Draws", "Feed", "Minibatch", "Run", "Source", "open_feed", "open_source"]
+__all__ = ["Draws", "Feed", "Minibatch", "RowRange", "Source", "open_feed", "open_source"]

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
-from dask_isgd.learner.feed.source import Draws, Run
+from dask_isgd.learner.feed.source import Draws, RowRange
 from dask_isgd.sampling import Draw
 from dask_isgd.storage import Dataset, Rows
 
@@ -66,7 +66,7 @@ class ChunkPool:
             for array in dataset.arrays.values()
         ]
         self._edges = np.empty((self.slots, self._rows_a_slot))
-        self._runs: list[Run | None] = [None] * self.slots
+        self._runs: list[RowRange | None] = [None] * self.slots
         self._starts = np.zeros(self.slots, np.int64)
         self._masses = np.zeros(self.slots)
         """(slots,) P_c: what a row's share is multiplied by for its q."""
@@ -76,7 +76,7 @@ class ChunkPool:
         """Chunks loaded so far."""
         self._drawn = self._due = 0.0
         self._readers = ThreadPoolExecutor(_ahead(dataset), thread_name_prefix="isgd-pool")
-        self._coming: deque[tuple[Run, Future[Rows]]] = deque()
+        self._coming: deque[tuple[RowRange, Future[Rows]]] = deque()
         while len(self._coming) < _ahead(dataset):
             self._order()
 

@@ -43,17 +43,17 @@ def open_feed(
     """
     source = open_source(dataset, draws, learning, folder=folder)
     at_hand = source.in_memory and prepare.device.type == "cpu"
-    return Feed(source, prepare, ahead=0 if at_hand or learning.exact else _AHEAD, timeout=timeout)
+    return Feed(source, prepare, ahead=0 if at_hand or learning.synchronous else _AHEAD, timeout=timeout)
 
 
 def open_source(dataset: Dataset, draws: Draws, learning: Learning, *, folder: str | None = None) -> Source:
-    """The fastest way that keeps to ``learning.memory`` and ``learning.disk``; its ``why`` says which and why.
+    """The fastest source within ``learning.cache_memory`` and ``cache_disk``; its ``why`` gives the reason.
 
     In this order: all of it in memory; rows of local uncompressed chunks; a local uncompressed copy in
     ``folder`` (default: the system's temporary one); a pool of resident chunks; the store itself. An
-    exact run takes no pool: which chunks are resident depends on where the run was resumed.
+    synchronous run takes no pool: which chunks are resident depends on where the run was resumed.
     """
-    memory, disk = learning.memory_bytes, learning.disk_bytes
+    memory, disk = learning.cache_memory_bytes, learning.cache_disk_bytes
     size = format_bytes(dataset.nbytes)
     if dataset.nbytes <= memory:
         return InMemory(dataset, draws, f"in memory: {size} of data, {format_bytes(memory)} allowed")
@@ -72,10 +72,10 @@ def open_source(dataset: Dataset, draws: Draws, learning: Learning, *, folder: s
             room = str(error)
     why = f"{why}, and the disk will not do ({room})"
     slots = slots_within(dataset, memory)
-    if slots >= LEAST_SLOTS and not learning.exact:
+    if slots >= LEAST_SLOTS and not learning.synchronous:
         chosen = f"pool of {slots} resident chunks of {dataset.n_chunks}, unbiased, steps dependent: {why}"
         return ChunkPool(dataset, draws, chosen, memory=memory, seed=learning.seed)
-    reason = "an exact run takes no pool" if learning.exact else f"{slots} chunks fit, too few for a pool"
+    reason = "a synchronous run takes no pool" if learning.synchronous else f"{slots} chunks fit, too few for a pool"
     why = f"rows out of the {kind} store, slow: {why}; {reason}. Allow more memory or disk, or make chunks smaller"
     logger.warning("feed: %s", why)
     return FromStore(dataset, draws, why)

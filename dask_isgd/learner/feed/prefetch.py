@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dask_isgd.core.batch import Array, Prepare, as_tensor
-from dask_isgd.errors import WaitTimeout
+from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.learner.feed.source import Source
 from dask_isgd.sampling import Draw
 
@@ -56,7 +56,7 @@ class Feed:
     def __call__(self, step: int, until: int) -> Minibatch:
         """The minibatch of ``step``; nothing is drawn ahead for ``until`` or later.
 
-        Raises whatever drawing or reading raised, at the step it happened for; WaitTimeout.
+        Raises whatever drawing or reading raised, at the step it happened for; WaitTimeoutError.
         """
         if self._ahead == 0:
             return self._make(step)
@@ -67,7 +67,7 @@ class Feed:
         try:
             item = self._ready.get(timeout=self._timeout)
         except queue.Empty:
-            raise WaitTimeout(
+            raise WaitTimeoutError(
                 f"step {step}: no minibatch within {self._timeout:g} s; is the data's store slow?"
             ) from None
         if isinstance(item, BaseException):

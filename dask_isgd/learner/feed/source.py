@@ -13,7 +13,7 @@ from dask_isgd.sampling import Draw
 from dask_isgd.storage import Rows
 
 
-class Run(NamedTuple):
+class RowRange(NamedTuple):
     """Neighbouring examples, picked with the probability that one of them is drawn."""
 
     start: int
@@ -30,7 +30,7 @@ class Draws(Protocol):
     def draw(self, step: int) -> Draw:
         """The minibatch of a step."""
 
-    def run(self, size: int, generator: np.random.Generator) -> Run:
+    def run(self, size: int, generator: np.random.Generator) -> RowRange:
         """The run of ``size`` examples, on the grid of ``size``, around one example that is drawn."""
 
     def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
