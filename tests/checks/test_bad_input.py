@@ -98,7 +98,7 @@ class TestSettings:
         with pytest.raises(ConfigError) as caught:
             check(tmp_path, learning=isgd.Learning(steps=1, device="gpu"), scoring=isgd.Scoring(chunk_size=15))
         assert "Learning.device: got 'gpu'" in str(caught.value)
-        assert "Scoring.chunk_size: got 15, wanted a multiple of the dataset's chunk of 10" in str(caught.value)
+        assert "Scoring.chunk_size: got 15, wanted a multiple of 10" in str(caught.value)
 
     def test_a_synchronous_run_skips_no_chunk(self, tmp_path):
         with pytest.raises(ConfigError, match="skip_bad_chunks: got True, wanted False"):
