@@ -87,7 +87,7 @@ class Checkpointer:
             return
         tensors = models.from_arrays(found.tensors, found.state["dtypes"])
         self._trainer.restore(tensors, found.state["trainer"])
-        self._drawing.restore(found.state["drawing"])
+        self._drawing.monitor.restore(found.state["drawing"])
         self.step, self._seconds, self.newest = found.step, float(found.state["seconds"]), found.name
         self.finished = bool(found.state["finished"]) and found.step >= self.spec.learning.steps
 
@@ -158,7 +158,7 @@ class Checkpointer:
             "seconds": self.seconds(),
             "seed": self.spec.learning.seed,
             "trainer": self._trainer.state(),
-            "drawing": self._drawing.state(),
+            "drawing": self._drawing.monitor.state(),
             "finished": finished,
         }
 

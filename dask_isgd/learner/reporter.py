@@ -16,7 +16,7 @@ from dask_isgd.learner.trainer import Step
 SAID = (
     *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
     *("mean_gradient_sq_norm", "variance_ideal", "variance_stale", "variance_uniform"),
-    *("gain", "candidate_gain", "chunk_gain", "ideal_gain", "gate"),
+    *("gain", "candidate_gain", "ideal_gain", "gate"),
     *("ess_fraction", "largest_coefficient", "mean_weight", "scored_fraction", "mean_age", "max_age"),
 )
 """What of a row is announced: an event stays below a kilobyte."""
