@@ -19,9 +19,9 @@ class Feedback:
         """(n_chunks,) least step among the marked, NaN: none is."""
 
     @property
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Everything that changes, by name."""
-        return {"feedback_bits": self.bits, "feedback_oldest": self.oldest}
+    def arrays(self) -> list[NDArray[np.generic]]:
+        """Everything that changes."""
+        return [self.bits, self.oldest]
 
     def mark(self, indices: Integers, step: int) -> None:
         """Remember that ``indices`` were seen at ``step``."""

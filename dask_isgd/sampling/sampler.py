@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_isgd.config import Sampling
-from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError, RunMismatchError
+from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError
 from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
@@ -74,7 +72,7 @@ class ImportanceSampler:
     def nbytes(self) -> int:
         """Bytes held."""
         proposals = [p for p in (self._settled, self._last) if p is not None]
-        held = [*self._arrays.values(), self._weights.lengths, *(a for p in proposals for a in (p.shift, p.edges))]
+        held = [*self._arrays, self._weights.lengths, *(a for p in proposals for a in (p.shift, p.edges))]
         for ageing in (self._ageing, *(p.ageing for p in proposals)):
             held += [] if ageing is None else [a for a in vars(ageing).values() if isinstance(a, np.ndarray)]
         return sum({id(array): array.nbytes for array in held}.values())
@@ -276,47 +274,12 @@ class ImportanceSampler:
             "ideal_gain": squares / max(1, known) / mean**2 if mean else 1.0,
         }
 
-    def ages(self, step: int) -> tuple[Integers, Floats]:
-        """Histogram of the examples' ages at ``step``: the upper ends of the bins, in steps, and shares of N.
-
-        Bins end at 1, 2, 4, 8 …; an age is in the first that ends above it. Examples never scored are in none.
-        """
-        seen = ~np.isnan(self.versions)
-        age = np.maximum(0.0, step - self.versions[seen])
-        bins = np.frexp(np.floor(age))[1]
-        shares = np.bincount(bins, weights=self._weights.lengths[seen] / self.n)
-        return np.asarray(2 ** np.arange(len(shares))), np.asarray(shares, np.float64)
-
-    def state(self) -> dict[str, NDArray[np.generic] | float]:
-        """Everything needed to go on bit for bit: copies of arrays, and plain numbers."""
-        numbers: dict[str, float] = {"step": self._step, "warned": float(self._warned), **self._shape()}
-        return {**{name: array.copy() for name, array in self._arrays.items()}, **numbers}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state()`` of a sampler of the same n, chunk_size and power."""
-        shape = self._shape()
-        differing = [f"{key}: got {state[key]}, wanted {here}" for key, here in shape.items() if state[key] != here]
-        if differing:
-            raise RunMismatchError(
-                "the sampler's state is of another run: "
-                + "; ".join(differing)
-                + "; resume with the run's own settings"
-            )
-        for name, array in self._arrays.items():
-            array[...] = state[name]
-        self._weights.restored()
-        self._step, self._warned = int(state["step"]), bool(state["warned"])
-        self._left_out()
-
     # Inside
 
     @property
-    def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        return (
-            self._weights.arrays
-            | self._feedback.arrays
-            | {"versions": self.versions, "age": self._age, "out": self._out}
-        )
+    def _arrays(self) -> list[NDArray[np.generic]]:
+        """Everything that changes."""
+        return [*self._weights.arrays, *self._feedback.arrays, self.versions, self._age, self._out]
 
     def _proposal(self) -> Proposal:
         if self._settled is None:
@@ -341,9 +304,6 @@ class ImportanceSampler:
         u = self._weights.raised(self._weights.chunk(chunk).astype(np.float64))
         u[np.isnan(u)] = proposal.fill
         return np.asarray(proposal.scale[chunk] * u + proposal.shift[chunk])
-
-    def _shape(self) -> dict[str, float]:
-        return {"n": self.n, "chunk_size": self.chunk_size, "exponent": float(self.sampling.exponent)}
 
     def _checked(self, indices: ArrayLike) -> Integers:
         wanted = np.asarray(indices, np.int64)

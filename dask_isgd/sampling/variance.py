@@ -100,23 +100,6 @@ def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm:
     return _variance(SecondMoments(g.mean() ** 2, s.mean() * (g * g / s).mean(), (g * g).mean()), mean_gradient_norm**2)
 
 
-def from_draws(norms: ArrayLike, coefficients: ArrayLike, mean_gradient_sq_norm: float) -> Variance:
-    """The traces estimated from one weighted minibatch of M ≥ 2 examples, without another pass over the data.
-
-    ``norms`` (M,) fresh norms of the examples drawn, ``coefficients`` (M,) c they were drawn with,
-    ``mean_gradient_sq_norm`` an estimate of ||μ||². Each second moment is unbiased for independent draws: the
-    stale one is the mean of (c||g||)², uniform's of c||g||², and the ideal one, the square of
-    E c||g||, is taken from the products of different draws.
-    """
-    g, c = _minibatch(norms, coefficients)
-    m = len(g)
-    if m < 2:
-        raise ValueError(f"got {m} draw, wanted at least 2; a single draw cannot tell ideal from stale")
-    x = c * g
-    ideal = (x.sum() ** 2 - (x * x).sum()) / (m * (m - 1))
-    return _variance(SecondMoments(ideal, (x * x).mean(), (x * g).mean()), mean_gradient_sq_norm)
-
-
 def from_chunk_sums(
     norms: ArrayLike,
     squares: ArrayLike,

@@ -60,17 +60,10 @@ class WeightBlocks:
         self._touched: list[Integers] = []
 
     @property
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Everything that changes, by name; settled."""
-        self._settle()
-        levels = {"sums": self.sums, "scored": self.scored, "squares": self._squares, "lowest": self._lowest}
-        levels |= {f"norms_{i}": level for i, level in enumerate(self._norms, 1)}
-        parts = {
-            f"{name}_{part}": getattr(level, part)
-            for name, level in levels.items()
-            for part in ("blocks", "groups", "chunks")
-        }
-        return {"values": self.values, **parts}
+    def arrays(self) -> list[NDArray[np.generic]]:
+        """Everything that changes."""
+        trees = (self.sums, self.scored, self._squares, self._lowest, *self._norms)
+        return [self.values, *(level for tree in trees for level in (tree.blocks, tree.groups, tree.chunks))]
 
     @property
     def squares(self) -> Floats:
@@ -83,11 +76,6 @@ class WeightBlocks:
         """(K,) the least u, infinite where nothing is scored."""
         self._settle()
         return self.raised(self._lowest.chunks.astype(np.float64))
-
-    def restored(self) -> None:
-        """After ``arrays`` were written from outside."""
-        self.unscored = self.n - int(self.scored.chunks.sum())
-        self._touched = []
 
     def norm_sums(self) -> tuple[float, float]:
         """Σ w and Σ w² over the scored."""

@@ -15,7 +15,6 @@ from dask_isgd.errors import (
     EmptyDatasetError,
     LengthMismatchError,
     NonFiniteNormsError,
-    RunMismatchError,
 )
 from dask_isgd.sampling import Draw, ImportanceSampler
 from dask_isgd.sampling import sampler as sampler_module
@@ -204,7 +203,7 @@ def test_extreme_weights_never_leave_the_range(weights, exponent, chunk_size):
     ends = [0.0, 5e-324, 1e-300, 1e-16, 0.5, 1 - 1e-16, np.nextafter(1, 0)]
     for drawn in (
         sampler.draw(1000, np.random.default_rng(0)),
-        ImportanceSampler.draw(_independent(sampler), len(ends), Positions(ends)),
+        sampler.draw(len(ends), Positions(ends), "independent"),
     ):
         assert drawn.indices.min() >= 0
         assert drawn.indices.max() < 7
@@ -213,13 +212,6 @@ def test_extreme_weights_never_leave_the_range(weights, exponent, chunk_size):
     assert (sampler.probabilities() > 0).all()
     assert abs(sampler.probabilities().sum() - 1) < 1e-12
     assert all(np.isfinite(list(sampler.stats(0).values())))
-
-
-def _independent(sampler):
-    other = ImportanceSampler(sampler.n, sampler.chunk_size, Sampling(scheme="independent", smoothing=0.0))
-    if sampler.sampling.exponent == 1:
-        other.restore(sampler.state())
-    return other
 
 
 def test_largest_coefficient_is_bounded_at_every_draw():
@@ -307,14 +299,15 @@ def test_a_bad_norm_keeps_the_former_weight_and_is_logged(bad, caplog):
 
 def test_a_chunk_with_more_than_one_bad_norm_in_a_hundred_is_refused_whole():
     sampler = sampler_of(np.ones(200), 200)
-    before = sampler.state()
+    before = [array.copy() for array in sampler._arrays]
     fresh = np.full(200, 2.0)
     fresh[:3] = np.nan
     with pytest.raises(NonFiniteNormsError, match=r"chunk 0 at version 3: got 3 of 200"):
         sampler.update(0, fresh, 3)
     with pytest.raises(NonFiniteNormsError, match="200 of 200"):
         sampler.update(0, np.full(200, np.nan), 3)
-    _same(before, sampler.state())
+    for array, former in zip(sampler._arrays, before, strict=True):
+        np.testing.assert_array_equal(array, former)
 
 
 @pytest.mark.parametrize(
@@ -359,14 +352,14 @@ def test_ema_decay_gives_the_root_mean_square_of_norms_seen():
     """w² ← m w² + (1 - m) ||g||², by scores and by feedback; the first norm counts whole."""
     m = 0.75
     sampler = sampler_of([3.0, 4.0, 0.0], 3, smoothing=0.0, ema_decay=m)
-    np.testing.assert_allclose(sampler.state()["values"], [3, 4, 0])
+    np.testing.assert_allclose(sampler._weights.values, [3, 4, 0])
     sampler.update(0, [1.0, 4.0, 2.0], 1)
-    np.testing.assert_allclose(sampler.state()["values"], [np.sqrt(m * 9 + (1 - m)), 4, 1], rtol=1e-6)
+    np.testing.assert_allclose(sampler._weights.values, [np.sqrt(m * 9 + (1 - m)), 4, 1], rtol=1e-6)
     sampler.feedback([2], [7.0], 2)
-    np.testing.assert_allclose(sampler.state()["values"][2], np.sqrt(m + (1 - m) * 49), rtol=1e-6)
+    np.testing.assert_allclose(sampler._weights.values[2], np.sqrt(m + (1 - m) * 49), rtol=1e-6)
     other = ImportanceSampler(3, 3, Sampling(ema_decay=m))
     other.feedback([1], [5.0], 0)
-    np.testing.assert_array_equal(other.state()["values"], [np.nan, 5, np.nan])
+    np.testing.assert_array_equal(other._weights.values, [np.nan, 5, np.nan])
 
 
 def test_a_draw_can_be_spread_in_another_way_than_the_settings_say():
@@ -505,19 +498,6 @@ def test_stats_against_brute_force():
     assert empty["scored_fraction"] == 0
 
 
-def test_histogram_of_ages():
-    """40 examples of age 0, 40 of 1, 20 of 5, and 40 never scored."""
-    sampler = ImportanceSampler(140, 40, Sampling())
-    for chunk, version in ((0, 12), (1, 11), (3, 7)):
-        sampler.update(chunk, np.ones(sampler.weights(chunk).size), version)
-    ends, shares = sampler.ages(12)
-    np.testing.assert_array_equal(ends, [1, 2, 4, 8])
-    np.testing.assert_allclose(shares, np.array([40, 40, 0, 20]) / 140)
-    ends, shares = ImportanceSampler(3, 2, Sampling()).ages(5)
-    assert len(ends) == len(shares)
-    assert shares.sum() == 0
-
-
 @pytest.mark.parametrize(
     ("settings", "share"),
     [
@@ -536,46 +516,6 @@ def test_share_of_the_proposal_that_is_uniform(settings, share):
     if not sampler.sampling.uniform:
         assert 100 * sampler.probabilities([7])[0] == pytest.approx(share, rel=1e-9)
     assert ImportanceSampler(3, 2, Sampling()).uniform_share == 1.0
-
-
-def test_state_and_restore_continue_bit_for_bit():
-    settings = Sampling(smoothing=0.1, half_life_steps=9.0, ess_fraction=0.7)
-
-    def go_on(sampler, rng):
-        seen = []
-        for step in range(20, 40):
-            drawn = sampler.draw(32, rng)
-            sampler.feedback(drawn.indices, rng.exponential(size=32), step)
-            chunk = int(rng.integers(sampler.n_chunks))
-            sampler.update(chunk, rng.exponential(size=sampler.weights(chunk).size), step - 3)
-            sampler.refresh(step)
-            seen += [*drawn, np.array(list(sampler.stats(step).values()))]
-        return seen
-
-    rng = np.random.default_rng(11)
-    first = ImportanceSampler(1000, 300, settings)
-    go_on(first, rng)
-    state, bits = first.state(), rng.bit_generator.state
-    second = ImportanceSampler(1000, 300, settings)
-    second.restore(state)
-    here = go_on(first, rng)
-    rng.bit_generator.state = bits
-    there = go_on(second, rng)
-    for a, b in zip(here, there, strict=True):
-        np.testing.assert_array_equal(a, b)
-    _same(first.state(), second.state())
-
-
-def test_state_is_a_copy_and_of_this_sampler_only():
-    sampler = sampler_of(np.ones(10), 3)
-    state = sampler.state()
-    sampler.update(0, [5.0, 5, 5], 1)
-    assert np.nanmax(state["values"]) == 1
-    assert all(isinstance(value, (np.ndarray, int, float)) for value in state.values())
-    with pytest.raises(RunMismatchError, match="n: got 10, wanted 11"):
-        ImportanceSampler(11, 3, Sampling()).restore(state)
-    with pytest.raises(RunMismatchError, match=r"exponent: got 1.0, wanted 2.0"):
-        ImportanceSampler(10, 3, Sampling(exponent=2.0)).restore(state)
 
 
 def test_sums_do_not_drift():
@@ -624,9 +564,3 @@ def test_probabilities_of_some_are_those_of_all():
 def test_mistakes_are_named(mistake, error, match):
     with pytest.raises(error, match=match):
         mistake()
-
-
-def _same(one, other):
-    assert one.keys() == other.keys()
-    for key in one:
-        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
