@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError
-from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
 from dask_isgd.sampling.proposal import Ageing, Proposal, flat, propose
@@ -59,8 +58,6 @@ class ImportanceSampler:
         self._step = 0
         self._ageing: Ageing | None = None
         self._settled: Proposal | None = None
-        self._last: Proposal | None = None
-        """What was settled last; weights may have changed since."""
         self._warned = False
 
     @property
@@ -71,9 +68,10 @@ class ImportanceSampler:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        proposals = [p for p in (self._settled, self._last) if p is not None]
-        held = [*self._arrays, self._weights.lengths, *(a for p in proposals for a in (p.shift, p.edges))]
-        for ageing in (self._ageing, *(p.ageing for p in proposals)):
+        held, settled = [*self._arrays, self._weights.lengths], self._settled
+        if settled is not None:
+            held += [settled.shift, settled.edges]
+        for ageing in (self._ageing, None if settled is None else settled.ageing):
             held += [] if ageing is None else [a for a in vars(ageing).values() if isinstance(a, np.ndarray)]
         return sum({id(array): array.nbytes for array in held}.values())
 
@@ -163,11 +161,11 @@ class ImportanceSampler:
         w = self._weights
         ageing = Ageing(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._out)
         self._even = flat(ageing, blank=False) if self._out.any() else None
-        self._ageing = self._settled = self._last = None
+        self._ageing = self._settled = None
 
     # Learning the weights
 
-    def update(self, chunk: int, weights: ArrayLike, version: int) -> ChunkSums:
+    def update(self, chunk: int, weights: ArrayLike, version: int) -> int:
         """Replace one chunk's weights by norms scored at ``version``; O(chunk).
 
         ``weights`` (chunk_len,): a norm that is NaN, infinite (in float32) or negative leaves that example's
@@ -178,8 +176,7 @@ class ImportanceSampler:
         otherwise: a kept weight is never older than its chunk's version says, at the price of
         losing feedback a little newer than the scores when feedback and scores interleave.
 
-        The sums are against the chunk's present weights in the proposal that was settled last, by a draw as a
-        rule, in units of its mean, the ``drop`` policy aside.
+        Returns how many norms were NaN, infinite or negative, and therefore ignored.
         """
         self._check_chunk(chunk)
         former = self._weights.chunk(chunk)
@@ -198,16 +195,12 @@ class ImportanceSampler:
             )
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
-        # not settled anew: that is O(chunks), and many are updated between two draws
-        last = self._last or self._proposal()
-        proposal = self._chunk_weights(chunk, last)[good] * (last.count / last.total)
-        sums = ChunkSums.of(fresh[good].astype(np.float64), proposal, bad)
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
         self._weights.put(chunk, np.where(replaced, self._blended(former, fresh), former))
         self.versions[chunk] = version
         self._age[chunk] = max(0, self._step - version)
         self._ageing = self._settled = None
-        return sums
+        return bad
 
     def feedback(self, indices: ArrayLike, norms: ArrayLike, step: int) -> int:
         """Norms (B,) of examples ``indices`` (B,) from the learner's own pass at ``step``; O(blocks touched).
@@ -286,7 +279,7 @@ class ImportanceSampler:
             w = self._weights
             if self._ageing is None:
                 self._ageing = Ageing(self.sampling, w.lengths, w.scored.chunks, self._age, self._out)
-            self._settled = self._last = propose(self.sampling, self._ageing, w.sums.chunks, lambda: w.squares)
+            self._settled = propose(self.sampling, self._ageing, w.sums.chunks, lambda: w.squares)
             if self._settled.blank and not self._warned:
                 logger.warning("all weights are zero: drawing uniformly until a norm is not")
                 self._warned = True

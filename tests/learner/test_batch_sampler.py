@@ -68,5 +68,5 @@ def test_what_scoring_lets_pass_the_sampler_takes():
     norms = np.ones(10, np.float32)
     norms[3] = np.nan
     sampler = ImportanceSampler(10, 10, Sampling())
-    assert sampler.update(0, norms, 1).bad == 1
+    assert sampler.update(0, norms, 1) == 1
     assert np.isfinite(sampler.probabilities()).all()
