@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_isgd.config import Sampling
-from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError
+from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
+from dask_isgd.sampling.bad_norms import check_norms, is_bad
 from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
 from dask_isgd.sampling.feedback import Feedback
 from dask_isgd.sampling.proposal import Ageing, Proposal, flat, propose
@@ -18,8 +19,6 @@ from dask_isgd.sampling.weight_blocks import WeightBlocks
 
 logger = logging.getLogger("dask_isgd.sampling")
 
-BAD_SHARE = 0.01
-"""Share of a chunk's norms that may be NaN, infinite or negative before it is an error."""
 _SLICE = 4096
 """Examples whose probabilities are computed at once."""
 
@@ -186,13 +185,8 @@ class ImportanceSampler:
             raise LengthMismatchError(
                 f"chunk {chunk}: got weights of shape {fresh.shape}, wanted {former.shape}; pass one norm an example"
             )
-        good = np.isfinite(fresh) & (fresh >= 0)
+        good = ~check_norms(fresh, f"chunk {chunk} at version {version}", chunk * self.chunk_size)
         bad = int(len(fresh) - good.sum())
-        if bad > max(1.0, BAD_SHARE * len(fresh)):
-            raise NonFiniteNormsError(
-                f"chunk {chunk} at version {version}: got {bad} of {len(fresh)} norms NaN, infinite or negative, "
-                f"wanted at most {BAD_SHARE:.0%}; lower the learning rate or check the data of this chunk"
-            )
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
@@ -215,7 +209,7 @@ class ImportanceSampler:
                 f"feedback: got norms of shape {fresh.shape} for indices of shape {wanted.shape}, "
                 "wanted one norm an index; pass the whole minibatch"
             )
-        good = np.isfinite(fresh) & (fresh >= 0)
+        good = ~is_bad(fresh)
         bad = 0 if good.all() else int(len(fresh) - good.sum())
         if bad:
             logger.warning("step %d: %d of %d norms of the minibatch are bad and ignored", step, bad, len(fresh))
