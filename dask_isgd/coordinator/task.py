@@ -158,7 +158,7 @@ class Coordinator:
             if self.ended is not None and event.incarnation > self.ended.incarnation:
                 self.ended = None  # it has a successor; its own last publication may be heard after its end
             # gone with its holder: to ask for it would be an error in the scheduler's log
-            self._published = self.scorers.knows(event.address)
+            self._published = self.scorers.has_worker(event.address)
             self.final = self.final or event.final
         elif isinstance(event, Progress):
             self.scorers.learner, self.step = event.address, event.step
@@ -208,7 +208,7 @@ class Coordinator:
 
     def _room(self) -> int:
         """Scoring tasks to submit now: what scorers can hold, or a probe while the gate is closed."""
-        share = self.neighbours.share(self.scorers.room())
+        share = self.neighbours.share(self.scorers.capacity())
         if self._probing is None:
             return share - len(self.flight)
         return may_start(

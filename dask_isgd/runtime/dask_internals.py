@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from dask.typing import Key
@@ -32,6 +33,32 @@ def task_status(worker: Worker, key: Key) -> TaskStatus:
         return "leaving"
     task = worker.state.tasks.get(key)
     return "wanted" if task is not None and task.state in ("executing", "long-running") else "cancelled"
+
+
+def task_edits() -> SimpleNamespace:
+    """Return functions that judge and change a task in the scheduler's process, for a plugin.
+
+    They are defined here so that they are sent by value: the scheduler may lack this package.
+    """
+
+    def given_up(scheduler: Any, task: Any) -> bool:
+        """Whether Dask has failed the task because too many of its workers died."""
+        return bool(task.suspicious > scheduler.allowed_failures)
+
+    def reset_deaths(task: Any) -> None:
+        """Set the number of workers that died with the task to 0; Dask itself never does."""
+        task.suspicious = 0
+
+    def accept_any_worker(task: Any) -> None:
+        """Let any worker that joins take a task that only prefers some and has none.
+
+        Dask wakes such a task for the workers it names and no others. Restarted under new addresses,
+        they never come back, and the task would wait for ever (seen in 2026.8.0).
+        """
+        if task.loose_restrictions:
+            task.worker_restrictions = set()
+
+    return SimpleNamespace(given_up=given_up, reset_deaths=reset_deaths, accept_any_worker=accept_any_worker)
 
 
 def close_key_files(cluster: Any) -> None:

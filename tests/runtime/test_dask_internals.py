@@ -8,7 +8,7 @@ import pytest
 from distributed import Client, LocalCluster, get_worker
 
 from dask_isgd.runtime.dask_internals import task_status
-from dask_isgd.runtime.scheduler_plugin import keep
+from dask_isgd.runtime.scheduler_plugin import guard_run
 
 WAIT = 60
 
@@ -65,16 +65,16 @@ def test_a_task_learns_that_its_worker_leaves(client):
     future.release()
 
 
-def test_the_scheduler_takes_the_keeper_and_drops_it_with_its_tasks(client):
-    keep(client, "r", "isgd-r", 1, {"learner": ("learn-r", 1), "coordinator": ("coordinate-r", 1)})
+def test_the_scheduler_takes_the_guard_and_drops_it_with_its_tasks(client):
+    guard_run(client, "r", "isgd-r", 1, {"learner": ("learn-r", 1), "coordinator": ("coordinate-r", 1)})
     scheduler = client.cluster.scheduler
     assert "isgd-r-1" in scheduler.plugins
-    keeper = scheduler.plugins["isgd-r-1"]
+    guard = scheduler.plugins["isgd-r-1"]
     futures = [client.submit(_wait, key=(f"{part}-r", 1), pure=False) for part in ("learn", "coordinate")]
     assert begun.wait(WAIT)
     workers = list(scheduler.workers.values())
-    learner = keeper.where[("learn-r", 1)]
-    assert learner not in [w.address for w in keeper.valid_workers_downscaling(scheduler, workers)]
+    learner = guard.addresses[("learn-r", 1)]
+    assert learner not in [w.address for w in guard.valid_workers_downscaling(scheduler, workers)]
     gate.set()
     for future in futures:
         future.result(timeout=WAIT)
@@ -93,7 +93,7 @@ def test_a_task_that_only_prefers_workers_wakes_for_any_other():
         LocalCluster(n_workers=0, threads_per_worker=1, processes=False, **options) as cluster,
         Client(cluster) as client,
     ):
-        keep(client, "q", "isgd-q", 1, {"learner": ("learn-q", 1)})
+        guard_run(client, "q", "isgd-q", 1, {"learner": ("learn-q", 1)})
         soft = {"workers": ["tcp://127.0.0.1:1"], "allow_other_workers": True}
         future = client.submit(int, key=("learn-q", 1), pure=False, **soft)
         cluster.scale(1)
@@ -109,7 +109,7 @@ def _wait() -> None:
     gate.wait(WAIT)
 
 
-def test_what_the_keeper_touches_is_there(client):
+def test_what_the_guard_touches_is_there(client):
     from distributed.scheduler import TaskState
 
     assert "suspicious" in TaskState.__slots__
