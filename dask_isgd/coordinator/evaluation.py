@@ -95,7 +95,7 @@ class Evaluator:
 
     def land(self) -> Iterator[Evaluated]:
         """Versions whose evaluation is complete by now."""
-        for landed in self._flight.landed():
+        for landed in self._flight.completed():
             if self._now is None or landed.order != self._now.order:
                 continue
             if isinstance(landed.result, Evaluation):

@@ -133,7 +133,7 @@ class Coordinator:
         if time.monotonic() - self._heard > _SILENCE:
             self._heard = time.monotonic()
             self.events.catch_up()
-        for landed in self.flight.landed():
+        for landed in self.flight.completed():
             self._land(landed)
         for what in self.evaluations.land():
             self._say(

@@ -34,7 +34,7 @@ def over(flight: InFlightTasks, count: int) -> dict[int, object]:
     deadline = time.monotonic() + WAIT
     while len(found) < count:
         assert time.monotonic() < deadline
-        found.update((landed.chunk, landed) for landed in flight.landed())
+        found.update((task.chunk, task) for task in flight.completed())
         time.sleep(0.01)
     return found
 
