@@ -16,6 +16,7 @@ from dask_isgd.events import Event, Fault, Published
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.snapshots import Snapshots
+from dask_isgd.runtime import codec
 from dask_isgd.runtime.parameters import publish
 
 
@@ -37,7 +38,7 @@ class Publisher:
     ) -> None:
         self._spec, self._client, self._recovery, self._say = spec, client, recovery, say
         self._address, self._timeout = address, timeout
-        self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots()
+        self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots(codec.pack)
         self._held: deque[Future[Any]] = deque(maxlen=2)
         self._last = time.monotonic()
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from distributed import Client
+from torch import nn
 
+import dask_isgd as isgd
+from dask_isgd.checks.request import check, create
+from dask_isgd.core import models
+from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import LeaseLostError
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.departure import _LOOK, DepartureWatcher
-from dask_isgd.storage import RunDirectory
+from dask_isgd.learner.reporter import COLUMNS
+from dask_isgd.learner.trainer import Trainer
+from dask_isgd.storage import Dataset, RunDirectory, write_dataset
 from dask_isgd.storage.run import leases
 
-GRACE = 35.0
+GRACE, WAIT = 35.0, 120
 
 
 class Clock:
@@ -119,3 +131,90 @@ def test_the_lookout_looks_by_itself_and_gives_its_word_once(tmp_path):
     lookout.close()
     lookout.close()
     assert (tmp_path / "run" / "leases" / "learner-0001.left").exists()
+
+
+# A model whose parameters are bfloat16, which numpy does not know ---------------------------------
+
+
+@pytest.fixture
+def bfloat16_model() -> Callable[[], nn.Module]:
+    """Pickled whole, for the workers cannot import the modules of the tests."""
+
+    def model() -> nn.Module:
+        class ToBfloat16(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x.bfloat16()
+
+        return nn.Sequential(ToBfloat16(), nn.Linear(4, 3).bfloat16())
+
+    return model
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    """Sixty-four examples of three classes."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(64, 4)).astype("f4"), random.integers(0, 3, 64)
+    write_dataset(tmp_path / "data", "train", {"x": x, "y": y}, inputs="x", target="y", chunk_size=16)
+    return Dataset(tmp_path / "data")
+
+
+def learning(**changes) -> isgd.Learning:
+    settings = {"steps": 40, "batch_size": 8, "publish_every": 10, "report_every": 10, "checkpoint_steps": 1}
+    return isgd.Learning(**{**settings, "threads": 1, "momentum": 0.9, **changes})
+
+
+@pytest.fixture
+def spec(data: Dataset, bfloat16_model, tmp_path: Path) -> RunSpec:
+    """A run of such a model, with its directory."""
+    plan = check(bfloat16_model, data, tmp_path / "run", learning=learning())
+    create(plan)
+    return plan.spec
+
+
+def incarnation(spec: RunSpec) -> tuple[Trainer, Checkpointer]:
+    """What a learner trains with, once it has resumed from the latest checkpoint."""
+    trainer = Trainer(models.build(spec.model, 1), spec.loss_function, spec.learning)
+    made = Checkpointer(spec, {}, trainer, BatchSampler(spec), columns=COLUMNS, timeout=WAIT, leaves=lambda: False)
+    return trainer, made
+
+
+def one_step(trainer: Trainer, step: int) -> None:
+    trainer.step(step, (torch.ones(8, 4) * step,), torch.arange(8) % 3, np.ones(8))
+
+
+def test_a_bfloat16_model_resumes_from_a_checkpoint_committed_in_the_background(spec):
+    trainer, checkpointer = incarnation(spec)
+    one_step(trainer, 0)
+    checkpointer.commit_if_due(1)
+    checkpointer.commit_now(1)  # waits for it; there is nothing else to commit
+    checkpointer.close()
+    again, resumed = incarnation(spec)
+    resumed.close()
+    assert resumed.step == 1
+    committed, restored = trainer.tensors(), again.tensors()
+    assert {str(t.dtype) for t in committed.values()} == {"torch.bfloat16"}
+    assert list(restored) == list(committed)
+    for name, tensor in committed.items():
+        assert restored[name].dtype is tensor.dtype
+        assert torch.equal(restored[name], tensor), name
+    for each in (trainer, again):
+        one_step(each, 1)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.tensors().values(), again.tensors().values(), strict=True))
+
+
+def test_a_run_of_a_bfloat16_model_stops_and_resumes(client: Client, data, bfloat16_model, tmp_path):
+    """A synchronous run: it commits the copy that it took when the round began."""
+
+    def fit(steps: int, **changes) -> isgd.Run:
+        settings = learning(steps=steps, synchronous=True)
+        return isgd.fit(client, bfloat16_model, data, tmp_path / "run", learning=settings, **changes)
+
+    run = fit(10**6)
+    checkpoints = run.directory.checkpoints()
+    assert any(checkpoints.names() for _ in run.watch(WAIT))
+    assert run.stop(timeout=WAIT) == "stopped"
+    found = checkpoints.latest()
+    again = fit(found.step + 20, resume=True)
+    assert again.wait(timeout=WAIT)["steps"] == found.step + 20
+    assert {p.dtype for p in again.model().parameters()} == {torch.bfloat16}
