@@ -61,11 +61,11 @@ class Coordinator:
         self.spec, self.worker, self.client, self.key = spec, worker, client, key
         self.timeout = config.seconds("cluster.timeout")
         directory = spec.directory
-        self.leases = directory.leases("coordinator")
         owner = {"key": str(key), "address": worker.address, "host": socket.gethostname(), "pid": os.getpid()}
-        self.incarnation = self.leases.acquire(owner)
+        self.lease = directory.leases("coordinator").acquire(owner)
+        self.incarnation = self.lease.incarnation
         self.events = pubsub.subscribe(client, spec.topic)
-        self.bulletins = ScoreReporter(spec, self.incarnation, self._say, lambda: self.leases.check(self.incarnation))
+        self.bulletins = ScoreReporter(spec, self.incarnation, self._say, self.lease.check)
         self.scorers = ScorerPool(client, spec.scoring)
         self.neighbours = FairShare(client, worker, spec.run)
         self.flight = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)

@@ -54,9 +54,10 @@ class Checkpointer:
     ) -> None:
         self.spec, self._trainer, self._drawing = spec, trainer, drawing
         directory = spec.directory
-        self._leases = directory.leases("learner")
-        self._leases.await_leaving(min(timeout, _GRACE))
-        self.incarnation = self._leases.acquire({**owner, "host": socket.gethostname(), "pid": os.getpid()})
+        leases = directory.leases("learner")
+        leases.await_leaving(min(timeout, _GRACE))
+        self.lease = leases.acquire({**owner, "host": socket.gethostname(), "pid": os.getpid()})
+        self.incarnation = self.lease.incarnation
         self._checkpoints = directory.checkpoints()
         self.step = 0
         """The step gone on from."""
@@ -78,7 +79,7 @@ class Checkpointer:
             attrs={"incarnation": self.incarnation, "start_step": self.step},
         )
         self._write_from = self._began
-        self._lookout = DepartureWatcher(leaves, lambda: self._leases.leaving(self.incarnation))
+        self._lookout = DepartureWatcher(leaves, self.lease.leaving)
         self._lookout.start()
 
     def _restore(self) -> None:
@@ -97,7 +98,7 @@ class Checkpointer:
 
     def check(self) -> None:
         """Raise LeaseLostError if a younger incarnation holds the run."""
-        self._leases.check(self.incarnation)
+        self.lease.check()
 
     def bound(self, step: int) -> None:
         """A round begins at ``step``."""

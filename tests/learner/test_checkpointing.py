@@ -55,11 +55,10 @@ class Leaver:
     """A learner in the middle of a long step when its worker begins to leave."""
 
     def __init__(self, clock: Clock, run: RunDirectory, *, leaves_at: float, step_ends_at: float, looks: bool) -> None:
-        self.run, self.leases = run, run.leases()
-        self.incarnation = self.leases.acquire({})
-        run.checkpoints().commit(100, self.incarnation, {"a": np.zeros(1)}, {})
+        self.run, self.lease = run, run.leases().acquire({})
+        run.checkpoints().commit(100, self.lease.incarnation, {"a": np.zeros(1)}, {})
         self.fenced = False
-        self.lookout = DepartureWatcher(lambda: clock.now >= leaves_at, lambda: self.leases.leaving(self.incarnation))
+        self.lookout = DepartureWatcher(lambda: clock.now >= leaves_at, self.lease.leaving)
         if looks:
             for look in np.arange(0.0, step_ends_at, _LOOK):
                 clock.at(float(look), self.lookout.look)
@@ -69,8 +68,8 @@ class Leaver:
         """What ``Checkpointer.leave`` does once the step is over."""
         self.lookout.say()
         try:
-            self.leases.check(self.incarnation)
-            self.run.checkpoints().commit(137, self.incarnation, {"a": np.ones(1)}, {})
+            self.lease.check()
+            self.run.checkpoints().commit(137, self.lease.incarnation, {"a": np.ones(1)}, {})
         except LeaseLostError:
             self.fenced = True
         finally:
@@ -120,9 +119,8 @@ def test_a_learner_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
 
 
 def test_the_lookout_looks_by_itself_and_gives_its_word_once(tmp_path):
-    mine = RunDirectory(tmp_path / "run").leases()
-    incarnation = mine.acquire({})
-    lookout = DepartureWatcher(lambda: True, lambda: mine.leaving(incarnation))
+    lease = RunDirectory(tmp_path / "run").leases().acquire({})
+    lookout = DepartureWatcher(lambda: True, lease.leaving)
     lookout.start()
     assert lookout._thread is not None
     lookout._thread.join(60)
