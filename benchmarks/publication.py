@@ -62,7 +62,11 @@ def publish_ours(megabytes: float, run: str, versions: int) -> list[tuple[float,
     """In the learner's place: when each version was offered, milliseconds the loop stood still, and of CPU."""
     torch.set_num_threads(1)
     worker, client = get_worker(), get_client()
-    state, snapshots, background = parameters(megabytes), Snapshots(codec.pack), LatestJobWorker("publication", 60)
+    state, snapshots, background = (
+        parameters(megabytes),
+        Snapshots(codec.pack),
+        LatestJobWorker("publication", 60).open(),
+    )
     heard = pubsub.subscribe(client, f"{run}-done")
     rows, held = [], []
     for version in range(versions):

@@ -20,13 +20,13 @@ from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import LeaseLostError
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.checkpointing import Checkpointer
-from dask_isgd.learner.departure import _LOOK, DepartureWatcher
+from dask_isgd.learner.departure import _POLL, GRACE, DepartureWatcher
 from dask_isgd.learner.reporter import COLUMNS
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.storage import Dataset, RunDirectory, write_dataset
 from dask_isgd.storage.run import leases
 
-GRACE, WAIT = 35.0, 120
+WAIT = 120
 
 
 class Clock:
@@ -58,22 +58,22 @@ class Leaver:
         self.run, self.lease = run, run.leases().acquire({})
         run.checkpoints().commit(100, self.lease.incarnation, {"a": np.zeros(1)}, {})
         self.fenced = False
-        self.lookout = DepartureWatcher(lambda: clock.now >= leaves_at, self.lease.leaving)
+        self.watcher = DepartureWatcher(lambda: clock.now >= leaves_at, self.lease.leaving)
         if looks:
-            for look in np.arange(0.0, step_ends_at, _LOOK):
-                clock.at(float(look), self.lookout.look)
+            for look in np.arange(0.0, step_ends_at, _POLL):
+                clock.at(float(look), self.watcher.check)
         clock.at(step_ends_at, self.leave)
 
     def leave(self) -> None:
         """What ``Checkpointer.leave`` does once the step is over."""
-        self.lookout.say()
+        self.watcher.announce()
         try:
             self.lease.check()
             self.run.checkpoints().commit(137, self.lease.incarnation, {"a": np.ones(1)}, {})
         except LeaseLostError:
             self.fenced = True
         finally:
-            self.lookout.close()
+            self.watcher.close()
 
 
 def succeed(clock: Clock, run: RunDirectory, arrives_at: float) -> int:
@@ -106,7 +106,7 @@ def test_the_successor_goes_on_from_the_last_step_of_a_learner_that_leaves(
     assert succeed(clock, run, arrives_at=1.2) == goes_on_from
     clock.sleep(100.0)
     assert leaver.fenced == (goes_on_from == 100)
-    assert clock.now <= 1.2 + GRACE + _LOOK + 100.0
+    assert clock.now <= 1.2 + GRACE + _POLL + 100.0
 
 
 def test_a_learner_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
@@ -118,16 +118,15 @@ def test_a_learner_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
     assert clock.now == 1.2
 
 
-def test_the_lookout_looks_by_itself_and_gives_its_word_once(tmp_path):
+def test_the_watcher_checks_by_itself_and_announces_the_departure_once(tmp_path):
     lease = RunDirectory(tmp_path / "run").leases().acquire({})
-    lookout = DepartureWatcher(lambda: True, lease.leaving)
-    lookout.start()
-    assert lookout._thread is not None
-    lookout._thread.join(60)
+    watcher = DepartureWatcher(lambda: True, lease.leaving).open()
+    assert watcher._thread is not None
+    watcher._thread.join(60)
     assert (tmp_path / "run" / "leases" / "learner-0001.leaving").exists()
-    lookout.say()
-    lookout.close()
-    lookout.close()
+    watcher.announce()
+    watcher.close()
+    watcher.close()
     assert (tmp_path / "run" / "leases" / "learner-0001.left").exists()
 
 
@@ -173,8 +172,9 @@ def spec(data: Dataset, bfloat16_model, tmp_path: Path) -> RunSpec:
 def incarnation(spec: RunSpec) -> tuple[Trainer, Checkpointer]:
     """What a learner trains with, once it has resumed from the latest checkpoint."""
     trainer = Trainer(models.build(spec.model, 1), spec.loss_function, spec.learning)
-    made = Checkpointer(spec, {}, trainer, BatchSampler(spec), columns=COLUMNS, timeout=WAIT, leaves=lambda: False)
-    return trainer, made
+    batch_sampler, never = BatchSampler(spec), lambda: False
+    made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=WAIT, is_leaving=never)
+    return trainer, made.open()
 
 
 def one_step(trainer: Trainer, step: int) -> None:
