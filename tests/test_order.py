@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from dask_isgd.errors import LeaseLostError
-from dask_isgd.order import LatestVersion
+from dask_isgd.order import LatestVersion, sort_key
 from dask_isgd.storage import RunDirectory
 from dask_isgd.storage.run.leases import Lease
 
@@ -169,3 +169,15 @@ Faults.TestCase.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestFaults = Faults.TestCase
+
+
+VERSIONS = st.tuples(st.integers(0, 8999), st.integers(0, 10**12 - 1))
+
+
+@given(orders=st.lists(VERSIONS, max_size=20))
+def test_keys_sort_as_the_pairs_do(orders):
+    keys = [sort_key(*order) for order in orders]
+    assert [sort_key(*order) for order in sorted(orders)] == sorted(keys)
+    assert len(set(keys)) == len(set(orders))
+    stamps = np.array([*orders, (np.nan, np.nan)], float)
+    np.testing.assert_array_equal(sort_key(stamps[:, 0], stamps[:, 1]), [*keys, np.nan])

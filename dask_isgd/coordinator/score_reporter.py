@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dask_isgd.coordinator.weight_summary import WeightSummarizer
 from dask_isgd.errors import DataError
-from dask_isgd.order import Order
+from dask_isgd.order import Order, sort_key
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.scorer.task import ScoreReport
 from dask_isgd.storage import WeightArray
@@ -53,8 +53,7 @@ class ScoreReporter:
     @property
     def orders(self) -> NDArray[np.float64]:
         """(n_chunks,) one number that sorts chunks by the version at which they were scored; NaN if never."""
-        orders: NDArray[np.float64] = self.stamps[:, 1] * 1e12 + self.stamps[:, 0]
-        return orders
+        return sort_key(self.stamps[:, 1], self.stamps[:, 0])
 
     def add(self, report: ScoreReport) -> None:
         """Add a chunk that was rewritten."""
@@ -102,7 +101,7 @@ class ScoreReporter:
         """Announce what the weights look like. No computation depends on it, so an error is only logged."""
         self._summarised = time.monotonic()
         try:
-            summary: dict[str, Any] = self._summarizer.draw(self.stamps[:, 0], step)
+            summary: dict[str, Any] = self._summarizer.summarize(self.stamps[:, 0], step)
         except (DataError, OSError):
             logger.warning("run %s: the weights cannot be summarised", self._announcer.run, exc_info=True)
             return

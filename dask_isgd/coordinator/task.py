@@ -27,7 +27,7 @@ from dask_isgd.coordinator.score_reporter import ScoreReporter
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import DataError, IsgdError, LeaseLostError, WorkersLostError
 from dask_isgd.events import Control, Ended, Event, Progress, Published
-from dask_isgd.order import LatestVersion
+from dask_isgd.order import LatestVersion, sort_key
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.long_task import LongTask, Parts
@@ -198,7 +198,7 @@ class Coordinator(LongTask):
         probe = probe_chunks(self.spec.n_chunks) if self._probing_since is not None else None
         found = next_chunks(orders, excluded, room, among=probe)
         # The stalest chunks come first: after one that is up to date, all are.
-        chunks = list(itertools.takewhile(lambda chunk: not orders[chunk] >= incarnation * 1e12 + version, found))
+        chunks = list(itertools.takewhile(lambda chunk: not orders[chunk] >= sort_key(incarnation, version), found))
         if not chunks:
             return
         futures = self.client.map(  # one graph: each costs the scheduler and this worker a millisecond
