@@ -61,11 +61,9 @@ def test_every_event_is_complete(announce, event):
 
 
 def test_a_heartbeat_is_announced_at_most_once_per_second():
-    now, worker = 0.0, FakeWorker()
-    announcer = worker.announcer(clock=lambda: now)
-    due = []
-    for now in (0.0, 0.5, 0.99, 1.0, 1.5, 3.0, 3.5):
-        due.append(announcer.heartbeat())
+    times, worker = iter((0.0, 0.5, 0.99, 1.0, 1.5, 3.0, 3.5)), FakeWorker()
+    announcer = worker.announcer(clock=lambda: next(times))
+    due = [announcer.heartbeat() for _ in range(7)]
     assert due == [True, False, False, True, False, True, False]
     assert len(worker.events) == 3
 
