@@ -133,18 +133,13 @@ def test_the_watcher_checks_by_itself_and_announces_the_departure_once(tmp_path)
 # A model whose parameters are bfloat16, which numpy does not know ---------------------------------
 
 
-@pytest.fixture
-def bfloat16_model() -> Callable[[], nn.Module]:
-    """Pickled whole, for the workers cannot import the modules of the tests."""
+class ToBfloat16(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16()
 
-    def model() -> nn.Module:
-        class ToBfloat16(nn.Module):
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return x.bfloat16()
 
-        return nn.Sequential(ToBfloat16(), nn.Linear(4, 3).bfloat16())
-
-    return model
+def bfloat16_model() -> nn.Module:
+    return nn.Sequential(ToBfloat16(), nn.Linear(4, 3).bfloat16())
 
 
 @pytest.fixture
@@ -162,7 +157,7 @@ def learning(**changes) -> isgd.Learning:
 
 
 @pytest.fixture
-def spec(data: Dataset, bfloat16_model, tmp_path: Path) -> RunSpec:
+def spec(data: Dataset, tmp_path: Path) -> RunSpec:
     """A run of such a model, with its directory."""
     plan = check(bfloat16_model, data, tmp_path / "run", learning=learning())
     create(plan)
@@ -201,7 +196,7 @@ def test_a_bfloat16_model_resumes_from_a_checkpoint_committed_in_the_background(
     assert all(torch.equal(a, b) for a, b in zip(trainer.tensors().values(), again.tensors().values(), strict=True))
 
 
-def test_a_run_of_a_bfloat16_model_stops_and_resumes(client: Client, data, bfloat16_model, tmp_path):
+def test_a_run_of_a_bfloat16_model_stops_and_resumes(client: Client, data, tmp_path):
     """A synchronous run: it commits the copy that it took when the round began."""
 
     def fit(steps: int, **changes) -> isgd.Run:
