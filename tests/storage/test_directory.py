@@ -10,6 +10,7 @@ import pytest
 
 from dask_isgd.errors import ConfigError, LeaseLostError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage import RunDirectory
+from dask_isgd.storage.run.directory import FORMAT_VERSION
 
 DOCUMENT = {"config": {"steps": 10}, "fingerprint": [1, 2]}
 
@@ -212,3 +213,12 @@ def test_secrets_are_not_shown(s3):
     shown = [repr(x) for x in (rundir, rundir.folder, rundir.checkpoints(), rundir.leases(), rundir.open_weights())]
     shown += [s3.folder.read(name).decode("latin-1") for name in s3.all]
     assert not any(s3.options["secret"] in text for text in shown)
+
+
+def test_a_run_of_another_format_is_refused_with_both_versions(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create({"run": "a"})
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 1'))
+    with pytest.raises(RunMismatchError, match=rf"got format version 1, .* reads {FORMAT_VERSION}; use the version"):
+        directory.document()
