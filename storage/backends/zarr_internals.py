@@ -6,7 +6,7 @@ A canary test (``tests/storage/test_zarr_internals.py``) fails when a release of
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
@@ -14,12 +14,13 @@ from zarr.core.metadata import ArrayV2Metadata
 from zarr.core.sync import sync
 
 _T = TypeVar("_T")
+ByteOrder: TypeAlias = Literal["<", ">", "="]
 
 
 class PlainBytes(NamedTuple):
     """How the bytes of an uncompressed chunk are to be read."""
 
-    byte_order: str
+    byte_order: ByteOrder
     """``"<"``, ``">"`` or ``"="``, where the dtype itself decides."""
     checksum: bool
     """Whether a CRC-32C of four bytes follows."""
@@ -59,7 +60,8 @@ def plain_bytes(array: zarr.Array[Any]) -> PlainBytes | None:
     return PlainBytes(byte_order(first.endian), bool(rest))
 
 
-def byte_order(endian: Any) -> str:
+def byte_order(endian: Any) -> ByteOrder:
     """The byte order of a ``BytesCodec``: its ``endian`` is an enumeration up to Zarr 3.2 and a string since 3.3."""
     name = getattr(endian, "value", endian)
-    return {None: "=", "little": "<", "big": ">"}[name]
+    orders: dict[Any, ByteOrder] = {None: "=", "little": "<", "big": ">"}
+    return orders[name]
