@@ -20,7 +20,7 @@ from dask_isgd.errors import (
     ConfigError,
     NoLearnerWorkerError,
 )
-from dask_isgd.runtime.placement import LEARNER, lacks_resources, workers_of
+from dask_isgd.runtime.placement import LEARNER, missing_resources, workers_of
 
 _PACKAGES = ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed")
 _LEAVING = 5.0
@@ -59,7 +59,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
     Runs beside whatever the workers do. Raises ClusterMismatchError naming worker and thing.
     """
     workers = wait_for_workers(client)
-    if lacking := lacks_resources(workers, prepared.spec.scoring):
+    if lacking := missing_resources(workers, prepared.spec.scoring):
         raise ConfigError(f"Scoring.resources: {lacking}; no worker could ever score")
     timeout = config.seconds("cluster.timeout")
     here = _versions()

@@ -20,8 +20,8 @@ from dask_isgd.core.loss import Loss
 from dask_isgd.core.models import ModelSource
 from dask_isgd.learner.task import learn
 from dask_isgd.runtime.parameters import open_variable
-from dask_isgd.runtime.placement import for_coordinator, for_learner
-from dask_isgd.runtime.scheduler_plugin import keep
+from dask_isgd.runtime.placement import coordinator_placement, learner_placement
+from dask_isgd.runtime.scheduler_plugin import guard_run
 from dask_isgd.storage import Dataset, RunDirectory
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def start(client: Client, prepared: PreparedRun) -> Run:
     run._monitor.forget()
     open_variable(client, spec.variable)
     keys = {"learner": (f"learn-{spec.run}", spec.attempt), "coordinator": (f"coordinate-{spec.run}", spec.attempt)}
-    keep(client, spec.run, spec.topic, spec.attempt, keys)
-    learner = for_learner(workers)
-    coordinator = for_coordinator(workers, learner)
+    guard_run(client, spec.run, spec.topic, spec.attempt, keys)
+    learner = learner_placement(workers)
+    coordinator = coordinator_placement(workers, learner)
     with span(spec.topic):  # Dask's pages show the run as one unit
         futures = [
             client.submit(learn, spec, key=keys["learner"], pure=False, priority=10, **learner),

@@ -285,4 +285,4 @@ class TestStorage:
         leases = RunDirectory(tmp_path / "run").leases()
         older, _ = leases.acquire({}), leases.acquire({})
         with pytest.raises(LeaseLostError, match="incarnation 1 is fenced: incarnation 2 holds the run"):
-            leases.check(older)
+            older.check()

@@ -39,7 +39,7 @@ def test_a_new_run(rundir):
     assert rundir.weights.endswith("/run/weights.zarr")
     assert rundir.history.endswith("/run/history.zarr")
     fill(rundir)
-    assert rundir.leases("learner").acquire({}) == 1
+    assert rundir.leases("learner").acquire({}).incarnation == 1
     assert rundir.folder.names() == ["checkpoints", "control.json", "leases", "run.json", "weights.zarr"]
     assert json.loads(rundir.folder.read("checkpoints/step-000000001-i0001/manifest.json"))["run"] == "run"
 
@@ -69,9 +69,9 @@ def test_overwrite_begins_anew_and_touches_nothing_foreign(rundir):
     assert rundir.document() == {"second": True, "format_version": FORMAT_VERSION}
     assert rundir.folder.names() == ["leases", "notes.txt", "run.json"]
     assert rundir.control() == {"want": "run"}
-    assert rundir.leases().acquire({}) == old + 1
+    assert rundir.leases().acquire({}).incarnation == old.incarnation + 1
     with pytest.raises(LeaseLostError):  # a learner of the old run that still lives
-        rundir.leases().check(old)
+        old.check()
 
 
 def test_overwrite_where_there_is_none(home):
