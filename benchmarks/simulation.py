@@ -247,7 +247,7 @@ class Simulation:
         self.monitor.observe(norms, coefficients, None, 0.0)
         if candidate is not None:
             self.monitor.observe_candidate(*candidate)
-            self.gate.observe(self.monitor.candidate_gain, step, whole=self.sampler.whole)
+            self.gate.observe(self.monitor.candidate_gain, step, all_scored=self.sampler.all_scored)
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]

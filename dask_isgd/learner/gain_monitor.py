@@ -38,7 +38,7 @@ class GainMonitor:
         self._variance.observe(norms, coefficients, None, mean_gradient_sq_norm, uniform_share=share)
         if candidate is not None:
             self._variance.observe_candidate(*candidate)
-            self._gate.observe(self._variance.candidate_gain, step, whole=self._sampler.whole)
+            self._gate.observe(self._variance.candidate_gain, step, all_scored=self._sampler.all_scored)
 
     def row(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""

@@ -1,4 +1,4 @@
-"""The proposal: which examples a minibatch is drawn from, and with which coefficients. numpy only."""
+"""Which examples a minibatch is drawn from, and with which coefficients. numpy only."""
 
 from dask_isgd.sampling.draws import Draw
 from dask_isgd.sampling.gain_samples import GainSamples, Sample

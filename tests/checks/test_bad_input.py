@@ -52,7 +52,11 @@ def model() -> nn.Module:
 
 def check(folder, dataset=None, source=model, **changes) -> PreparedRun:
     dataset = data(folder) if dataset is None else dataset
-    return request.check(source, dataset, folder / "run", **{"learning": isgd.Learning(steps=10), **changes})
+    return request.prepare(
+        request.RunRequest(
+            model=source, data=dataset, run_dir=folder / "run", **{"learning": isgd.Learning(steps=10), **changes}
+        )
+    )
 
 
 def test_what_is_right_passes(tmp_path):

@@ -22,7 +22,7 @@ from dask_isgd.sampling.variance import square_of_mean
 
 
 class Positions:
-    """Stands in for a generator: hands out the positions on [0, 1) one wants to look up."""
+    """A stand-in for a generator that returns given positions in [0, 1)."""
 
     def __init__(self, at):
         self.at = np.asarray(at, np.float64)
@@ -78,7 +78,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_draw_is_unbiased_by_exact_expectation(settings):
-    """The probability of each index is measured on the map from positions to indices, not asked for."""
+    """The probability of each index is measured on the map from positions to indices, not taken from the sampler."""
     rng = np.random.default_rng(1)
     n = 173
     sampler = ImportanceSampler(n, 70, Sampling(scheme="independent", **settings))
@@ -160,7 +160,7 @@ def test_a_uniform_run_draws_uniformly_whatever_the_weights():
     assert not sampler.biased
 
 
-def test_with_nothing_scored_draws_are_uniform_and_nothing_is_said(caplog):
+def test_with_nothing_scored_draws_are_uniform_and_nothing_is_logged(caplog):
     sampler = ImportanceSampler(10, 3, Sampling())
     np.testing.assert_allclose(sampler.probabilities(), 0.1)
     np.testing.assert_allclose(sampler.draw(8, np.random.default_rng(0)).coefficients, 1)
@@ -182,7 +182,7 @@ def test_all_zero_weights_draw_uniformly_with_one_warning(caplog):
             assert drawn.indices.max() < 10
             np.testing.assert_allclose(drawn.coefficients, 1)
     assert [record.message for record in caplog.records] == [
-        "all weights are zero: drawing uniformly until a norm is not"
+        "all weights are zero: draws are uniform until a norm is not"
     ]
 
 
@@ -190,7 +190,7 @@ def test_all_zero_weights_draw_uniformly_with_one_warning(caplog):
     "weights",
     [
         pytest.param([0, 0, 1e30, 0, 0, 0, 0], id="one huge"),
-        pytest.param([1e-45] * 7, id="least float32"),
+        pytest.param([1e-45] * 7, id="smallest float32"),
         pytest.param([3.4e38, 1.0, 0, 1e-45, 1e20, 1e-20, 2], id="whole range of float32"),
         pytest.param([0, 0, 0, 0, 0, 0, 5], id="all but the last zero"),
         pytest.param([5, 0, 0, 0, 0, 0, 0], id="all but the first zero"),
@@ -227,26 +227,26 @@ def test_largest_coefficient_is_bounded_at_every_draw():
 
 
 @pytest.mark.parametrize("wanted", [0.3, 0.9, 1.0])
-def test_effective_sample_size_is_met_exactly_where_it_binds(wanted):
+def test_effective_sample_size_is_met_exactly_if_it_binds(wanted):
     sampler = sampler_of(np.random.default_rng(7).exponential(size=500) ** 3, 64, smoothing=0, ess_fraction=wanted)
     q = sampler.probabilities()
     assert 1 / (500 * (q * q).sum()) == pytest.approx(wanted, rel=1e-9)
     assert sampler.stats(0)["ess_fraction"] == pytest.approx(wanted, rel=1e-9)
 
 
-def test_updates_between_two_draws_settle_the_proposal_once(monkeypatch):
+def test_updates_between_two_draws_compute_the_proposal_once(monkeypatch):
     """An update is O(chunk), whatever the number of chunks."""
     sampler = sampler_of(np.arange(1.0, 1001.0), 10)
     rng = np.random.default_rng(0)
     sampler.draw(4, rng)
-    settled = []
+    computed = []
     propose = sampler_module.propose
-    monkeypatch.setattr(sampler_module, "propose", lambda *given: settled.append(given) or propose(*given))
+    monkeypatch.setattr(sampler_module, "propose", lambda *given: computed.append(given) or propose(*given))
     for chunk in range(100):
         sampler.update(chunk, np.full(10, 2.0 + chunk), 1)
-    assert not settled
+    assert not computed
     sampler.draw(4, rng)
-    assert len(settled) == 1
+    assert len(computed) == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1.0, 1e300])
@@ -296,7 +296,7 @@ def test_feedback_against_scores(feedback_steps, version, kept):
 
 
 def test_every_example_of_one_feedback_stays():
-    """FairShare share a byte of marks."""
+    """Neighbours share a byte of marks."""
     sampler = sampler_of(np.ones(40), 20, smoothing=0.0)
     sampler.feedback(np.arange(3, 31), np.full(28, 100.0), 10)
     sampler.update(0, np.ones(20), 5)
@@ -328,7 +328,7 @@ def test_ema_decay_gives_the_root_mean_square_of_norms_seen():
     np.testing.assert_array_equal(other._weights.values, [np.nan, 5, np.nan])
 
 
-def test_a_draw_can_be_spread_in_another_way_than_the_settings_say():
+def test_a_draw_can_be_spread_by_another_scheme_than_the_configured_one():
     sampler = sampler_of(np.ones(64), 16, scheme="stratified")
     apart = [len(set(sampler.draw(64, np.random.default_rng(s), "independent").indices)) for s in range(50)]
     assert {len(set(sampler.draw(64, np.random.default_rng(s)).indices)) for s in range(50)} == {64}
@@ -493,7 +493,7 @@ def test_sums_do_not_drift():
 
 
 @pytest.mark.parametrize("chunk_size", [1024, 16_384, 1_000_000])
-def test_at_most_five_bytes_an_example(chunk_size):
+def test_at_most_five_bytes_per_example(chunk_size):
     sampler = ImportanceSampler(1_000_000, chunk_size, Sampling())
     sampler.draw(1, np.random.default_rng(0))
     assert sampler.nbytes <= 5 * 1_000_000 + 128 * sampler.n_chunks
@@ -516,7 +516,7 @@ def test_probabilities_of_some_are_those_of_all():
         (lambda: sampler_of(np.ones(7), 3).update(-1, [1.0], 0), DataError, "chunk: got -1"),
         (lambda: sampler_of(np.ones(7), 3).update(2, [1.0] * 3, 0), LengthMismatchError, r"\(3,\), wanted \(1,\)"),
         (lambda: sampler_of(np.ones(7), 3).feedback([7], [1.0], 0), DataError, r"in \[0, 7\)"),
-        (lambda: sampler_of(np.ones(7), 3).feedback([1], [1.0, 2], 0), LengthMismatchError, "one norm an index"),
+        (lambda: sampler_of(np.ones(7), 3).feedback([1], [1.0, 2], 0), LengthMismatchError, "one norm per index"),
         (lambda: sampler_of(np.ones(7), 3).draw(0, np.random.default_rng()), DataError, "batch: got 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which chunks are scored next."""
+"""The choice of the chunks to score next."""
 
 from __future__ import annotations
 

@@ -63,11 +63,11 @@ class TestMonitor:
             assert monitor.gain == pytest.approx(1)
             assert monitor.candidate_gain == pytest.approx(EXACT.gain, rel=1e-12)
 
-    @pytest.mark.parametrize("drawn_from", [np.ones(N), STALE], ids=["shut", "open"])
+    @pytest.mark.parametrize("drawn_from", [np.ones(N), STALE], ids=["closed", "open"])
     def test_long_averages_find_the_exact_numbers(self, drawn_from):
         generator = np.random.default_rng(1)
         q = drawn_from / drawn_from.sum()
-        monitor = VarianceMonitor(kept=0.999)
+        monitor = VarianceMonitor(decay=0.999)
         for _ in range(4000):
             i = generator.choice(N, size=64, p=q)
             monitor.observe(NORMS[i], 1 / (N * q[i]), STALE[i], EXACT.mean_gradient_sq_norm)
@@ -119,7 +119,7 @@ class TestMonitor:
         (lambda: gradient_variance([1.0, 2], [1.0, 0.0], 0), r"smallest proposal weight of 0\.0"),
         (lambda: gradient_variance([], [], 0), r"norms: got shape \(0,\)"),
         (lambda: VarianceMonitor().observe([1.0, 2], [1.0], None, 0), "2 norms and 1 coefficients"),
-        (lambda: VarianceMonitor(kept=1.0), r"kept: got 1\.0"),
+        (lambda: VarianceMonitor(decay=1.0), r"decay: got 1\.0"),
         (lambda: VarianceMonitor().observe([1.0], [1.0], [-1.0], 0), "candidate: got shape"),
     ],
 )
@@ -133,7 +133,7 @@ class TestErrorBars:
 
     RUNS, REPORTS, BATCH, SIZE = 400, 40, 256, 3000
 
-    @pytest.mark.parametrize("opened", [True, False], ids=["open", "shut"])
+    @pytest.mark.parametrize("opened", [True, False], ids=["open", "closed"])
     @pytest.mark.parametrize("tail", [0.5, 1.0], ids=["even", "skewed"])
     def test_coverage(self, opened, tail):
         generator = np.random.default_rng(7)
@@ -152,8 +152,8 @@ class TestErrorBars:
                 noisy = mu**2 * (1 + 0.5 * generator.normal())
                 monitor.observe(norms[i], 1 / (self.SIZE * q[i]), s[i] / s.mean(), noisy)
             v = monitor.variance
-            said = np.array([v.ideal, v.stale, v.uniform, monitor.gain, monitor.candidate_gain])
-            hits += np.abs(said - truth) <= np.array(monitor.errors)
+            shown = np.array([v.ideal, v.stale, v.uniform, monitor.gain, monitor.candidate_gain])
+            hits += np.abs(shown - truth) <= np.array(monitor.errors)
         covered = dict(zip(("ideal", "stale", "uniform", "gain", "candidate"), hits / self.RUNS, strict=True))
         if not opened:
             del covered["gain"]  # of uniform draws it is 1 whatever is drawn
