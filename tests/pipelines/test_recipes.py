@@ -108,7 +108,7 @@ class TestRecipes:
             "Recipe.data: got nothing, wanted the name of a pipeline, a path or a URL",
             "Recipe.model: got 3",
             "Learning.steps: got -1",
-            "Learning.momentum: got 2",
+            "Learning.momentum: got 2, wanted a number at least 0 and at most 1",
             "Scoring: unknown key 'metod'; did you mean 'method'?",
             "Sampling: got [1], wanted a mapping",
         ):
