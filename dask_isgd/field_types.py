@@ -1,6 +1,6 @@
 """Types of the fields of settings and files: strict numbers, bytes, durations, callables by name.
 
-Strict means that True is no number, "3" is not 3, and a float is no whole number.
+They are strict: True is not a number, "3" is not 3, and 3.0 is not a whole number.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ WANTED = "errorMessage"
 
 @dataclass(frozen=True)
 class Fits:
-    """An annotation: the value must pass a test. One that raises ValueError, TypeError or the like counts as failed."""
+    """Annotation of a field whose value must pass a test. A test that raises TypeError or the like has failed."""
 
     test: Callable[[Any], bool]
     wanted: str
-    """What passes, in words: for messages and editors."""
+    """What passes the test, in words, for messages and editors."""
     schema: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """What passes, as JSON schema, as far as that can say it."""
+    """What passes the test, as far as JSON schema can express it."""
 
     def _check(self, value: Any) -> Any:
         try:

@@ -1,23 +1,18 @@
 """One validation for settings and files: pydantic finds the mistakes, this module words them.
 
-Every mistake of a value is reported at once, as a ConfigError with one line each: ``Learning.steps: got -1, wanted a
-whole number at least 1``. What was wanted is read off the type's JSON schema, the one that editors use.
+All mistakes are reported at once, in a ConfigError with one line each: ``Learning.steps: got -1, wanted a whole number
+at least 1``. What was wanted is taken from the JSON schema of the type, which is also the one that editors use.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from dask_isgd.errors import ConfigError
 from dask_isgd.field_types import WANTED
@@ -27,7 +22,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _T = TypeVar("_T")
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 @dataclass(frozen=True)
@@ -49,24 +43,25 @@ class Places:
 
 def sentences(errors: Iterable[ErrorDetails], schema: Mapping[str, Any], places: Places) -> list[str]:
     """Return one sentence per mistake, from pydantic's errors and the JSON schema of what was validated."""
-    found: dict[str, None] = {}  # the branches of a union report one mistake each
-    for error in errors:
-        path, node = _follow(schema, error["loc"])
-        place = places.name(path)
-        if error["type"] in _UNKNOWN:
-            key = places.spell(str(error["loc"][-1]))
-            known = map(places.spell, node.get("properties", {}))
-            found[f"{place}{': ' if place else ''}unknown key {key!r}; {hint(key, known)}"] = None
-            continue
-        if error["type"] == "unexpected_positional_argument":
-            found[f"{place}: got {error['input']!r} without a name, wanted each setting by name"] = None
-            continue
-        reason = error.get("ctx", {}).get("error")
-        got = "nothing" if error["type"] == "missing" else repr(error["input"])
-        text = str(reason) if isinstance(reason, ConfigError) else f"got {got}, wanted {wanted(node)}"
-        close = nearest(str(error["input"]), map(str, _choices(node))) if error["type"] == "literal_error" else None
-        found[f"{place}{': ' if place else ''}{text}{f'; did you mean {close!r}?' if close else ''}"] = None
-    return list(found)
+    found = (_sentence(error, *_follow(schema, error["loc"]), places) for error in errors)
+    return list(dict.fromkeys(found))  # each branch of a union reports the same mistake
+
+
+def _sentence(error: ErrorDetails, path: Sequence[str], node: Mapping[str, Any], places: Places) -> str:
+    place = places.name(path)
+    prefix = f"{place}: " if place else ""
+    got = "nothing" if error["type"] == "missing" else repr(error["input"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        key = places.spell(str(error["loc"][-1]))
+        return f"{prefix}unknown key {key!r}; {hint(key, map(places.spell, node.get('properties', {})))}"
+    if error["type"] == "unexpected_positional_argument":
+        return f"{prefix}got {got} without a name, wanted each setting by name"
+    reason = error.get("ctx", {}).get("error")
+    if isinstance(reason, ConfigError):
+        return f"{prefix}{reason}"
+    close = nearest(str(error["input"]), map(str, _choices(node))) if error["type"] == "literal_error" else None
+    suggestion = f"; did you mean {close!r}?" if close is not None else ""
+    return f"{prefix}got {got}, wanted {wanted(node)}{suggestion}"
 
 
 def wanted(node: Mapping[str, Any]) -> str:
@@ -102,7 +97,7 @@ def _choices(node: Mapping[str, Any]) -> list[Any]:
 
 
 def _follow(schema: Mapping[str, Any], where: Sequence[str | int]) -> tuple[list[str], Mapping[str, Any]]:
-    """The part of a schema at a place, and the way there as far as the schema describes it."""
+    """The path as far as the schema describes it, and the part of the schema there."""
 
     def resolved(node: Mapping[str, Any]) -> Mapping[str, Any]:
         while "$ref" in node:
@@ -135,9 +130,9 @@ def validate(kind: type[_T], values: Any, places: Places, also: Iterable[str] = 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(cls: type[_T]) -> type[_T]:
-    """A frozen, keyword-only dataclass that is validated when it is made.
+    """Turn a class into a frozen, keyword-only dataclass that is validated at construction.
 
-    Raises ConfigError that lists every mistake.
+    Construction raises ConfigError that lists every mistake.
     """
     config = ConfigDict(extra="forbid", validate_default=True)
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
@@ -151,7 +146,7 @@ def settings(cls: type[_T]) -> type[_T]:
             found = sentences(errors, TypeAdapter(made).json_schema(), Places(made.__name__))
             raise ConfigError("\n".join(found)) from None
 
-    made.__init__ = __init__
+    made.__init__ = functools.wraps(construct)(__init__)
     return made  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""The JSON schemas of docs/schemas: current, and of one mind with the library."""
+"""The JSON schemas of docs/schemas: they are current and agree with the library."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import pickle
 from typing import Annotated, Any, Literal
 
@@ -11,9 +12,12 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 import dask_isgd as isgd
+from dask_isgd.clusters import load_cluster
 from dask_isgd.errors import ConfigError
 from dask_isgd.field_types import Bytes, Count, Fits, Flag, Function
 from dask_isgd.names import hint, hyphenated, named, nearest
+from dask_isgd.pipelines import load_recipe
+from dask_isgd.pipelines.ingestion.recipe import ingest_recipe
 from dask_isgd.validation import Places, sentences, validate, wanted
 from dask_isgd.yaml_file import read_yaml
 
@@ -159,6 +163,7 @@ class TestSettings:
         assert hash(one) == hash(dataclasses.replace(one))
         with pytest.raises(dataclasses.FrozenInstanceError):
             one.steps = 4
+        assert list(inspect.signature(isgd.Learning).parameters) == [f.name for f in dataclasses.fields(one)]
         with pytest.raises(ConfigError, match="steps: got 0"):
             dataclasses.replace(one, steps=0)
         resources = {"scorer": 1}
@@ -187,6 +192,13 @@ class TestYaml:
         with pytest.raises(ConfigError, match=message) as caught:
             read_yaml(tmp_path / "r.yaml", "a recipe")
         assert "r.yaml" in str(caught.value)
+
+    @pytest.mark.parametrize("read", [load_recipe, load_cluster, ingest_recipe])
+    @pytest.mark.timeout(30)
+    def test_every_file_is_read_with_this_care(self, tmp_path, read):
+        (tmp_path / "r.yaml").write_text("source: &a {numpy: *a}\ndata: *a\ncluster: local\ndask: *a")
+        with pytest.raises(ConfigError, match=r"r\.yaml: an alias contains itself"):
+            read(tmp_path / "r.yaml")
 
     def test_an_alias_used_twice_is_fine(self, tmp_path):
         (tmp_path / "r.yaml").write_text("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}")

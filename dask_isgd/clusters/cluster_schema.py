@@ -13,7 +13,7 @@ from dask_isgd.names import hyphenated, keys_underscored
 from dask_isgd.validation import FileModel
 
 _ABSENT: Any = None
-"""Default of a key that may be left out, and may not be null."""
+"""Default of a key that may be left out but may not be null."""
 _UNDERSCORED = AfterValidator(keys_underscored)
 _KEY_FILES = {"ca_file", "cert", "key"}
 _PATHS = {
@@ -101,6 +101,8 @@ KeyFiles = Annotated[
 
 
 class Cluster(FileModel):
+    """Keys of every kind of cluster."""
+
     dask: Options = _ABSENT
     """Dask configuration, here and on the workers that are started."""
     wait: Annotated[Duration, AfterValidator(lambda value: float(parse_timedelta(value, default="s")))] = _ABSENT
