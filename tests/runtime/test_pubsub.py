@@ -11,7 +11,7 @@ from distributed import Client, get_client, get_worker
 from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.events import Control, Event, Fault, Heartbeat, Progress, Published, Scored, parse
 from dask_isgd.runtime import pubsub
-from dask_isgd.runtime.parameters import forget, newest, open_variable, publish, result
+from dask_isgd.runtime.parameters import forget, newest, open_variable, publish
 
 TIMEOUT = 30
 
@@ -123,10 +123,6 @@ def test_a_task_gets_bitwise_what_was_published(client: Client):
     forget(client, "v-bits")
 
 
-def test_a_variable_nobody_opened_and_a_result_that_never_comes_end_in_time(client: Client):
+def test_a_variable_that_nobody_opened_is_reported_in_time(client: Client):
     with pytest.raises(WaitTimeoutError, match="has the run been started"):
         newest(client, "v-none", 0.2)
-    never = client.submit(sum, [1, 2], resources={"nobody": 1}, pure=False)
-    with pytest.raises(WaitTimeoutError, match=r"no result within 0\.2 s"):
-        result(never, 0.2)
-    never.cancel()
