@@ -91,7 +91,7 @@ class RawParameter(nn.Module):
 
 
 class Transposed(nn.Module):
-    """A Linear that sees positions first: its output does not lead with the batch."""
+    """A Linear that sees positions first: its output does not have the batch first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -302,14 +302,14 @@ def check_rule(module: nn.Module, x: Tensor, rule: Any = None) -> None:
     assert wanted.keys() <= rule.parameters
     for names in ({*wanted}, *({name} for name in wanted)):
         asked = frozenset(names)
-        got = rule.norms(module, rule.keep(module, x, asked, frozenset()), grad, asked)
+        got = rule.norms(module, rule.save(module, x, asked, frozenset()), grad, asked)
         squares = torch.zeros(len(x)).double()
         for name in names:
             squares += wanted[name].square().flatten(1).sum(1)
         assert got.shape == (len(x),)
         torch.testing.assert_close(got.double(), squares.sqrt(), rtol=1e-5, atol=1e-6)
     for name, gradient in wanted.items():
-        kept = rule.keep(module, x, frozenset(), frozenset({name}))
-        got = rule.gradient(module, kept, grad, name)
+        saved = rule.save(module, x, frozenset(), frozenset({name}))
+        got = rule.gradient(module, saved, grad, name)
         scale = float(gradient.abs().max()) if gradient.numel() else 0.0
         torch.testing.assert_close(got.double(), gradient, rtol=1e-5, atol=1e-5 * scale)
