@@ -106,9 +106,9 @@ class _AuditBatch:
             return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], reason)
         wrong = {name: reason for layer, reason in capture.changed.items() for name in names[layer]}
         for term, group in self._terms(layers, copies).items():
-            reason = self._mismatch(capture.terms.get(term), group)
-            if reason is not None:
-                wrong |= {name: reason for name in group if name not in wrong}
+            mismatch = self._mismatch(capture.terms.get(term), group)
+            if mismatch is not None:
+                wrong |= {name: mismatch for name in group if name not in wrong}
         return capture, wrong
 
     def _terms(self, layers: tuple[CapturedLayer, ...], copies: Mapping[str, Shape]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""No model ever gets a wrong number: fast where proved, exact one by one where not, refused where undefined."""
+"""No model ever gets a wrong number: fast if proved, exact one by one if not, refused if undefined."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_the_plan_follows_the_model() -> None:
 
 
 class _Recycling(nn.Module):
-    """Changes a layer's input in place after the layer has used it; only when told to."""
+    """Changes a layer's input in place after the layer has used it; only if requested."""
 
     def __init__(self) -> None:
         super().__init__()
