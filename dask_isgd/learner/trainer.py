@@ -139,7 +139,7 @@ class Trainer:
         raise NonFiniteLossError(
             f"step {step}: the loss of {len(bad)} of {len(losses)} examples is not finite "
             f"(indices {named[:10].tolist()}{'…' if len(bad) > 10 else ''}); the parameters of this step were neither "
-            "published nor checkpointed. Lower the learning rate, clip (Learning.clip_median_factor), "
+            "published nor checkpointed. Lower the learning rate, clip the gradient (Learning.clip_norm), "
             "or look at those examples"
         )
 
@@ -157,21 +157,20 @@ class Trainer:
         return product * (batch / small) * (batch / (batch - small))
 
     def _clip(self, *, measure: bool) -> tuple[float, bool]:
-        """The gradient's norm, where it clips or is to be measured, and whether it was clipped."""
-        if self.learning.clip_median_factor is None and not measure:
+        """Return the gradient's norm, NaN unless a bound or ``measure`` asks for it, and whether it was clipped."""
+        absolute, factor = self.learning.clip_norm, self.learning.clip_median_factor
+        if absolute is None and factor is None and not measure:
             return math.nan, False
         gradients = [_gradient(p) for p in self.parameters]
         norm = float(nn.utils.get_total_norm(gradients))
-        if self.learning.clip_median_factor is None:
-            return norm, False
-        bound = math.inf
-        if len(self._recent) >= _MEDIAN_AFTER:
-            bound = self.learning.clip_median_factor * statistics.median(self._recent)
-        self._recent.append(norm)
+        bound = math.inf if absolute is None else absolute
+        if factor is not None:
+            if len(self._recent) >= _MEDIAN_AFTER:
+                bound = min(bound, factor * statistics.median(self._recent))
+            self._recent.append(norm)
         if norm > bound:
             torch._foreach_mul_(gradients, bound / norm)
-            return norm, True
-        return norm, False
+        return norm, norm > bound
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint keeps that is a tensor: model and optimizer, by flat names."""

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.sampling.bad_norms import check_norms, is_bad
-from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw, Floats, Integers, positions, select_shared, uniform
 from dask_isgd.sampling.feedback import Feedback
 from dask_isgd.sampling.proposal import ChunkStates, Proposal, flat, propose
@@ -59,8 +58,6 @@ class ImportanceSampler:
         self._chunks: ChunkStates | None = None
         self._current: Proposal | None = None
         """The proposal in force; None if something changed since it was computed."""
-        self._latest: Proposal | None = None
-        """The proposal computed last; weights may have changed since."""
         self._warned = False
 
     @property
@@ -71,9 +68,10 @@ class ImportanceSampler:
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        proposals = [p for p in (self._current, self._latest) if p is not None]
-        held = [*self._arrays, self._weights.lengths, *(a for p in proposals for a in (p.shift, p.edges))]
-        for chunks in (self._chunks, *(p.chunks for p in proposals)):
+        held, current = [*self._arrays, self._weights.lengths], self._current
+        if current is not None:
+            held += [current.shift, current.edges]
+        for chunks in (self._chunks, None if current is None else current.chunks):
             held += [] if chunks is None else [a for a in vars(chunks).values() if isinstance(a, np.ndarray)]
         return sum({id(array): array.nbytes for array in held}.values())
 
@@ -161,11 +159,11 @@ class ImportanceSampler:
         w = self._weights
         chunks = ChunkStates(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._left_out)
         self._uniform = flat(chunks, all_zero=False)
-        self._chunks = self._current = self._latest = None
+        self._chunks = self._current = None
 
     # Weights
 
-    def update(self, chunk: int, weights: ArrayLike, version: int) -> ChunkSums:
+    def update(self, chunk: int, weights: ArrayLike, version: int) -> int:
         """Replace one chunk's weights with norms scored at ``version``; O(chunk).
 
         ``weights`` (chunk_len,): an example whose norm is NaN, infinite (in float32) or negative keeps its
@@ -176,8 +174,7 @@ class ImportanceSampler:
         kept weight is never older than its chunk's version, at the price of losing feedback
         slightly newer than the scores when feedback and scores interleave.
 
-        The sums compare with the chunk's former weights in the proposal computed last (usually by a draw), in
-        units of its mean, and as if no chunk were dropped.
+        Returns how many norms were NaN, infinite or negative, and therefore ignored.
         """
         self._check_chunk(chunk)
         former = self._weights.chunk(chunk)
@@ -191,16 +188,12 @@ class ImportanceSampler:
         bad = int(len(fresh) - good.sum())
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
-        # Not the proposal in force: computing that is O(chunks), and many updates come between two draws.
-        latest = self._latest or self._proposal()
-        proposal = self._chunk_weights(chunk, latest)[good] * (latest.count / latest.total)
-        sums = ChunkSums.of(fresh[good].astype(np.float64), proposal, bad)
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
         self._weights.put(chunk, np.where(replaced, self._averaged(former, fresh), former))
         self.versions[chunk] = version
         self._age[chunk] = max(0, self._step - version)
         self._chunks = self._current = None
-        return sums
+        return bad
 
     def feedback(self, indices: ArrayLike, norms: ArrayLike, step: int) -> int:
         """Replace the weights of ``indices`` (B,) with norms (B,) from the learner's own pass at ``step``.
@@ -255,7 +248,7 @@ class ImportanceSampler:
             w = self._weights
             if self._chunks is None:
                 self._chunks = ChunkStates(self.sampling, w.lengths, w.scored.chunks, self._age, self._left_out)
-            self._current = self._latest = propose(self.sampling, self._chunks, w.sums.chunks, lambda: w.squares)
+            self._current = propose(self.sampling, self._chunks, w.sums.chunks, lambda: w.squares)
             if self._current.all_zero and not self._warned:
                 logger.warning("all weights are zero: draws are uniform until a norm is not")
                 self._warned = True

@@ -100,25 +100,6 @@ def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm:
     return _variance(SecondMoments(g.mean() ** 2, s.mean() * (g * g / s).mean(), (g * g).mean()), mean_gradient_norm**2)
 
 
-def from_chunk_sums(
-    norms: ArrayLike,
-    squares: ArrayLike,
-    squares_over_proposal: ArrayLike,
-    proposal: ArrayLike,
-    count: ArrayLike,
-    mean_gradient_sq_norm: float,
-) -> Variance:
-    """Return the traces from the sums that a sampler's ``update`` returns, each (chunks,) or a number.
-
-    This is only a check: every chunk is measured when it is oldest, so staleness is overstated.
-    """
-    n = float(np.sum(count))
-    if n < 1:
-        raise ValueError(f"got sums over {n:.0f} examples, wanted at least one; wait for the first chunk")
-    fresh, square, over, s = (float(np.sum(part)) / n for part in (norms, squares, squares_over_proposal, proposal))
-    return _variance(SecondMoments(fresh**2, s * over, square), mean_gradient_sq_norm)
-
-
 class ErrorBars(NamedTuple):
     """Half-widths of 95 % intervals around the monitor's values; NaN before the second minibatch."""
 

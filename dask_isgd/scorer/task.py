@@ -134,7 +134,7 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
         loss += float(losses_B.double().sum())
     bad = _keep_former(norms, local.weights, chunk, start, strict=spec.learning.synchronous)
     if spec.learning.synchronous:  # a straggler's weights are as good as any elsewhere
-        spec.directory.leases("learner").check(incarnation)
+        spec.directory.leases("learner").lease(incarnation).check()
     local.weights.write(chunk, norms)
     return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
 

@@ -52,7 +52,11 @@ def model() -> nn.Module:
 
 def check(folder, dataset=None, source=model, **changes) -> PreparedRun:
     dataset = data(folder) if dataset is None else dataset
-    return request.check(source, dataset, folder / "run", **{"learning": isgd.Learning(steps=10), **changes})
+    return request.prepare(
+        request.RunRequest(
+            model=source, data=dataset, run_dir=folder / "run", **{"learning": isgd.Learning(steps=10), **changes}
+        )
+    )
 
 
 def test_what_is_right_passes(tmp_path):
@@ -281,4 +285,4 @@ class TestStorage:
         leases = RunDirectory(tmp_path / "run").leases()
         older, _ = leases.acquire({}), leases.acquire({})
         with pytest.raises(LeaseLostError, match="incarnation 1 is fenced: incarnation 2 holds the run"):
-            leases.check(older)
+            older.check()

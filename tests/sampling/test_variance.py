@@ -7,9 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dask_isgd.config import Sampling
-from dask_isgd.sampling import ImportanceSampler
-from dask_isgd.sampling.variance import Variance, VarianceMonitor, from_chunk_sums, gradient_variance
+from dask_isgd.sampling.variance import Variance, VarianceMonitor, gradient_variance
 
 rng = np.random.default_rng(0)
 N = 23
@@ -47,30 +45,6 @@ def test_gains():
     assert v.ideal_gain == pytest.approx(N * (NORMS**2).sum() / NORMS.sum() ** 2)
     assert Variance(0.0, 0.0, 0.0).gain == 1.0
     assert Variance(0.0, 0.0, 2.0).gain == math.inf
-
-
-def test_from_chunk_sums_is_exact_when_every_chunk_is_seen_under_one_proposal():
-    parts = np.array_split(np.arange(N), 4)
-    columns = [
-        [NORMS[p].sum() for p in parts],
-        [(NORMS[p] ** 2).sum() for p in parts],
-        [(NORMS[p] ** 2 / STALE[p]).sum() for p in parts],
-        [STALE[p].sum() for p in parts],
-        [len(p) for p in parts],
-    ]
-    assert from_chunk_sums(*columns, EXACT.mean_gradient_sq_norm) == pytest.approx(EXACT, rel=1e-12)
-
-
-def test_what_update_returns_fits_from_chunk_sums():
-    sampler = ImportanceSampler(N, N, Sampling(smoothing=0.2))
-    sampler.update(0, STALE, 0)
-    s = sampler.weights(0)
-    sums = sampler.update(0, NORMS, 1)
-    got = from_chunk_sums(
-        sums.norms, sums.squares, sums.squares_over_proposal, sums.proposal, sums.count, EXACT.mean_gradient_sq_norm
-    )
-    wanted = gradient_variance(NORMS, s, math.sqrt(EXACT.mean_gradient_sq_norm))
-    assert got == pytest.approx(wanted, rel=1e-5)  # stored as float32
 
 
 class TestMonitor:
@@ -144,7 +118,6 @@ class TestMonitor:
         (lambda: gradient_variance([1.0], [1.0, 2.0], 0), "1 norms and 2 proposal weights"),
         (lambda: gradient_variance([1.0, 2], [1.0, 0.0], 0), r"smallest proposal weight of 0\.0"),
         (lambda: gradient_variance([], [], 0), r"norms: got shape \(0,\)"),
-        (lambda: from_chunk_sums([], [], [], [], [], 0), "sums over 0 examples"),
         (lambda: VarianceMonitor().observe([1.0, 2], [1.0], None, 0), "2 norms and 1 coefficients"),
         (lambda: VarianceMonitor(decay=1.0), r"decay: got 1\.0"),
         (lambda: VarianceMonitor().observe([1.0], [1.0], [-1.0], 0), "candidate: got shape"),
