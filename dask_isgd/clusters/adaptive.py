@@ -12,35 +12,38 @@ from distributed.deploy.adaptive import Adaptive
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_isgd.clusters.scorer_controller import Need, Pays
+from dask_isgd.display.latest_values import LEARNER, LatestValues
+from dask_isgd.events import Ended, Progress, parse, topic_of
 
 _SILENT = 120.0
 
 
-class _Listener(SchedulerPlugin):
-    """The newest progress of every run of a scheduler in this process."""
+class _GainListener(SchedulerPlugin):
+    """The latest gain of every run of a scheduler in this process."""
 
     def __init__(self) -> None:
-        self.name = f"isgd-need-{uuid.uuid4().hex[:8]}"
-        self.runs: dict[str, tuple[float, Pays]] = {}
+        self.name = f"isgd-gain-{uuid.uuid4().hex[:8]}"
+        self._runs: dict[str, tuple[float, LatestValues]] = {}
 
     def log_event(self, topic: str, message: Any) -> None:
-        if not (topic.startswith("isgd-") and isinstance(message, dict)):
+        event = parse(message)
+        if event is None or topic != topic_of(event.run):
             return
-        run, kind = str(message.get("run")), message.get("kind")
-        if kind == "progress":
-            values = message.get("values") or {}
-            pays = Pays(
-                open=bool(message.get("open")),
-                gain=float(values.get("gain", math.nan)),
-                ideal=float(values.get("ideal_gain", math.nan)),
-            )
-            self.runs[run] = time.monotonic(), pays
-        elif kind == "ended" and message.get("role") == "learner":
-            self.runs.pop(run, None)
+        if isinstance(event, Ended) and event.role == LEARNER:
+            self._runs.pop(event.run, None)
+        elif isinstance(event, Progress):
+            _, latest = self._runs.get(event.run, (0.0, LatestValues()))
+            latest.apply(event)
+            self._runs[event.run] = time.monotonic(), latest
 
-    def heard(self) -> list[Pays]:
+    def reports(self) -> list[Pays]:
+        """Return the gains of the runs that have reported within the last two minutes."""
         now = time.monotonic()
-        return [pays for when, pays in self.runs.values() if now - when < _SILENT]
+        self._runs = {run: entry for run, entry in self._runs.items() if now - entry[0] < _SILENT}
+        return [
+            Pays(open=bool(v["gate"]), gain=float(v.get("gain", math.nan)), ideal=float(v.get("ideal_gain", math.nan)))
+            for v in (latest.values for _, latest in self._runs.values())
+        ]
 
 
 class ScoreAdaptive(Adaptive):
@@ -54,7 +57,7 @@ class ScoreAdaptive(Adaptive):
     def __init__(self, cluster: Any, *, need: Need | None = None, **kwargs: Any) -> None:
         self.need = need or Need()
         self._scheduler = cluster.scheduler
-        self._listener = _Listener()
+        self._listener = _GainListener()
         self._scheduler.add_plugin(self._listener)
         super().__init__(cluster, **kwargs)
 
@@ -65,7 +68,7 @@ class ScoreAdaptive(Adaptive):
         super().stop(reason)
 
     async def target(self) -> int:
-        runs = self._listener.heard()
+        runs = self._listener.reports()
         if not runs:
             estimate = await super().target()  # type: ignore[no-untyped-call]
             return max(0, int(estimate) - self._learners)

@@ -45,8 +45,8 @@ class AgeMap(Panel):
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        portrait = record.portrait
-        cells = portrait.cells if portrait else []
+        summary = record.weight_summary
+        cells = summary.cells if summary else []
         columns = max(1, min(_MAP_COLUMNS, len(cells)))
         self.root.x_range.update(start=-0.5, end=columns - 0.5)
         self.root.y_range.update(start=-(-len(cells) // columns) - 0.5, end=-0.5)
@@ -55,9 +55,9 @@ class AgeMap(Panel):
         self.root.title.text = self.title + (f" (the oldest of each {per_cell:,})" if per_cell > 1 else "")
 
     def data(self, record: RunRecord) -> dict[str, Any]:
-        portrait = record.portrait
-        cells = portrait.cells if portrait else []
-        per_cell, chunks = _per_cell(record), portrait.chunks if portrait else 0
+        summary = record.weight_summary
+        cells = summary.cells if summary else []
+        per_cell, chunks = _per_cell(record), summary.chunks if summary else 0
         columns = max(1, min(_MAP_COLUMNS, len(cells)))
         at = np.arange(len(cells))
         bounds = [(i * per_cell, min((i + 1) * per_cell, chunks) - 1) for i in range(len(cells))]
@@ -74,8 +74,8 @@ class AgeMap(Panel):
 
 
 def _per_cell(record: RunRecord) -> int:
-    portrait = record.portrait
-    return max(1, -(-portrait.chunks // max(1, len(portrait.cells)))) if portrait else 1
+    summary = record.weight_summary
+    return max(1, -(-summary.chunks // max(1, len(summary.cells)))) if summary else 1
 
 
 class Bars(Panel):
@@ -120,14 +120,14 @@ class AgeHistogram(Bars):
     x = "steps since they were scored"
 
     def bins(self, record: RunRecord) -> tuple[Any, Any]:
-        portrait = record.portrait
-        if portrait is None:
+        summary = record.weight_summary
+        if summary is None:
             return np.empty(0), np.empty(0)
-        return np.linspace(0, portrait.age_high, len(portrait.age_counts) + 1), np.array(portrait.age_counts)
+        return np.linspace(0, summary.age_high, len(summary.age_counts) + 1), np.array(summary.age_counts)
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        never = record.portrait.never if record.portrait else 0
+        never = record.weight_summary.never if record.weight_summary else 0
         self.root.title.text = self.title + (f": {never:,} never scored" if never else "")
 
 
@@ -138,17 +138,17 @@ class Weights(Bars):
     color = GREEN
 
     def bins(self, record: RunRecord) -> tuple[Any, Any]:
-        portrait = record.portrait
-        if portrait is None or not sum(portrait.weight_counts):
+        summary = record.weight_summary
+        if summary is None or not sum(summary.weight_counts):
             return np.empty(0), np.empty(0)
-        counts = np.array(portrait.weight_counts)
-        return np.logspace(portrait.weight_low, portrait.weight_high, len(counts) + 1), counts
+        counts = np.array(summary.weight_counts)
+        return np.logspace(summary.weight_low, summary.weight_high, len(counts) + 1), counts
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        portrait, text = record.portrait, self.title
-        if portrait is not None and portrait.top_share is not None:
-            text += f": 1 % hold {100 * portrait.top_share:.0f} % of the sum"
-        if portrait is not None and portrait.zeros:
-            text += f"; {portrait.zeros:,} are zero"
+        summary, text = record.weight_summary, self.title
+        if summary is not None and summary.top_share is not None:
+            text += f": 1 % hold {100 * summary.top_share:.0f} % of the sum"
+        if summary is not None and summary.zeros:
+            text += f"; {summary.zeros:,} are zero"
         self.root.title.text = text

@@ -9,22 +9,13 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.events import (
-    Control,
-    Ended,
-    Evaluated,
-    Event,
-    Fault,
-    Heartbeat,
-    Progress,
-    Published,
-    Scored,
-    WeightSummary,
-)
+from dask_isgd.display.latest_values import COORDINATOR, LEARNER, SUCCEEDED, LatestValues, of_learner
+from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Heartbeat, Progress, Scored, WeightSummary
 
 Floats = NDArray[np.float64]
 
@@ -108,96 +99,95 @@ class RunRecord:
         self.evaluations = Series(EVALUATION, capacity=400)
         self.happenings: deque[Happening] = deque(maxlen=200)
         self.restarts: deque[float] = deque(maxlen=100)
-        """Steps at which a learner went on."""
-        self.faults = 0
-        self.portrait: WeightSummary | None = None
-        self.latest: dict[str, float] = {}
-        """The newest value of everything."""
+        """Steps from which a learner resumed."""
+        self.weight_summary: WeightSummary | None = None
         self.updated = 0.0
         self.changes = 0
-        """Grows with every event that shows."""
+        """Grows with every event that changes what is shown."""
+        self._values = LatestValues()
         self._state = "starting"
-        self._incarnation = 0
         self._coordinator = 0
         self._restarted = False
-        self._learned: tuple[int, float, float] | None = None
+        self._previous: tuple[int, float, float] | None = None
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """The latest values by name: those of ``LatestValues``, and what follows from two of them."""
+        return self._values.values
+
+    @property
+    def faults(self) -> int:
+        """The number of faults."""
+        return int(self.latest.get("faults", 0))
 
     def status(self, now: float) -> str:
-        """``"starting"``, ``"running"``, ``"paused"``, an outcome, or for how long it has been silent."""
+        """Return ``"starting"``, ``"running"``, ``"paused"``, an outcome, or for how long it has been silent."""
         silent = now - self.updated
         if self._state in ("starting", "running") and silent > _SILENT:
             return f"silent for {silent:.0f} s"
         return self._state
 
-    def take(self, event: Event, at: float) -> None:
-        """Remember what an event says; ``at`` is when the scheduler heard it, seconds since 1970."""
+    def apply(self, event: Event, at: float) -> None:
+        """Update the record from an event that the scheduler received at ``at``, in seconds since 1970."""
         self.updated = max(self.updated, at)
         self.changes += not isinstance(event, Heartbeat)
-        latest = self.latest
-        if isinstance(event, (Progress, Published)):
-            if event.incarnation < self._incarnation:
-                return  # a learner that has a successor
-            self._learner(event.incarnation, at)
-            latest["incarnation"] = event.incarnation
+        if self._values.outdated(event):
+            return
+        before = self._values.incarnation
+        self._values.apply(event)
+        if of_learner(event):
+            self._apply_learner(before, event.incarnation, at)
+        elif isinstance(event, Scored) or (isinstance(event, Heartbeat) and event.role == COORDINATOR):
+            self._apply_coordinator(event.incarnation, at)
         if isinstance(event, Progress):
-            self._progress(event)
-        elif isinstance(event, Published):
-            latest["version"] = event.version
-        elif isinstance(event, Scored):
-            self._coordinate(event.incarnation, at)
-            latest["scored_per_second"], latest["examples_scored"] = event.per_second, event.examples
-            if event.chunks:
-                latest["scored_version"] = max(version for *_, version in event.chunks)
+            self._apply_progress(event)
         elif isinstance(event, Evaluated):
-            latest["validation_error"], latest["validation_loss"] = event.error, event.loss
             self.evaluations.append({"step": event.version, "loss": event.loss, "error": event.error})
         elif isinstance(event, WeightSummary):
-            self.portrait = event
+            self.weight_summary = event
         elif isinstance(event, Fault):
-            self.faults += 1
             self.happenings.append(Happening(at, event.what, event.detail))
         elif isinstance(event, Control):
-            if self._state in ("running", "paused", "starting"):
-                self._state = {"pause": "paused", "run": "running"}.get(event.want, self._state)
-                self.happenings.append(Happening(at, "asked to", event.want))
-        elif isinstance(event, Heartbeat) and event.role == "coordinator":
-            self._coordinate(event.incarnation, at)
+            self._apply_control(event, at)
         elif isinstance(event, Ended):
-            self._end(event, at)
+            self._apply_end(event, at)
 
-    def _learner(self, incarnation: int, at: float) -> None:
-        if incarnation > self._incarnation:
-            if self._incarnation:
+    def _apply_learner(self, before: int, incarnation: int, at: float) -> None:
+        if incarnation > before:
+            if before:
                 self._restarted = True
-                self.happenings.append(Happening(at, "learner", f"incarnation {incarnation} took over"))
-            self._incarnation, self._state = incarnation, "running"
+                self.happenings.append(Happening(at, LEARNER, f"incarnation {incarnation} took over"))
+            self._state = "running"
         elif self._state == "starting":
             self._state = "running"
 
-    def _coordinate(self, incarnation: int, at: float) -> None:
+    def _apply_coordinator(self, incarnation: int, at: float) -> None:
         if self._coordinator and incarnation > self._coordinator:
-            self.happenings.append(Happening(at, "coordinator", f"incarnation {incarnation} took over"))
+            self.happenings.append(Happening(at, COORDINATOR, f"incarnation {incarnation} took over"))
         self._coordinator = max(self._coordinator, incarnation)
 
-    def _progress(self, event: Progress) -> None:
+    def _apply_progress(self, event: Progress) -> None:
         latest, step = self.latest, float(event.step)
         if self._restarted:
             self.restarts.append(step)
             self._restarted = False
-        latest.update(event.values)
-        latest["step"], latest["gate"] = step, float(event.open)
-        # from one event to the next: a single report's few steps say little about the speed
+        # between two events: the few steps of a single report are too short to measure a speed
         now = (event.incarnation, event.values.get("seconds", math.nan), event.values.get("examples", math.nan))
-        if self._learned is not None and self._learned[0] == now[0] and now[1] > self._learned[1]:
-            latest["learned_per_second"] = (now[2] - self._learned[2]) / (now[1] - self._learned[1])
-        self._learned = now
+        if self._previous is not None and self._previous[0] == now[0] and now[1] > self._previous[1]:
+            latest["learned_per_second"] = (now[2] - self._previous[2]) / (now[1] - self._previous[1])
+        self._previous = now
         for name, version in (("published_behind", "version"), ("scored_behind", "scored_version")):
-            latest[name] = max(0.0, step - latest.get(version, math.nan)) if version in latest else math.nan
+            latest[name] = max(0.0, step - latest[version]) if version in latest else math.nan
         self.progress.append(latest)
 
-    def _end(self, event: Ended, at: float) -> None:
+    def _apply_control(self, event: Control, at: float) -> None:
+        if self._state in ("running", "paused", "starting"):
+            self._state = {"pause": "paused", "run": "running"}.get(event.want, self._state)
+            self.happenings.append(Happening(at, "asked to", event.want))
+
+    def _apply_end(self, event: Ended, at: float) -> None:
         where = f" at step {event.step:,}" if event.step else ""
         detail = f"{event.outcome}{where}" + (f": {event.message}" if event.message else "")
         self.happenings.append(Happening(at, event.role, detail))
-        if event.role == "learner" and event.outcome not in ("left", "fenced"):
+        if event.role == LEARNER and event.outcome not in SUCCEEDED:
             self._state = event.outcome

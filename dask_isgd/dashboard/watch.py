@@ -40,7 +40,7 @@ class RunWatcher(SchedulerPlugin):
             if len(self.runs) >= _MOST_RUNS:
                 del self.runs[min(self.runs, key=lambda run: self.runs[run].updated)]
             record = self.runs[event.run] = RunRecord(event.run)
-        record.take(event, at)
+        record.apply(event, at)
 
     def newest(self) -> list[RunRecord]:
         """All records, the one heard of last first."""

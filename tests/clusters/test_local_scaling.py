@@ -14,6 +14,7 @@ from distributed import Client
 import dask_isgd as isgd
 from dask_isgd.clusters.scorer_controller import Need
 from dask_isgd.errors import ConfigError
+from dask_isgd.events import Ended, Progress
 
 WAIT = 60
 
@@ -71,14 +72,15 @@ def test_adapt_follows_the_need_and_leaves_the_learner():
         learner = present(client)["learner"]
         adaptive = cluster.adapt(minimum=0, maximum=2, interval="50ms", wait_count=2, need=need)
         values = {"gain": 1.5, "ideal_gain": 2.0}
-        event = {"kind": "progress", "run": "a", "incarnation": 1, "step": 1, "open": True, "values": values}
-        client.log_event("isgd-a", event)
+        event = Progress(run="a", incarnation=1, step=1, address="tcp://a", open=True, values=values)
+        client.log_event("isgd-a", event.record())
         until(lambda: present(client).keys() == {"learner", "scorer-0", "scorer-1"}, "up")
         need.says = 0
         until(lambda: present(client) == {"learner": learner}, "down")
-        assert [(pays.open, pays.gain, pays.ideal) for pays in adaptive._listener.heard()] == [(True, 1.5, 2.0)]
-        client.log_event("isgd-a", {"kind": "ended", "run": "a", "role": "learner"})
-        until(lambda: not adaptive._listener.heard(), "the run has ended")
+        assert [(pays.open, pays.gain, pays.ideal) for pays in adaptive._listener.reports()] == [(True, 1.5, 2.0)]
+        ended = Ended(run="a", incarnation=1, attempt=1, role="learner", outcome="left", step=1)
+        client.log_event("isgd-a", ended.record())
+        until(lambda: not adaptive._listener.reports(), "the run has ended")
 
 
 def test_each_process_sees_one_gpu():

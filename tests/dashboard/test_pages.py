@@ -45,10 +45,10 @@ def full_record() -> RunRecord:
         seen = {**values, "examples": step * 32.0, "seconds": step / 10}
         open_ = step > 50
         event = events.Progress(run="abc", incarnation=1, step=step, address="a", open=open_, values=seen)
-        record.take(event, at=float(step))
-    record.take(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=0.1), at=100.0)
-    record.take(events.Scored(run="abc", incarnation=1, chunks=[[0, 1, 90]], examples=1, per_second=5.0), at=100.0)
-    portrait = events.WeightSummary(
+        record.apply(event, at=float(step))
+    record.apply(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=0.1), at=100.0)
+    record.apply(events.Scored(run="abc", incarnation=1, chunks=[[0, 1, 90]], examples=1, per_second=5.0), at=100.0)
+    summary = events.WeightSummary(
         run="abc",
         incarnation=1,
         step=100,
@@ -64,7 +64,7 @@ def full_record() -> RunRecord:
         sampled=7,
         top_share=0.25,
     )
-    record.take(portrait, at=100.0)
+    record.apply(summary, at=100.0)
     return record
 
 
@@ -206,7 +206,7 @@ class TestDocuments:
     def test_without_classes_the_loss_takes_the_place_of_the_error(self):
         record = RunRecord("abc")
         nan = float("nan")
-        record.take(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=nan), at=100.0)
+        record.apply(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=nan), at=100.0)
         panel = PANELS["error"]()
         panel.update(record)
         assert panel.source.data["error"].tolist() == [0.3]
@@ -236,8 +236,8 @@ class TestDocuments:
     def test_everything_is_escaped(self):
         heard = RunWatcher()
         record = heard.runs[EVIL] = RunRecord(EVIL)
-        record.take(events.Fault(run=EVIL, incarnation=1, what=EVIL, detail=EVIL), at=1.0)
-        record.take(
+        record.apply(events.Fault(run=EVIL, incarnation=1, what=EVIL, detail=EVIL), at=1.0)
+        record.apply(
             events.Ended(run=EVIL, incarnation=1, attempt=1, role="learner", outcome=EVIL, step=1, message=EVIL), at=2.0
         )
         page = Page(heard, {})

@@ -56,13 +56,13 @@ class TestRecord:
     def test_a_life(self):
         record = RunRecord("abc")
         assert record.status(0) == "starting"
-        record.take(events.Published(**RUN, version=0, address="a", checkpoint=None), at=1.0)
-        record.take(progress(10), at=2.0)
-        record.take(progress(30), at=3.0)
-        record.take(events.Scored(**RUN, chunks=[[0, 1, 10], [1, 1, 20]], examples=64, per_second=99.0), at=3.0)
-        record.take(events.Published(**RUN, version=40, address="a", checkpoint=None), at=3.5)
-        record.take(progress(50), at=4.0)
-        record.take(events.Evaluated(**RUN, version=40, loss=0.5, error=0.25), at=4.0)
+        record.apply(events.Published(**RUN, version=0, address="a", checkpoint=None), at=1.0)
+        record.apply(progress(10), at=2.0)
+        record.apply(progress(30), at=3.0)
+        record.apply(events.Scored(**RUN, chunks=[[0, 1, 10], [1, 1, 20]], examples=64, per_second=99.0), at=3.0)
+        record.apply(events.Published(**RUN, version=40, address="a", checkpoint=None), at=3.5)
+        record.apply(progress(50), at=4.0)
+        record.apply(events.Evaluated(**RUN, version=40, loss=0.5, error=0.25), at=4.0)
         assert record.status(5.0) == "running"
         assert record.progress["step"].tolist() == [10, 30, 50]
         assert record.progress["learned_per_second"][1:].tolist() == pytest.approx([3200.0, 3200.0])
@@ -70,25 +70,25 @@ class TestRecord:
         assert record.progress["scored_behind"][-1] == 30
         assert record.progress["scored_per_second"][-1] == 99
         assert record.evaluations["error"].tolist() == [0.25]
-        record.take(events.Control(**RUN, attempt=1, want="pause"), at=6.0)
+        record.apply(events.Control(**RUN, attempt=1, want="pause"), at=6.0)
         assert record.status(600.0) == "paused"
-        record.take(events.Control(**RUN, attempt=1, want="run"), at=601.0)
+        record.apply(events.Control(**RUN, attempt=1, want="run"), at=601.0)
         assert record.status(700.0) == "silent for 99 s"
         ended = events.Ended(**RUN, attempt=1, role="learner", outcome="finished", step=60, message="")
-        record.take(ended, at=701.0)
+        record.apply(ended, at=701.0)
         assert record.status(9999.0) == "finished"
         assert record.happenings[-1].detail == "finished at step 60"
 
     def test_a_learner_that_is_restarted(self):
         record = RunRecord("abc")
         for step in (10, 20, 30, 40):
-            record.take(progress(step), at=float(step))
+            record.apply(progress(step), at=float(step))
         ended = events.Ended(**RUN, attempt=1, role="learner", outcome="left", step=40, message="")
-        record.take(ended, at=41.0)
+        record.apply(ended, at=41.0)
         assert record.status(41.0) == "running"  # it has a successor
-        record.take(progress(25, incarnation=2, loss=2.0), at=42.0)
-        record.take(progress(45, incarnation=1, loss=9.0), at=42.5)  # the old one, not dead yet
-        record.take(progress(35, incarnation=2, loss=2.0), at=43.0)
+        record.apply(progress(25, incarnation=2, loss=2.0), at=42.0)
+        record.apply(progress(45, incarnation=1, loss=9.0), at=42.5)  # the old one, not dead yet
+        record.apply(progress(35, incarnation=2, loss=2.0), at=43.0)
         assert record.progress["step"].tolist() == [10, 20, 25, 35]
         assert record.progress["loss"].tolist() == [1.0, 1.0, 2.0, 2.0]
         assert list(record.restarts) == [25]
@@ -96,17 +96,17 @@ class TestRecord:
 
     def test_a_resumed_run_runs_again(self):
         record = RunRecord("abc")
-        record.take(progress(10), at=1.0)
-        record.take(events.Ended(**RUN, attempt=1, role="learner", outcome="stopped", step=10, message=""), at=2.0)
+        record.apply(progress(10), at=1.0)
+        record.apply(events.Ended(**RUN, attempt=1, role="learner", outcome="stopped", step=10, message=""), at=2.0)
         assert record.status(3.0) == "stopped"
-        record.take(progress(20, incarnation=2), at=4.0)
+        record.apply(progress(20, incarnation=2), at=4.0)
         assert record.status(5.0) == "running"
 
     def test_memory_is_bounded(self):
         record = RunRecord("abc")
         for step in range(20_000):
-            record.take(progress(step), at=float(step))
-            record.take(events.Fault(**RUN, what="score", detail="x"), at=float(step))
+            record.apply(progress(step), at=float(step))
+            record.apply(events.Fault(**RUN, what="score", detail="x"), at=float(step))
         assert len(record.progress) <= 601
         assert len(record.happenings) == 200
         assert record.faults == 20_000
