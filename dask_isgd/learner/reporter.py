@@ -8,23 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from dask_isgd import columns
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.events import Event, Progress
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.trainer import Step
 
-SAID = (
-    *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
-    *("mean_gradient_sq_norm", "variance_ideal", "variance_stale", "variance_uniform"),
-    *("gain", "candidate_gain", "chunk_gain", "ideal_gain", "gate"),
-    *("ess_fraction", "largest_coefficient", "mean_weight", "scored_fraction", "mean_age", "max_age"),
-)
-"""What of a row is announced: an event stays below a kilobyte."""
-COLUMNS = (
-    *SAID,
-    *("variance_ideal_error", "variance_stale_error", "variance_uniform_error", "gain_error", "candidate_gain_error"),
-    *("smoothing_factor", "staleness_factor", "gate_gain", "gate_state", "threads"),
-)
+COLUMNS = columns.NAMES
 _SAY_EVERY = 0.5
 
 
@@ -83,6 +73,6 @@ class Reporter:
                 open=drawing.open,
                 probing=drawing.gate.probing and not self._spec.learning.synchronous,
                 why=drawing.gate.why,
-                values={name: float(f"{row[name]:.6g}") for name in SAID},
+                values={name: float(f"{row[name]:.6g}") for name in columns.ANNOUNCED},
             )
         )
