@@ -23,7 +23,7 @@ HISTORY = (
     Column("step", "step", "steps", "optimizer updates made so far"),
     Column("seconds", "time", "seconds", "time for which the run has been training, over all incarnations"),
     Column("examples", "examples", "examples", "examples drawn so far, with repetition"),
-    Column("loss", "loss", "", "estimate of the mean training loss, averaged over the steps since the last report"),
+    Column("loss", "training loss", "", "estimate of the mean training loss, averaged since the last report"),
     Column("gradient_norm", "gradient norm", "", "norm of the minibatch's gradient before clipping, averaged"),
     Column("clipped", "clipped", "fraction", "steps whose gradient was clipped, since the last report"),
     Column("learning_rate", "learning rate", "", "learning rate of the optimizer's first group of parameters"),

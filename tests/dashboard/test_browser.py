@@ -77,7 +77,7 @@ def test_the_page_survives_a_restart_of_the_learner(client, browser, run):
     address = run.latest["learner"]
     pid = client.run(os.getpid, workers=[address])[address]
     os.kill(pid, signal.SIGKILL)
-    text = "return Bokeh.documents[0].get_model_by_name('happenings').text"
+    text = "return Bokeh.documents[0].get_model_by_name('event-log').text"
     until(browser, f"{text}.includes('incarnation 2 took over');", "the restart is told", timeout=180)
     until(
         browser,
@@ -102,7 +102,7 @@ def test_what_others_write_is_shown_as_text(client, browser, run):
     fault = {"kind": "fault", "run": run.name, "incarnation": 1, "what": "test", "detail": EVIL}
     client.log_event(f"isgd-{run.name}", fault)
     page(client, browser, "/isgd")
-    until(browser, "return Bokeh.documents[0].get_model_by_name('happenings').text.includes('onerror');", "the fault")
+    until(browser, "return Bokeh.documents[0].get_model_by_name('event-log').text.includes('onerror');", "the fault")
     assert browser.execute_script("return window.hacked === undefined;")
     assert console_errors(browser) == []
 

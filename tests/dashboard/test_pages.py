@@ -16,11 +16,11 @@ from distributed import Client, LocalCluster, Scheduler
 import dask_isgd as isgd
 from dask_isgd import events
 from dask_isgd.dashboard import dask_setup
-from dask_isgd.dashboard.lines import closed_spans
+from dask_isgd.dashboard.line_panels import closed_spans
 from dask_isgd.dashboard.pages import PAGES, Page
 from dask_isgd.dashboard.panels import PANELS
-from dask_isgd.dashboard.record import RunRecord
-from dask_isgd.dashboard.watch import RunWatcher, watch
+from dask_isgd.dashboard.run_record import RunRecord
+from dask_isgd.dashboard.run_watcher import RunWatcher, watch
 from dask_isgd.errors import ClusterMismatchError
 from dask_isgd.runtime import dask_internals
 
@@ -148,7 +148,7 @@ with LocalCluster(**settings) as cluster, Client(cluster) as client:
     base = found.link.removesuffix("/isgd")
     assert "/individual-isgd-loss" not in json.loads(read(base + "/individual-plots.json")).values()
     assert "bokeh" in read(base + "/individual-isgd-loss")
-    from dask_isgd.dashboard.watch import watch
+    from dask_isgd.dashboard.run_watcher import watch
     assert watch(cluster.scheduler).runs["abc"].faults == 1  # what the scheduler remembered
     assert "torch" not in sys.modules
 """
@@ -213,35 +213,35 @@ class TestDocuments:
         assert panel.root.title.text == "Validation loss: 0.3"
 
     def test_a_page_follows_the_newest_run_or_the_chosen_one(self):
-        heard = RunWatcher()
-        page = Page(heard, {})
+        watcher = RunWatcher()
+        page = Page(watcher, {})
         assert "No run yet" in page.header.text
         for number, run in enumerate(("aaa", "bbb")):
             fault = events.Fault(run=run, incarnation=1, what="x", detail=f"of {run}")
-            heard.hear(f"isgd-{run}", fault.record(), at=float(number))
+            watcher.receive(f"isgd-{run}", fault.record(), at=float(number))
         page.update()
-        assert "of bbb" in page.happenings.text
+        assert "of bbb" in page.event_log.text
         page.select.value = "aaa"
-        assert "of aaa" in page.happenings.text
+        assert "of aaa" in page.event_log.text
         assert [value for value, _ in page.select.options[1:]] == ["bbb", "aaa"]
 
     def test_a_page_that_shows_the_newest_sends_nothing(self):
-        heard = RunWatcher()
-        heard.runs["abc"] = full_record()
-        page = Page(heard, {name: make() for name, make in PANELS.items()})
+        watcher = RunWatcher()
+        watcher.runs["abc"] = full_record()
+        page = Page(watcher, {name: make() for name, make in PANELS.items()})
         before = {name: panel.source.data for name, panel in page.panels.items()}
         page.update()
         assert all(panel.source.data is before[name] for name, panel in page.panels.items())
 
     def test_everything_is_escaped(self):
-        heard = RunWatcher()
-        record = heard.runs[EVIL] = RunRecord(EVIL)
+        watcher = RunWatcher()
+        record = watcher.runs[EVIL] = RunRecord(EVIL)
         record.apply(events.Fault(run=EVIL, incarnation=1, what=EVIL, detail=EVIL), at=1.0)
         record.apply(
             events.Ended(run=EVIL, incarnation=1, attempt=1, role="learner", outcome=EVIL, step=1, message=EVIL), at=2.0
         )
-        page = Page(heard, {})
-        for text in (page.header.text, page.happenings.text):
+        page = Page(watcher, {})
+        for text in (page.header.text, page.event_log.text):
             assert "<img" not in text
             assert "&lt;img" in text
 

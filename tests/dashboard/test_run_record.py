@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dask_isgd import events
-from dask_isgd.dashboard.record import RunRecord, Series
-from dask_isgd.dashboard.watch import RunWatcher
+from dask_isgd.dashboard.run_record import RunRecord, Series
+from dask_isgd.dashboard.run_watcher import RunWatcher
 
 RUN = {"run": "abc", "incarnation": 1}
 
@@ -77,7 +77,7 @@ class TestRecord:
         ended = events.Ended(**RUN, attempt=1, role="learner", outcome="finished", step=60, message="")
         record.apply(ended, at=701.0)
         assert record.status(9999.0) == "finished"
-        assert record.happenings[-1].detail == "finished at step 60"
+        assert record.log[-1].detail == "finished at step 60"
 
     def test_a_learner_that_is_restarted(self):
         record = RunRecord("abc")
@@ -92,7 +92,7 @@ class TestRecord:
         assert record.progress["step"].tolist() == [10, 20, 25, 35]
         assert record.progress["loss"].tolist() == [1.0, 1.0, 2.0, 2.0]
         assert list(record.restarts) == [25]
-        assert [(h.what, h.detail) for h in record.happenings][-1] == ("learner", "incarnation 2 took over")
+        assert [(h.what, h.detail) for h in record.log][-1] == ("learner", "incarnation 2 took over")
 
     def test_a_resumed_run_runs_again(self):
         record = RunRecord("abc")
@@ -108,7 +108,7 @@ class TestRecord:
             record.apply(progress(step), at=float(step))
             record.apply(events.Fault(**RUN, what="score", detail="x"), at=float(step))
         assert len(record.progress) <= 601
-        assert len(record.happenings) == 200
+        assert len(record.log) == 200
         assert record.faults == 20_000
 
 
@@ -128,5 +128,5 @@ class TestWatch:
         watch = RunWatcher()
         for number in range(100):
             fault = events.Fault(run=f"r{number}", incarnation=0, what="x", detail="y")
-            watch.hear(f"isgd-r{number}", fault.record(), at=float(number))
-        assert [record.run for record in watch.newest()] == [f"r{n}" for n in range(99, 67, -1)]
+            watch.receive(f"isgd-r{number}", fault.record(), at=float(number))
+        assert [record.run for record in watch.latest_first()] == [f"r{n}" for n in range(99, 67, -1)]

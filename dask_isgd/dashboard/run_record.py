@@ -1,4 +1,4 @@
-"""What is remembered of a run that is watched: a bounded amount, however long it lasts.
+"""What the dashboard keeps of a run: a bounded amount, however long the run lasts.
 
 Pure: events in, numbers out; no Dask, no Bokeh.
 """
@@ -32,48 +32,48 @@ _SILENT = 15.0
 class Series:
     """Rows of named numbers in the order of their first, which only grows; at most ``capacity`` rows.
 
-    When it is full every second row goes and half as many are taken from then on: the whole run
-    stays in sight, evenly, and the newest row is always there.
+    When it is full, every second row is dropped and only half as many are kept from then on: the rows
+    are spread evenly over the whole run, and the latest row is always among them.
     """
 
     def __init__(self, columns: Sequence[str], capacity: int = 600) -> None:
         self.columns = tuple(columns)
         self._rows = np.full((capacity, len(self.columns)), np.nan)
         self._length = 0
-        self._every, self._turn = 1, 0
-        self._newest: Floats | None = None
+        self._stride, self._count = 1, 0
+        self._last: Floats | None = None
 
     def __len__(self) -> int:
-        return self._length + (self._newest is not None)
+        return self._length + (self._last is not None)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add a row; columns that are missing or None become NaN. Rows it does not come after are dropped first."""
+        """Add a row, with NaN for missing columns and None; rows from its step on are dropped first."""
         values = np.array([_number(row.get(name)) for name in self.columns])
         self._drop(values[0])
-        self._newest = values
-        turn, self._turn = self._turn, self._turn + 1
-        if turn % self._every:
+        self._last = values
+        count, self._count = self._count, self._count + 1
+        if count % self._stride:
             return
         if self._length == len(self._rows):
             kept = self._rows[::2].copy()
             self._length = len(kept)
             self._rows[: self._length] = kept
-            self._every *= 2
+            self._stride *= 2
         self._rows[self._length] = values
         self._length += 1
-        self._newest = None
+        self._last = None
 
     def _drop(self, first: float) -> None:
-        """A learner that went on from a checkpoint reaches steps again: what was lost is forgotten."""
-        if self._newest is not None and self._newest[0] >= first:
-            self._newest = None
+        """Drop the rows from ``first`` on: a learner that resumed from a checkpoint repeats these steps."""
+        if self._last is not None and self._last[0] >= first:
+            self._last = None
         self._length = int(np.searchsorted(self._rows[: self._length, 0], first))
 
     def __getitem__(self, column: str) -> Floats:
-        """One column, (n,) float64."""
+        """Return one column, (n,) float64."""
         at = self.columns.index(column)
         values = self._rows[: self._length, at]
-        return values.copy() if self._newest is None else np.append(values, self._newest[at])
+        return values.copy() if self._last is None else np.append(values, self._last[at])
 
 
 def _number(value: object) -> float:
@@ -81,8 +81,8 @@ def _number(value: object) -> float:
 
 
 @dataclass(frozen=True)
-class Happening:
-    """Something that people want to know about, once."""
+class LogEntry:
+    """A fault, a restart, a request or an end."""
 
     time: float
     """Seconds since 1970, by the scheduler's clock."""
@@ -97,7 +97,7 @@ class RunRecord:
         self.run = run
         self.progress = Series(PROGRESS)
         self.evaluations = Series(EVALUATION, capacity=400)
-        self.happenings: deque[Happening] = deque(maxlen=200)
+        self.log: deque[LogEntry] = deque(maxlen=200)
         self.restarts: deque[float] = deque(maxlen=100)
         """Steps from which a learner resumed."""
         self.weight_summary: WeightSummary | None = None
@@ -146,7 +146,7 @@ class RunRecord:
         elif isinstance(event, WeightSummary):
             self.weight_summary = event
         elif isinstance(event, Fault):
-            self.happenings.append(Happening(at, event.what, event.detail))
+            self.log.append(LogEntry(at, event.what, event.detail))
         elif isinstance(event, Control):
             self._apply_control(event, at)
         elif isinstance(event, Ended):
@@ -156,14 +156,14 @@ class RunRecord:
         if incarnation > before:
             if before:
                 self._restarted = True
-                self.happenings.append(Happening(at, LEARNER, f"incarnation {incarnation} took over"))
+                self.log.append(LogEntry(at, LEARNER, f"incarnation {incarnation} took over"))
             self._state = "running"
         elif self._state == "starting":
             self._state = "running"
 
     def _apply_coordinator(self, incarnation: int, at: float) -> None:
         if self._coordinator and incarnation > self._coordinator:
-            self.happenings.append(Happening(at, COORDINATOR, f"incarnation {incarnation} took over"))
+            self.log.append(LogEntry(at, COORDINATOR, f"incarnation {incarnation} took over"))
         self._coordinator = max(self._coordinator, incarnation)
 
     def _apply_progress(self, event: Progress) -> None:
@@ -183,11 +183,11 @@ class RunRecord:
     def _apply_control(self, event: Control, at: float) -> None:
         if self._state in ("running", "paused", "starting"):
             self._state = {"pause": "paused", "run": "running"}.get(event.want, self._state)
-            self.happenings.append(Happening(at, "asked to", event.want))
+            self.log.append(LogEntry(at, "asked to", event.want))
 
     def _apply_end(self, event: Ended, at: float) -> None:
         where = f" at step {event.step:,}" if event.step else ""
         detail = f"{event.outcome}{where}" + (f": {event.message}" if event.message else "")
-        self.happenings.append(Happening(at, event.role, detail))
+        self.log.append(LogEntry(at, event.role, detail))
         if event.role == LEARNER and event.outcome not in SUCCEEDED:
             self._state = event.outcome
