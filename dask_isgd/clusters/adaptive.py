@@ -1,4 +1,4 @@
-"""Adaptive scaling of the scorers by what their scores bring, not by how many tasks wait."""
+"""Adaptive scaling of the scorers by the gain of their scores, not by the length of the queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from distributed.deploy.adaptive import Adaptive
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from dask_isgd.clusters.scorer_controller import Need, Pays
+from dask_isgd.clusters.scorer_controller import GainReport, ScorerController
 from dask_isgd.display.latest_values import LEARNER, LatestValues
 from dask_isgd.events import Ended, Progress, parse, topic_of
 
@@ -36,26 +36,28 @@ class _GainListener(SchedulerPlugin):
             latest.apply(event)
             self._runs[event.run] = time.monotonic(), latest
 
-    def reports(self) -> list[Pays]:
-        """Return the gains of the runs that have reported within the last two minutes."""
+    def reports(self) -> list[GainReport]:
+        """Return the latest reports of the runs that have sent one within the last two minutes."""
         now = time.monotonic()
         self._runs = {run: entry for run, entry in self._runs.items() if now - entry[0] < _SILENT}
         return [
-            Pays(open=bool(v["gate"]), gain=float(v.get("gain", math.nan)), ideal=float(v.get("ideal_gain", math.nan)))
+            GainReport(
+                open=bool(v["gate"]), gain=float(v.get("gain", math.nan)), ideal=float(v.get("ideal_gain", math.nan))
+            )
             for v in (latest.values for _, latest in self._runs.values())
         ]
 
 
 class ScoreAdaptive(Adaptive):
-    """Dask's ``Adaptive`` for a :class:`~dask_isgd.clusters.base.LearnerCluster` cluster.
+    """Dask's ``Adaptive`` for a :class:`~dask_isgd.clusters.base.LearnerCluster`.
 
-    While runs report, their gains decide (:class:`~dask_isgd.clusters.scorer_controller.Need`); otherwise Dask's own
-    estimate does. A coordinator keeps a bounded number of tasks in flight, so that the length of the
-    queue, by which Dask judges, would say the same of any number of scorers.
+    While runs report, their gains decide (:class:`~dask_isgd.clusters.scorer_controller.ScorerController`);
+    otherwise Dask's own estimate does. A coordinator keeps a bounded number of tasks in flight, so the length
+    of the queue, which Dask goes by, is the same for any number of scorers.
     """
 
-    def __init__(self, cluster: Any, *, need: Need | None = None, **kwargs: Any) -> None:
-        self.need = need or Need()
+    def __init__(self, cluster: Any, *, controller: ScorerController | None = None, **kwargs: Any) -> None:
+        self.controller = controller or ScorerController()
         self._scheduler = cluster.scheduler
         self._listener = _GainListener()
         self._scheduler.add_plugin(self._listener)
@@ -63,16 +65,16 @@ class ScoreAdaptive(Adaptive):
 
     def stop(self, reason: str = "unknown") -> None:
         if self.state in ("starting", "running"):
-            with contextlib.suppress(ValueError):  # the scheduler has dropped it
+            with contextlib.suppress(ValueError):  # the scheduler has already removed it
                 self._scheduler.remove_plugin(self._listener.name)
         super().stop(reason)
 
     async def target(self) -> int:
-        runs = self._listener.reports()
-        if not runs:
+        reports = self._listener.reports()
+        if not reports:
             estimate = await super().target()  # type: ignore[no-untyped-call]
             return max(0, int(estimate) - self._learners)
-        return self.need.wanted(time.monotonic(), len(self.plan), runs)
+        return self.controller.target(time.monotonic(), len(self.plan), reports)
 
     @property
     def _learners(self) -> int:
@@ -82,6 +84,6 @@ class ScoreAdaptive(Adaptive):
         surplus = len(self.observed) - target
         if surplus <= 0:
             return []
-        # the scheduler picks among all workers; learners it picks are passed over
+        # the scheduler chooses among all workers; learners that it chooses are skipped
         names = await self.scheduler.workers_to_close(n=surplus + self._learners, attribute="name")
         return [name for name in names if name in self.observed][:surplus]

@@ -1,4 +1,4 @@
-"""A cluster of specified workers whose learners are left alone by ``scale`` and ``adapt``."""
+"""A cluster of specified workers in which ``scale`` and ``adapt`` leave the learners alone."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 _AFTER = 0.1
 _PATIENCE = 8
-"""Further timeouts after which a nanny is given up that still starts its worker."""
+"""The number of further timeouts that a nanny may take to restart its worker before it is replaced."""
 
 
 class LearnerCluster(SpecCluster):
-    """Adds the workers of :meth:`learner_specs`, which differ from those that are scaled.
+    """A cluster with the workers of :meth:`learner_specs` beside the scorers that are scaled.
 
-    ``scale`` and ``adapt`` count scorers. What is lost, learner or scorer, is asked for again once it
-    has been missing for ``distributed.deploy.lost-worker-timeout``: a bare ``SpecCluster`` does so for
-    nobody. It stands last in a list of bases, right above ``SpecCluster``, so that what subclasses of
-    ``SpecCluster`` make of ``scale`` (jobs, say) ends here.
+    ``scale`` and ``adapt`` count scorers. A lost worker, learner or scorer, is started again once it has
+    been missing for ``distributed.deploy.lost-worker-timeout``; a plain ``SpecCluster`` does not do that.
+    This class must be the last base, right above ``SpecCluster``, so that ``scale`` of its subclasses
+    (which counts jobs, for example) ends here.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -42,18 +42,18 @@ class LearnerCluster(SpecCluster):
             raise
         self._arrived: set[str] = set()
         self._due: dict[str, float] = {}
-        """When each of those that are gone is given up, by the event loop's clock."""
+        """When each missing entry is replaced, by the event loop's clock."""
         workers = {**self._learners, **(kwargs.pop("workers", None) or {})}
         super().__init__(workers=workers, **kwargs)  # type: ignore[no-untyped-call]
 
     def learner_specs(self) -> dict[str, dict[str, Any]]:
-        """Specifications of the learners' workers by name, in the manner of ``SpecCluster``."""
+        """Return the specifications of the learners' workers by name, as ``SpecCluster`` expects them."""
         raise NotImplementedError
 
-    # How many ---------------------------------------------------------------------------------
+    # Scaling ----------------------------------------------------------------------------------
 
     def scale(self, n: int = 0, memory: Any = None, cores: int | None = None) -> Any:
-        """Have ``n`` scorers, or as many as have that memory or those cores together."""
+        """Scale to ``n`` scorers, or to as many as have that memory or those cores together."""
         if self.status in (Status.closing, Status.closed):
             return super().scale(n)  # type: ignore[no-untyped-call]
         if memory is not None:
@@ -61,8 +61,8 @@ class LearnerCluster(SpecCluster):
         if cores is not None:
             n = max(n, math.ceil(cores / self._threads_per_worker()))
         scorers = [name for name in self.worker_spec if name not in self._learners]
-        # those that wait in a queue go first, then the youngest; entries leave the specification one by
-        # one, for the event loop's thread may look at it at any moment
+        # those that wait in a queue are removed first, then the youngest; entries are deleted one by one,
+        # because the event loop's thread may read the specification at any moment
         arrived = self._present()
         youngest_first = list(reversed(scorers))
         for name in sorted(youngest_first, key=lambda name: name in arrived)[: max(0, len(scorers) - n)]:
@@ -77,7 +77,7 @@ class LearnerCluster(SpecCluster):
         await super().scale_down({w for w in workers if w not in self._learners})  # type: ignore[no-untyped-call]
 
     def adapt(self, Adaptive: type[Adaptive] = ScoreAdaptive, **kwargs: Any) -> Adaptive:  # type: ignore[override]
-        """Let the number of scorers follow the need: more while freshness pays, few while the gate is shut."""
+        """Adapt the number of scorers: more while fresher weights raise the gain, few while the gate is closed."""
         return super().adapt(Adaptive=Adaptive, **kwargs)
 
     @property
@@ -95,20 +95,20 @@ class LearnerCluster(SpecCluster):
     def _scorers(self, names: set[str]) -> set[str]:
         return {name for name in names if name not in self._learners}
 
-    # What is lost -----------------------------------------------------------------------------
+    # Replacing lost workers -------------------------------------------------------------------
 
     def _workers_of(self, name: str) -> set[str]:
-        """Names of the Dask workers of one entry: a job may hold several."""
+        """Return the names of the Dask workers of one entry: a job may have several."""
         suffixes = self.worker_spec.get(name, {}).get("group")
         return {f"{name}{suffix}" for suffix in suffixes} if suffixes else {name}
 
     def _present(self) -> set[str]:
-        """Entries of which a worker is on the cluster."""
+        """Return the entries that have a worker on the cluster."""
         seen = {info["name"] for info in self.scheduler_info["workers"].values()}
         return {name for name in self.worker_spec if self._workers_of(name) & seen}
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
-        # not SpecCluster's own: it gives up a worker after the timeout even while its nanny restarts it
+        # not SpecCluster's own: it replaces a worker after the timeout even while its nanny restarts it
         super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
         present = self._present()
         self._arrived |= present
@@ -117,27 +117,27 @@ class LearnerCluster(SpecCluster):
             seconds = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
             due = asyncio.get_running_loop().time() + seconds
             self._due = dict.fromkeys(self._arrived - present, due) | self._due
-            self._look_again(seconds)
+            self._check_later(seconds)
 
-    def _look_again(self, seconds: float) -> None:
-        def look() -> None:
+    def _check_later(self, seconds: float) -> None:
+        def check() -> None:
             task = asyncio.ensure_future(self._replace())
             self._futures.add(task)
             task.add_done_callback(self._futures.discard)
 
-        asyncio.get_running_loop().call_later(seconds + _AFTER, look)
+        asyncio.get_running_loop().call_later(seconds + _AFTER, check)
 
     async def _replace(self) -> None:
-        """Ask again for what is specified and gone."""
+        """Start again what is specified and missing."""
         if self.status is not Status.running:
             return
         timeout = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         now, gone = asyncio.get_running_loop().time(), self._arrived - self._present()
         for name in [n for n in gone if n in self.workers and n in self.worker_spec and now >= self._due.get(n, now)]:
             lost = self.workers[name]
-            # a busy machine starts a process slowly
+            # a busy machine starts processes slowly
             if _restarts(lost) and now < self._due.get(name, now) + _PATIENCE * timeout:
-                self._look_again(timeout)
+                self._check_later(timeout)
                 continue
             self._arrived.discard(name)
             del self.workers[name]
@@ -146,18 +146,18 @@ class LearnerCluster(SpecCluster):
         try:
             await self._correct_state()  # type: ignore[no-untyped-call]
         except Exception as error:
-            logger.warning("cluster %s: cannot start what was lost, trying again: %s", self.name, error)
+            logger.warning("cluster %s: cannot replace lost workers (%s); trying again", self.name, error)
             for name in [n for n, worker in self.workers.items() if worker.status is Status.created]:
                 del self.workers[name]
-            self._look_again(timeout)
+            self._check_later(timeout)
 
 
 def _restarts(worker: Any) -> bool:
-    """Whether a nanny is starting its worker anew; a job of a queue has no nanny here."""
+    """Return whether a nanny is restarting its worker; a job of a queue has no nanny here."""
     process = getattr(worker, "process", None)
     return worker.status is Status.running and getattr(process, "status", None) in (Status.stopped, Status.starting)
 
 
 def learner_names(prefix: str, count: int) -> list[str]:
-    """Names of ``count`` learners: the bare prefix for the only one."""
+    """Return the names of ``count`` learners: the bare prefix if there is only one."""
     return [prefix] if count == 1 else [f"{prefix}-{i}" for i in range(count)]

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from dask_isgd.callbacks import Callback
-from dask_isgd.callbacks.callback import Feeder, flat, need, rows
+from dask_isgd.callbacks.callback import CallbackRunner, flat, require, rows
 from dask_isgd.errors import ConfigError
 
 
@@ -52,14 +52,14 @@ def test_rows_are_finite_renamed_and_beyond_a_step():
 
 def test_each_row_is_told_once_in_order():
     notes = Notes()
-    feeder = Feeder([notes])
-    feeder.begin("abc", {"learning": {"steps": 5}})
-    assert feeder.due
-    feeder.look(history([10, 20]), EVALUATED)
-    assert not feeder.due
-    feeder.look(history([10, 20]), EVALUATED)
-    feeder.look(history([10, 15, 20, 30]), EVALUATED)  # restarted: step 15 was reached again
-    feeder.end("finished", {"gain": 2.0, "variance": {"ideal": 1.0}})
+    runner = CallbackRunner([notes])
+    runner.begin("abc", {"learning": {"steps": 5}})
+    assert runner.due
+    runner.update(history([10, 20]), EVALUATED)
+    assert not runner.due
+    runner.update(history([10, 20]), EVALUATED)
+    runner.update(history([10, 15, 20, 30]), EVALUATED)  # restarted: step 15 was reached again
+    runner.end("finished", {"gain": 2.0, "variance": {"ideal": 1.0}})
     assert notes.heard == [
         ("begin", "abc", {"learning.steps": 5}),
         (0, {"validation_loss": 2.0, "validation_error": 0.9}),
@@ -73,18 +73,18 @@ def test_each_row_is_told_once_in_order():
 
 def test_a_callback_that_fails_is_dropped_and_said_so(caplog):
     broken, notes = Broken(), Notes()
-    feeder = Feeder([broken, notes])
-    feeder.look(history([10, 20]), NOTHING)
+    runner = CallbackRunner([broken, notes])
+    runner.update(history([10, 20]), NOTHING)
     assert [step for step, _ in notes.heard] == [10, 20]
-    assert "Broken failed and hears no more" in caplog.text
+    assert "Broken failed and receives nothing more from this run" in caplog.text
     assert caplog.text.count("the tool is gone") >= 1
-    feeder.end("finished", {})
+    runner.end("finished", {})
     assert broken.heard == []
 
 
 def test_what_is_not_installed_is_named():
     with pytest.raises(ConfigError, match=r"no_such_tool is not installed.*pip install 'dask_isgd\[extra\]'"):
-        need("no_such_tool", "extra")
+        require("no_such_tool", "extra")
 
 
 def test_flat():
@@ -96,11 +96,11 @@ SUMMARY = {"steps": 30, "gain": 1.5, "validation_error": None, "run": "/x"}
 
 
 def write(callback):
-    feeder = Feeder([callback])
-    feeder.begin("abc", SETTINGS)
-    feeder.look(history(range(1, 2001)), EVALUATED)
-    feeder.end("finished", SUMMARY)
-    assert feeder._callbacks == [callback]  # nothing failed
+    runner = CallbackRunner([callback])
+    runner.begin("abc", SETTINGS)
+    runner.update(history(range(1, 2001)), EVALUATED)
+    runner.end("finished", SUMMARY)
+    assert runner._callbacks == [callback]  # nothing failed
 
 
 @pytest.mark.filterwarnings("ignore")
