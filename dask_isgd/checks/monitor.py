@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import threading
@@ -20,8 +19,6 @@ from dask_isgd.events import Ended, Event, topic_of
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.placement import lacks_learner, workers_of
 from dask_isgd.storage import RunDirectory
-
-logger = logging.getLogger(__name__)
 
 GOING = ("starting", "running", "paused")
 _EVENT_TIMEOUT = 0.25

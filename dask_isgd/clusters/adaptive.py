@@ -40,11 +40,10 @@ class _GainListener(SchedulerPlugin):
         """Return the latest reports of the runs that have sent one within the last two minutes."""
         now = time.monotonic()
         self._runs = {run: entry for run, entry in self._runs.items() if now - entry[0] < _SILENT}
+        rows = [latest.values for _, latest in self._runs.values()]
         return [
-            GainReport(
-                open=bool(v["gate"]), gain=float(v.get("gain", math.nan)), ideal=float(v.get("ideal_gain", math.nan))
-            )
-            for v in (latest.values for _, latest in self._runs.values())
+            GainReport(open=row["gate"], gain=row.get("gain", math.nan), ideal=row.get("ideal_gain", math.nan))
+            for row in rows
         ]
 
 

@@ -59,16 +59,16 @@ def security_of(config: ClusterConfig) -> Security | None:
 
 
 def _connect(config: ClusterConfig) -> Client:
-    where = config.address or config.scheduler_file
+    place = config.address or config.scheduler_file
     try:
         if config.scheduler_file is not None:
             return Client(scheduler_file=config.scheduler_file, security=security_of(config))
         return Client(config.address, security=security_of(config))
     except TypeError as error:  # what Dask raises for tls:// without keys
-        raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {where!r} ({error})") from error
+        raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {place!r} ({error})") from error
     except (OSError, ValueError) as error:
         raise WaitTimeoutError(
-            f"no Dask scheduler answers at {where!r} ({error}); is it running, and are its address and keys correct?"
+            f"no Dask scheduler answers at {place!r} ({error}); is it running, and are its address and keys correct?"
         ) from error
 
 

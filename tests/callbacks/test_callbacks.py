@@ -1,4 +1,4 @@
-"""Callbacks hear every row once, in order, whatever happens; tools read back what was written."""
+"""Callbacks receive every row once, in order, whatever happens; tools read back what was written."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ EVALUATED = history([0, 20], loss=[2.0, 1.0], error=[0.9, 0.1], seconds=[1.0, 2.
 
 class Notes(Callback):
     def __init__(self):
-        self.heard = []
+        self.received = []
 
     def begin(self, run, settings):
-        self.heard.append(("begin", run, settings))
+        self.received.append(("begin", run, settings))
 
     def report(self, step, values):
-        self.heard.append((step, values))
+        self.received.append((step, values))
 
     def end(self, status, summary):
-        self.heard.append(("end", status, summary))
+        self.received.append(("end", status, summary))
 
 
 class Broken(Notes):
@@ -50,7 +50,7 @@ def test_rows_are_finite_renamed_and_beyond_a_step():
     assert rows(NOTHING, 0) == []
 
 
-def test_each_row_is_told_once_in_order():
+def test_each_row_is_reported_once_in_order():
     notes = Notes()
     runner = CallbackRunner([notes])
     runner.begin("abc", {"learning": {"steps": 5}})
@@ -60,7 +60,7 @@ def test_each_row_is_told_once_in_order():
     runner.update(history([10, 20]), EVALUATED)
     runner.update(history([10, 15, 20, 30]), EVALUATED)  # restarted: step 15 was reached again
     runner.end("finished", {"gain": 2.0, "variance": {"ideal": 1.0}})
-    assert notes.heard == [
+    assert notes.received == [
         ("begin", "abc", {"learning.steps": 5}),
         (0, {"validation_loss": 2.0, "validation_error": 0.9}),
         (10, {"loss": 0.1}),
@@ -71,15 +71,15 @@ def test_each_row_is_told_once_in_order():
     ]
 
 
-def test_a_callback_that_fails_is_dropped_and_said_so(caplog):
+def test_a_callback_that_fails_is_dropped_with_a_log_message(caplog):
     broken, notes = Broken(), Notes()
     runner = CallbackRunner([broken, notes])
     runner.update(history([10, 20]), NOTHING)
-    assert [step for step, _ in notes.heard] == [10, 20]
+    assert [step for step, _ in notes.received] == [10, 20]
     assert "Broken failed and receives nothing more from this run" in caplog.text
     assert caplog.text.count("the tool is gone") >= 1
     runner.end("finished", {})
-    assert broken.heard == []
+    assert broken.received == []
 
 
 def test_what_is_not_installed_is_named():
@@ -153,7 +153,7 @@ def test_wandb_keeps_it_offline(tmp_path, monkeypatch):
         assert text in content
 
 
-def test_a_run_that_is_waited_for_tells_its_callbacks(client, digits, run_dir):
+def test_wait_reports_to_callbacks(client, digits, run_dir):
     import dask_isgd as isgd
 
     notes = Notes()
@@ -161,7 +161,7 @@ def test_a_run_that_is_waited_for_tells_its_callbacks(client, digits, run_dir):
     model = "dask_isgd.pipelines.models:digits"
     run = isgd.fit(client, model, digits, run_dir, learning=learning, validation=digits.split("test"))
     run.wait(timeout=120, callbacks=[notes])
-    (first, name, settings), *middle, (last, status, summary) = notes.heard
+    (first, name, settings), *middle, (last, status, summary) = notes.received
     assert (first, last, name, status) == ("begin", "end", run.name, "finished")
     assert settings["learning.steps"] == 120
     assert summary["steps"] == 120
@@ -169,4 +169,4 @@ def test_a_run_that_is_waited_for_tells_its_callbacks(client, digits, run_dir):
     assert next(v for s, v in middle if s == 120 and "validation_error" in v)
     again = Notes()
     isgd.attach(client, run_dir).wait(timeout=60, callbacks=[again])  # an export after the fact
-    assert again.heard[1:-1] == middle
+    assert again.received[1:-1] == middle

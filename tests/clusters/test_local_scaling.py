@@ -47,7 +47,7 @@ def test_scale_counts_scorers_and_lost_workers_come_back():
         until(lambda: present(client).get("learner", learner) != learner, "another learner")
 
 
-def test_a_nanny_that_restarts_its_worker_is_not_given_up_however_slow_the_machine(monkeypatch):
+def test_a_nanny_that_restarts_its_worker_is_not_replaced_however_slow_the_machine(monkeypatch):
     monkeypatch.setattr("dask_isgd.clusters.base._PATIENCE", 10**6)
 
     with isgd.LocalCluster(1) as cluster, cluster.get_client() as client:

@@ -54,11 +54,11 @@ def drawn(browser) -> dict[str, int]:
     return {title.partition(":")[0]: rows for title, rows in browser.execute_script(SOURCES).items()}
 
 
-def test_the_page_draws_every_picture_and_complains_of_nothing(client, browser, run):
+def test_the_page_draws_every_panel_without_an_error(client, browser, run):
     page(client, browser, "/isgd")
     complete = f"const f = (() => {{{SOURCES}}})(); return f && Object.values(f).length === 10 && "
     complete += "Object.values(f).every(n => n > 0);"
-    until(browser, complete, "every picture has something to show", timeout=180)
+    until(browser, complete, "every panel shows something", timeout=180)
     assert {"Training loss", "Validation error", "Weights", "Chunks by age"} <= set(drawn(browser))
     assert console_errors(browser) == []
 
@@ -78,7 +78,7 @@ def test_the_page_survives_a_restart_of_the_learner(client, browser, run):
     pid = client.run(os.getpid, workers=[address])[address]
     os.kill(pid, signal.SIGKILL)
     text = "return Bokeh.documents[0].get_model_by_name('event-log').text"
-    until(browser, f"{text}.includes('incarnation 2 took over');", "the restart is told", timeout=180)
+    until(browser, f"{text}.includes('incarnation 2 took over');", "the restart is logged", timeout=180)
     until(
         browser,
         "return document.body && Bokeh.documents[0].get_model_by_name('header').text.includes('running');",

@@ -80,7 +80,7 @@ class TestListed:
         assert '<a href="isgd">' in page
         assert '<a href="individual-isgd-weights">Isgd Weights</a>' in page
 
-    def test_attach_says_that_it_was_there(self, client):
+    def test_attach_notes_that_the_pages_were_already_there(self, client):
         found = isgd.attach_dashboard(client)
         assert found.listed
         assert found.note == ""
@@ -203,7 +203,7 @@ class TestDocuments:
             assert len(lengths) == 1
         assert lengths != {0}
 
-    def test_without_classes_the_loss_takes_the_place_of_the_error(self):
+    def test_without_classes_the_loss_replaces_the_error(self):
         record = RunRecord("abc")
         nan = float("nan")
         record.apply(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=nan), at=100.0)
@@ -212,7 +212,7 @@ class TestDocuments:
         assert panel.source.data["error"].tolist() == [0.3]
         assert panel.root.title.text == "Validation loss: 0.3"
 
-    def test_a_page_follows_the_newest_run_or_the_chosen_one(self):
+    def test_a_page_follows_the_latest_run_or_the_chosen_one(self):
         watcher = RunWatcher()
         page = Page(watcher, {})
         assert "No run yet" in page.header.text
@@ -225,7 +225,7 @@ class TestDocuments:
         assert "of aaa" in page.event_log.text
         assert [value for value, _ in page.select.options[1:]] == ["bbb", "aaa"]
 
-    def test_a_page_that_shows_the_newest_sends_nothing(self):
+    def test_a_page_that_is_up_to_date_sends_nothing(self):
         watcher = RunWatcher()
         watcher.runs["abc"] = full_record()
         page = Page(watcher, {name: make() for name, make in PANELS.items()})
@@ -268,7 +268,7 @@ SCORED = {"chunks": [], "examples": 1, "per_second": 7.5}
 
 
 class TestCanary:
-    """A release of distributed that moves what the dashboard leans on fails here."""
+    """A release of distributed that moves what the dashboard relies on fails here."""
 
     def test_the_private_parts_are_where_they_were(self):
         from distributed.dashboard import scheduler as module

@@ -1,4 +1,4 @@
-"""What is remembered of a run: bounded, the whole of it, one line of steps whatever restarts."""
+"""What the dashboard keeps of a run: bounded, from the first step to the last, in order after any restart."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def progress(step, incarnation=1, **values):
 
 class TestSeries:
     @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 100, 12_345])
-    def test_is_bounded_even_and_ends_with_the_newest(self, n):
+    def test_is_bounded_even_and_ends_with_the_latest(self, n):
         series = Series(("step", "loss"), capacity=8)
         for step in range(n):
             series.append({"step": step, "loss": -step})
@@ -112,8 +112,8 @@ class TestRecord:
         assert record.faults == 20_000
 
 
-class TestWatch:
-    def test_hears_events_of_runs_and_nothing_else(self):
+class TestRunWatcher:
+    def test_receives_events_of_runs_and_nothing_else(self):
         watch = RunWatcher()
         record = progress(10).record()
         watch.log_event("isgd-abc", record)
@@ -124,7 +124,7 @@ class TestWatch:
         assert list(watch.runs) == ["abc"]
         assert watch.runs["abc"].progress["step"].tolist() == [10]
 
-    def test_keeps_the_runs_heard_of_last(self):
+    def test_keeps_the_latest_runs(self):
         watch = RunWatcher()
         for number in range(100):
             fault = events.Fault(run=f"r{number}", incarnation=0, what="x", detail="y")

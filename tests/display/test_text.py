@@ -1,4 +1,4 @@
-"""What people see of a run: figures, lines, tables, cards and pictures."""
+"""How a run is shown: figures, lines, tables, cards and plots."""
 
 import io
 import re
@@ -48,7 +48,7 @@ class TestProgress:
         with LiveProgress(stream, steps=4000) as progress:
             progress(LATEST)
             progress({**LATEST, "step": 401})  # too soon for another line
-            progress({**LATEST, "step": 4000})  # but the end is always told
+            progress({**LATEST, "step": 4000})  # but the last step is always written
         lines = stream.getvalue().splitlines()
         figures = "training loss 0.231  gain 1.82×  steps per second 812  mean age 45"
         assert lines[0] == f"training  step 400/4,000  {figures}"
@@ -73,7 +73,7 @@ class TestProgress:
         assert "400/4000" in text
         assert "gain 1.82×" in text
 
-    def test_a_run_that_ends_in_an_error_leaves_the_terminal_whole(self, monkeypatch):
+    def test_a_run_that_ends_in_an_error_restores_the_terminal(self, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm-256color")
         stream = io.StringIO()
@@ -175,11 +175,11 @@ class TestPlot:
         plots.plot(reports, evaluations, "a <title> $5").savefig(file, format=kind)
         assert len(file.getvalue()) > 5_000
 
-    def test_panels_say_what_is_missing(self):
+    def test_panels_state_what_is_missing(self):
         texts = [text.get_text() for axes in plots.plot(None).axes for text in axes.texts]
         assert texts == ["no report yet", "no evaluation yet", "no norms yet", "no report yet", "no weights"]
 
-    def test_without_classes_the_loss_takes_the_place_of_the_error(self):
+    def test_without_classes_the_loss_replaces_the_error(self):
         evaluated = EVALUATIONS.assign(error=("report", [np.nan] * 3), loss=("report", [3.0, 2.0, 1.0]))
         axes = plots.plot(history(400), evaluated).axes[1]
         assert axes.get_title(loc="left") == "Validation loss"
@@ -188,7 +188,7 @@ class TestPlot:
     def test_shows_itself_in_a_notebook(self):
         assert plots.plot(None)._repr_png_().startswith(b"\x89PNG")
 
-    def test_the_picture_shows_the_numbers(self):
+    def test_the_plot_shows_the_numbers(self):
         figure = plots.plot(history(400), EVALUATIONS)
         loss, error, variance, gain, *_ = figure.axes
         np.testing.assert_array_equal(loss.lines[0].get_ydata(), history(400)["loss"])
