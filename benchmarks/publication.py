@@ -29,7 +29,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster, get_client, get_w
 from dask_isgd.events import Published
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.snapshots import Snapshots
-from dask_isgd.runtime import pubsub
+from dask_isgd.runtime import codec, pubsub
 from dask_isgd.runtime.parameters import forget, newest, open_variable, publish
 
 SIZES = (1, 2, 4, 8)
@@ -62,7 +62,11 @@ def publish_ours(megabytes: float, run: str, versions: int) -> list[tuple[float,
     """In the learner's place: when each version was offered, milliseconds the loop stood still, and of CPU."""
     torch.set_num_threads(1)
     worker, client = get_worker(), get_client()
-    state, snapshots, background = parameters(megabytes), Snapshots(), LatestJobWorker("publication", 60)
+    state, snapshots, background = (
+        parameters(megabytes),
+        Snapshots(codec.pack),
+        LatestJobWorker("publication", 60).open(),
+    )
     heard = pubsub.subscribe(client, f"{run}-done")
     rows, held = [], []
     for version in range(versions):

@@ -82,9 +82,9 @@ def use_stubs(scoring: bool) -> None:
     from dask_isgd.runtime import placement
 
     coordinator.score = stubs.score
-    if not hasattr(placement.Scorers, "_room"):
-        placement.Scorers._room = placement.Scorers.room
-    placement.Scorers.room = placement.Scorers._room if scoring else lambda self: 0
+    if not hasattr(placement.ScorerPool, "_capacity"):
+        placement.ScorerPool._capacity = placement.ScorerPool.capacity
+    placement.ScorerPool.capacity = placement.ScorerPool._capacity if scoring else lambda self: 0
 
 
 def bare_loop(in_flight: int, seconds: float) -> int:

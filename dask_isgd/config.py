@@ -125,8 +125,10 @@ class Learning:
     checkpoint_seconds: float = default("learning.checkpoint-seconds")
     checkpoint_steps: int | None = default("learning.checkpoint-steps")
     """A checkpoint is committed at the sooner of the two; the last step always is."""
+    clip_norm: float | None = default("learning.clip-norm")
+    """Scale the gradient down to this norm if it is larger, as ``torch.nn.utils.clip_grad_norm_`` does; None: never."""
     clip_median_factor: float | None = default("learning.clip-median-factor")
-    """Clip the gradient at this multiple of the running median of its norm; None: never."""
+    """The same at this multiple of the running median of the gradient's norm; the smaller bound counts. None: never."""
     cache_memory: int | str = default("learning.cache-memory")
     """Bytes of training data the learner may hold, or a string such as ``"2GB"``."""
     cache_disk: int | str = default("learning.cache-disk")
@@ -147,6 +149,7 @@ class Learning:
         check.number("threads", least=1, whole=True, optional=True)
         check.number("checkpoint_seconds", above=0)
         check.number("checkpoint_steps", least=1, whole=True, optional=True)
+        check.number("clip_norm", above=0, optional=True)
         check.number("clip_median_factor", above=0, optional=True)
         check.number("seed", least=0, whole=True)
         if self.publish_dtype is not None:

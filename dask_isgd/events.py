@@ -1,8 +1,8 @@
-"""What travels on a run's topic: small, plain records that msgpack can carry.
+"""The events on a run's topic: small, plain records that msgpack can carry.
 
-Events are hints: the truth of a run lives in its directory and in one Dask ``Variable``. Each
-event names its run, the incarnation of the learner it speaks of, its sender and the sender's
-running number, by which a late subscriber drops what it has already seen.
+Events are hints: the truth about a run is in its directory and in one Dask ``Variable``. Each
+event names its run, the incarnation that sent it, its sender and the sender's running number, by
+which a late subscriber drops what it has already received.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """The root: subclasses add plain numbers, strings and lists."""
+    """The base class; subclasses add plain numbers, strings and lists."""
 
     kind: ClassVar[str] = ""
     run: str
     incarnation: int
-    """Of the sender, learner or coordinator; 0 where none is meant."""
+    """Of the learner or coordinator; 0 if none is meant."""
 
     def record(self) -> dict[str, Any]:
-        """The event as a dict of plain Python values, with sender and number added."""
+        """Return the event as a dict of plain Python values, with sender and number added."""
         return {"kind": self.kind, "sender": _SENDER, "number": next(_numbers), **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Event):
-    """Parameters of a version are to be had in the run's Variable."""
+    """The parameters of a version are in the run's Variable."""
 
     kind: ClassVar[str] = "published"
     version: int
     """The learner's step at publication."""
     address: str
-    """Of the worker that runs the learner."""
+    """The address of the worker that runs the learner."""
     checkpoint: str | None
-    """The newest committed checkpoint."""
+    """The name of the latest committed checkpoint."""
     final: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """The newest row of the history, for people who watch."""
+    """The latest row of the history, for people who follow the run."""
 
     kind: ClassVar[str] = "progress"
     step: int
     address: str
     open: bool
-    """Whether the gate is open, that is, whether draws follow the weights."""
+    """Whether the gate is open, so that draws follow the weights."""
     probing: bool = False
-    """Whether scoring is only to notice when importance sampling would pay."""
+    """Whether just enough is scored to notice when importance sampling would pay."""
     why: str = ""
-    """Why the gate is as it is, in a few words."""
+    """The reason for the state of the gate, in a few words."""
     values: dict[str, float]
 
 
@@ -68,31 +68,31 @@ class Scored(Event):
 
     kind: ClassVar[str] = "scored"
     chunks: Sequence[Sequence[int]]
-    """Chunk, incarnation and version of the learner; msgpack brings lists as tuples."""
+    """Chunk, and incarnation and version of the learner; msgpack turns lists into tuples."""
     examples: int
     """Examples scored by this coordinator so far."""
     per_second: float
-    """Examples scored a second, lately."""
+    """Examples scored per second, recently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """One version was evaluated on the whole validation data."""
+    """A version was evaluated on the whole validation data."""
 
     kind: ClassVar[str] = "evaluated"
     version: int
     loss: float
     error: float
-    """Share of examples classified wrongly; NaN where there are no classes."""
+    """Fraction of examples classified wrongly; NaN if there are no classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended(Event):
-    """A long task of the run came to its end."""
+    """A long task of the run has ended."""
 
     kind: ClassVar[str] = "ended"
     attempt: int
-    """Which start of the run is meant: the scheduler remembers the events of earlier ones."""
+    """The start of the run that is meant, as the scheduler remembers the events of earlier ones."""
     role: str
     """``"learner"`` or ``"coordinator"``."""
     outcome: str
@@ -112,7 +112,7 @@ class Control(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat(Event):
-    """A sign of life of a long task, about once a second while nothing else is said."""
+    """A sign of life of a long task, about once per second."""
 
     kind: ClassVar[str] = "heartbeat"
     role: str
@@ -121,7 +121,7 @@ class Heartbeat(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault(Event):
-    """Something was lost and is being made good."""
+    """Something was lost and is being recovered."""
 
     kind: ClassVar[str] = "fault"
     what: str
@@ -130,7 +130,7 @@ class Fault(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSummary(Event):
-    """What all weights look like, for people who watch; the fields: ``coordinator.weight_summary``."""
+    """What all weights look like, for people who follow the run; the fields: ``coordinator.weight_summary``."""
 
     kind: ClassVar[str] = "weight_summary"
     step: int
@@ -149,7 +149,7 @@ class WeightSummary(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ShareClaim(Event):
-    """A run's coordinator wants its part of the scorers; on a topic all coordinators hear."""
+    """A run's coordinator claims its share of the scorers; on a topic that all coordinators receive."""
 
     kind: ClassVar[str] = "share_claim"
 
@@ -161,12 +161,12 @@ _KINDS: dict[str, type[Event]] = {
 
 
 def topic_of(run: str) -> str:
-    """The topic that carries the events of a run."""
+    """Return the topic that carries the events of a run."""
     return f"isgd-{run}"
 
 
 def parse(message: object) -> Event | None:
-    """The event a message holds, or None if it is none of ours."""
+    """Return the event that a message holds, or None if it holds no known event."""
     if not isinstance(message, Mapping):
         return None
     cls = _KINDS.get(str(message.get("kind")))

@@ -12,23 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from dask_isgd.errors import LeaseLostError
-from dask_isgd.order import LatestVersion
+from dask_isgd.order import LatestVersion, sort_key
 from dask_isgd.storage import RunDirectory
+from dask_isgd.storage.run.leases import Lease
 
 
 @dataclass
 class Learner:
     """What an incarnation holds in memory: lost when it is killed."""
 
-    incarnation: int
+    lease: Lease
     step: int
     committed: int
     alive: bool = True
+
+    @property
+    def incarnation(self) -> int:
+        return self.lease.incarnation
 
 
 class Listener:
@@ -64,11 +69,11 @@ class Faults(RuleBasedStateMachine):
     @rule(target=learners)
     def start(self) -> Learner:
         """A first start, a restart by Dask while the old one may still run, or a resume."""
-        incarnation = self.leases.acquire({})
+        lease = self.leases.acquire({})
         found = self.checkpoints.latest()
         step = found.step if found is not None else 0
         assert step == self.durable, "a committed step was lost"
-        return Learner(incarnation, step, step)
+        return Learner(lease, step, step)
 
     @rule(learner=learners, steps=st.integers(1, 40))
     def train(self, learner: Learner, steps: int) -> None:
@@ -80,7 +85,7 @@ class Faults(RuleBasedStateMachine):
         if not learner.alive or learner.step <= learner.committed:
             return
         try:
-            self.leases.check(learner.incarnation)
+            learner.lease.check()
         except LeaseLostError:
             assert learner.incarnation < self.leases.highest()
             learner.alive = False
@@ -94,14 +99,14 @@ class Faults(RuleBasedStateMachine):
         """The successor takes its lease and reads the newest checkpoint between the check and the rename."""
         if not learner.alive or learner.step <= learner.committed or learner.incarnation != self.leases.highest():
             return
-        self.leases.check(learner.incarnation)
+        learner.lease.check()
         successor = self.leases.acquire({})
         found = self.checkpoints.latest()
         self.checkpoints.commit(learner.step, learner.incarnation, {"a": np.array([0])}, {})
         learner.alive = False
         # the successor commits what it went on from and one step more: it is the newest for all who come after
         step = (found.step if found is not None else 0) + 1
-        self.checkpoints.commit(step, successor, {"a": np.array([step])}, {})
+        self.checkpoints.commit(step, successor.incarnation, {"a": np.array([step])}, {})
         self.durable = step
 
     @rule(learner=learners, looked=st.booleans())
@@ -110,7 +115,7 @@ class Faults(RuleBasedStateMachine):
         if not learner.alive:
             return
         try:
-            self.leases.check(learner.incarnation)
+            learner.lease.check()
         except LeaseLostError:
             learner.alive = False
             return
@@ -164,3 +169,15 @@ Faults.TestCase.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestFaults = Faults.TestCase
+
+
+VERSIONS = st.tuples(st.integers(0, 8999), st.integers(0, 10**12 - 1))
+
+
+@given(orders=st.lists(VERSIONS, max_size=20))
+def test_keys_sort_as_the_pairs_do(orders):
+    keys = [sort_key(*order) for order in orders]
+    assert [sort_key(*order) for order in sorted(orders)] == sorted(keys)
+    assert len(set(keys)) == len(set(orders))
+    stamps = np.array([*orders, (np.nan, np.nan)], float)
+    np.testing.assert_array_equal(sort_key(stamps[:, 0], stamps[:, 1]), [*keys, np.nan])

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
-from distributed.scheduler import NoValidWorkerError
 
 from dask_isgd import config, errors
 from dask_isgd.display.latest_values import COORDINATOR, LEARNER, LatestValues, of_learner
 from dask_isgd.errors import IsgdError, NoLearnerWorkerError, WaitTimeoutError, WorkersLostError
 from dask_isgd.events import Ended, Event, topic_of
 from dask_isgd.runtime import pubsub
+from dask_isgd.runtime.dask_internals import NoValidWorkerError
 from dask_isgd.runtime.placement import lacks_learner, workers_of
 from dask_isgd.storage import RunDirectory
 

@@ -8,8 +8,7 @@ import time
 import uuid
 from typing import Any
 
-from distributed.deploy.adaptive import Adaptive
-from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed import Adaptive, SchedulerPlugin
 
 from dask_isgd.clusters.scorer_controller import GainReport, ScorerController
 from dask_isgd.display.latest_values import LEARNER, LatestValues

@@ -11,12 +11,11 @@ from typing import Any
 
 import dask.config
 from dask.utils import parse_bytes, parse_timedelta
-from distributed import SpecCluster
-from distributed.core import Status
-from distributed.deploy.adaptive import Adaptive
-from distributed.utils import NoOpAwaitable
+from distributed import Adaptive, Status
 
 from dask_isgd.clusters.adaptive import ScoreAdaptive
+from dask_isgd.runtime import dask_internals
+from dask_isgd.runtime.dask_internals import SpecClusterHooks
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ _PATIENCE = 8
 """The number of further timeouts that a nanny may take to restart its worker before it is replaced."""
 
 
-class LearnerCluster(SpecCluster):
+class LearnerCluster(SpecClusterHooks):
     """A cluster with the workers of :meth:`learner_specs` beside the scorers that are scaled.
 
     ``scale`` and ``adapt`` count scorers. A lost worker, learner or scorer, is started again once it has
@@ -57,9 +56,9 @@ class LearnerCluster(SpecCluster):
         if self.status in (Status.closing, Status.closed):
             return super().scale(n)  # type: ignore[no-untyped-call]
         if memory is not None:
-            n = max(n, math.ceil(parse_bytes(memory) / self._memory_per_worker()))
+            n = max(n, math.ceil(parse_bytes(memory) / dask_internals.memory_per_worker(self)))
         if cores is not None:
-            n = max(n, math.ceil(cores / self._threads_per_worker()))
+            n = max(n, math.ceil(cores / dask_internals.threads_per_worker(self)))
         scorers = [name for name in self.worker_spec if name not in self._learners]
         # those that wait in a queue are removed first, then the youngest; entries are deleted one by one,
         # because the event loop's thread may read the specification at any moment
@@ -69,9 +68,7 @@ class LearnerCluster(SpecCluster):
             del self.worker_spec[name]
         for _ in range(n - len(scorers)):
             self.worker_spec.update(self.new_worker_spec())  # type: ignore[no-untyped-call]
-        assert self.loop is not None
-        self.loop.add_callback(self._correct_state)
-        return NoOpAwaitable() if self.asynchronous else None
+        return dask_internals.start_missing_soon(self)
 
     async def scale_down(self, workers: Iterable[str]) -> None:
         await super().scale_down({w for w in workers if w not in self._learners})  # type: ignore[no-untyped-call]
@@ -107,13 +104,11 @@ class LearnerCluster(SpecCluster):
         seen = {info["name"] for info in self.scheduler_info["workers"].values()}
         return {name for name in self.worker_spec if self._workers_of(name) & seen}
 
-    def _update_worker_status(self, op: str, msg: Any) -> None:
-        # not SpecCluster's own: it replaces a worker after the timeout even while its nanny restarts it
-        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+    def on_workers_changed(self, removed: bool) -> None:
         present = self._present()
         self._arrived |= present
         self._due = {name: due for name, due in self._due.items() if name not in present}
-        if op == "remove":
+        if removed:
             seconds = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
             due = asyncio.get_running_loop().time() + seconds
             self._due = dict.fromkeys(self._arrived - present, due) | self._due
@@ -121,9 +116,7 @@ class LearnerCluster(SpecCluster):
 
     def _check_later(self, seconds: float) -> None:
         def check() -> None:
-            task = asyncio.ensure_future(self._replace())
-            self._futures.add(task)
-            task.add_done_callback(self._futures.discard)
+            dask_internals.keep_until_done(self, asyncio.ensure_future(self._replace()))
 
         asyncio.get_running_loop().call_later(seconds + _AFTER, check)
 
@@ -136,7 +129,7 @@ class LearnerCluster(SpecCluster):
         for name in [n for n in gone if n in self.workers and n in self.worker_spec and now >= self._due.get(n, now)]:
             lost = self.workers[name]
             # a busy machine starts processes slowly
-            if _restarts(lost) and now < self._due.get(name, now) + _PATIENCE * timeout:
+            if dask_internals.nanny_restarts(lost) and now < self._due.get(name, now) + _PATIENCE * timeout:
                 self._check_later(timeout)
                 continue
             self._arrived.discard(name)
@@ -144,18 +137,12 @@ class LearnerCluster(SpecCluster):
             with contextlib.suppress(OSError, RuntimeError):
                 await lost.close()
         try:
-            await self._correct_state()  # type: ignore[no-untyped-call]
+            await dask_internals.start_missing(self)
         except Exception as error:
             logger.warning("cluster %s: cannot replace lost workers (%s); trying again", self.name, error)
             for name in [n for n, worker in self.workers.items() if worker.status is Status.created]:
                 del self.workers[name]
             self._check_later(timeout)
-
-
-def _restarts(worker: Any) -> bool:
-    """Return whether a nanny is restarting its worker; a job of a queue has no nanny here."""
-    process = getattr(worker, "process", None)
-    return worker.status is Status.running and getattr(process, "status", None) in (Status.stopped, Status.starting)
 
 
 def learner_names(prefix: str, count: int) -> list[str]:

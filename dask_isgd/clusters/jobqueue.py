@@ -24,7 +24,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
-from dask_isgd.runtime.dask_internals import close_key_files
+from dask_isgd.runtime import dask_internals
 from dask_isgd.runtime.placement import LEARNER, SCORER
 
 QUEUES = {
@@ -100,17 +100,16 @@ def with_learner(kind: type[Any]) -> type[Any]:
 
         def learner_specs(self) -> dict[str, dict[str, Any]]:
             # the job's options are complete at this point, and the specification has not been read yet
-            common, own = self._job_kwargs, self._learner_options
+            common, own = dask_internals.job_options(self), self._learner_options
             self._scorer_kwargs = self._as_scorer(common)
             self._learner_kwargs = self._as_learner({**common, **own, "processes": 1})
-            self._job_kwargs.update(self._scorer_kwargs)
+            common.update(self._scorer_kwargs)
             self.job_script(LEARNER)  # raises an error in its options before anything is submitted
             names = learner_names(LEARNER, self._n_learners)
             return {name: {"cls": self.job_cls, "options": self._learner_kwargs} for name in names}
 
         def _as_scorer(self, options: Mapping[str, Any]) -> dict[str, Any]:
-            job = self._dummy_job
-            places = max(1, job.worker_process_threads)
+            places = max(1, dask_internals.threads_per_process(self))
             return {**options, "worker_extra_args": [*self._extra(options), "--resources", f"{SCORER}={places}"]}
 
         def _as_learner(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,11 +141,8 @@ def with_learner(kind: type[Any]) -> type[Any]:
             address = getattr(scheduler, "address", None) or "tcp://<insert-scheduler-address-here>:8786"
             return self.job_cls(address, name=LEARNER, **self._learner_kwargs)
 
-        async def _close(self) -> None:
-            try:
-                await super()._close()  # type: ignore[no-untyped-call]
-            finally:
-                close_key_files(self)
+        def on_closed(self) -> None:
+            dask_internals.close_key_files(self)
 
         def job_script(self, role: str = SCORER) -> str:
             """Return the script of a ``"scorer"``'s or the ``"learner"``'s job."""

@@ -15,8 +15,7 @@ from dask_isgd.clusters import jobqueue
 from dask_isgd.clusters.cluster_file import LIFETIME, ClusterConfig
 from dask_isgd.clusters.local import LocalCluster
 from dask_isgd.errors import ConfigError, WaitTimeoutError
-
-_INHERITED = "DASK_INTERNAL_INHERIT_CONFIG"
+from dask_isgd.runtime import dask_internals
 
 
 @contextlib.contextmanager
@@ -95,7 +94,7 @@ def queue_options(config: ClusterConfig) -> dict[str, Any]:
     """Return the keyword arguments of a queue's cluster class."""
     prologue = []
     if config.dask:  # workers read the configuration of their own machine and merge this into it
-        prologue = [f"export {_INHERITED}={dask.config.serialize(dict(config.dask))}"]
+        prologue = [dask_internals.export_config(config.dask)]
 
     def job(*parts: Mapping[str, Any]) -> dict[str, Any]:
         options: dict[str, Any] = {}

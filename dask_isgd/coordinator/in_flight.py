@@ -1,4 +1,4 @@
-"""Scoring tasks in flight: launched, landed, lost or overdue."""
+"""Scoring tasks in flight: launched, completed, lost or overdue."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from functools import partial
 from typing import Any
 
 from distributed import Client, Future
-from distributed.client import FutureCancelledError
 
 from dask_isgd.errors import WaitTimeoutError
+from dask_isgd.order import Order
 
-_GATHER = 30.0
-_WAKE_SHARE = 0.25
-_LOST = (FutureCancelledError, CancelledError, asyncio.CancelledError, WaitTimeoutError)
+_FETCH_SECONDS = 30.0
+_WAKE_FRACTION = 0.25
+_LOST = (CancelledError, asyncio.CancelledError, WaitTimeoutError)
 
 
 @dataclass(frozen=True)
 class CompletedTask:
-    """A task that is over: its result or its error."""
+    """A task that has ended: its result or its error."""
 
     chunk: int
-    order: tuple[int, int]
+    order: Order
     result: Any
 
     @property
     def lost(self) -> bool:
-        """Nothing was wrong with the task itself: its worker or its parameters went away."""
+        """Whether its worker or its parameters disappeared, so that the task itself is not at fault."""
         return isinstance(self.result, _LOST)
 
 
 class InFlightTasks:
-    """Bounded by its owner; nothing in it is waited for longer than ``timeout`` seconds, results 30.
+    """Tasks that were submitted and have not ended; the caller bounds their number.
 
-    ``wake`` is called, from Dask's thread, once a quarter of the tasks is over: a lone scorer gets its
-    next task at once, while hundreds are served in batches, whenever the owner looks.
+    A task without a result after ``timeout`` seconds is cancelled and counts as lost; a result is
+    fetched for at most 30 s. ``wake`` is called from Dask's thread once a quarter of the tasks have
+    ended: a single scorer receives its next task at once, while hundreds are served in batches
+    whenever the caller checks.
     """
 
     def __init__(self, client: Client, timeout: float, wake: Callable[[], None]) -> None:
         self._client, self._timeout, self._wake = client, timeout, wake
-        self._tasks: dict[int, tuple[Future[Any], tuple[int, int], float]] = {}
-        self._over: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
+        self._tasks: dict[int, tuple[Future[Any], Order, float]] = {}
+        self._ended: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -54,54 +56,53 @@ class InFlightTasks:
     def chunks(self) -> list[int]:
         return list(self._tasks)
 
-    def launch(self, chunk: int, future: Future[Any], order: tuple[int, int]) -> None:
+    def launch(self, chunk: int, future: Future[Any], order: Order) -> None:
         self._tasks[chunk] = (future, order, time.monotonic())
         future.add_done_callback(partial(self._done, chunk))
 
     def _done(self, chunk: int, future: Future[Any]) -> None:
-        self._over.put((chunk, future))
-        if self._over.qsize() >= _WAKE_SHARE * len(self._tasks):
+        self._ended.put((chunk, future))
+        if self._ended.qsize() >= _WAKE_FRACTION * len(self._tasks):
             self._wake()
 
-    def landed(self) -> Iterator[CompletedTask]:
-        """What is over by now, and what is overdue."""
-        over: dict[int, Future[Any]] = {}
-        while not self._over.empty():
-            chunk, future = self._over.get()
+    def completed(self) -> Iterator[CompletedTask]:
+        """Yield the tasks that have ended by now, and those that are overdue; they are no longer in flight."""
+        ended: dict[int, Future[Any]] = {}
+        while not self._ended.empty():
+            chunk, future = self._ended.get()
             if chunk in self._tasks and self._tasks[chunk][0] is future:
-                over[chunk] = future
-        whole = {chunk: future for chunk, future in over.items() if future.status == "finished"}
-        results: dict[int, Any] = {}
-        if whole:
-            gathered = self._gather(list(whole.values()))
-            # what was lost meanwhile is left out of a list, but None in a dict
-            results = {chunk: gathered[i] for i, chunk in enumerate(whole) if gathered.get(i) is not None}
-        for chunk, future in over.items():
-            result = results[chunk] if chunk in results else _error(future, min(self._timeout, _GATHER))
+                ended[chunk] = future
+        results = self._results({chunk: future for chunk, future in ended.items() if future.status == "finished"})
+        for chunk, future in ended.items():
+            result = results[chunk] if chunk in results else _error(future, min(self._timeout, _FETCH_SECONDS))
             yield CompletedTask(chunk, self._tasks.pop(chunk)[1], result)
         for chunk, (future, order, began) in list(self._tasks.items()):
             if time.monotonic() - began > self._timeout:
                 del self._tasks[chunk]
                 self._client.cancel([future])
-                yield CompletedTask(
-                    chunk,
-                    order,
-                    WaitTimeoutError(f"{future.key}: no result within {self._timeout:g} s (status {future.status})"),
-                )
+                message = f"{future.key}: no result within {self._timeout:g} s (status {future.status})"
+                yield CompletedTask(chunk, order, WaitTimeoutError(message))
 
-    def _gather(self, futures: list[Future[Any]]) -> dict[int, Any]:
-        """Results by position. Those whose worker has died since are computed again: not waited for without end."""
-        fetch = partial(self._client.gather, dict(enumerate(futures)), errors="skip", asynchronous=True)
+    def _results(self, finished: dict[int, Future[Any]]) -> dict[int, Any]:
+        """Return the results that still exist, by chunk.
+
+        Dask computes a result again if its worker has died since; that is not waited for without end.
+        """
+        if not finished:
+            return {}
+        # by position: ``errors="skip"`` drops a lost result from a list, and puts None for it into a dict
+        futures = dict(enumerate(finished.values()))
+        fetch = partial(self._client.gather, futures, errors="skip", asynchronous=True)
         try:
-            found: dict[int, Any] = self._client.sync(fetch, callback_timeout=min(self._timeout, _GATHER))
+            found: dict[int, Any] = self._client.sync(fetch, callback_timeout=min(self._timeout, _FETCH_SECONDS))
         except TimeoutError:
-            self._client.cancel(futures)
-            lost = WaitTimeoutError(f"results of {len(futures)} tasks could not be fetched: has their worker died?")
-            return dict.fromkeys(range(len(futures)), lost)
-        return found
+            self._client.cancel(list(finished.values()))
+            lost = WaitTimeoutError(f"results of {len(finished)} tasks could not be fetched: has their worker died?")
+            return dict.fromkeys(finished, lost)
+        return {chunk: found[i] for i, chunk in enumerate(finished) if found.get(i) is not None}
 
     def cancel(self) -> None:
-        """Give up what is in flight."""
+        """Cancel all tasks in flight."""
         if self._tasks and self._client.status == "running":
             self._client.cancel([future for future, _, _ in self._tasks.values()])
         self._tasks.clear()
@@ -114,4 +115,4 @@ def _error(future: Future[Any], timeout: float) -> BaseException:
         error = gone
     if isinstance(error, BaseException):
         return error
-    return FutureCancelledError(key=str(future.key), reason="its result was lost")
+    return CancelledError(f"{future.key}: its result was lost")

@@ -1,4 +1,4 @@
-"""How much is scored: everything the scorers can while it pays, a probe while it does not."""
+"""How much is scored: as much as the scorers can while it pays, otherwise only a probe."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def may_start(
     elapsed_seconds: float = 0.0,
     task_seconds: float = 0.0,
 ) -> int:
-    """Scoring tasks that may be submitted now.
+    """Return how many scoring tasks may be submitted now.
 
-    ``slots``: tasks the scorers take at once, ``in_flight``: those they have. Otherwise all free slots; when
-    ``probing``, one task at a time, and only if the scorers' time spent on tasks stays within a
-    twentieth with it: ``busy_seconds`` since probing began, of ``slots`` × ``elapsed_seconds``,
-    where the next task takes about ``task_seconds``. The first task therefore waits for its turn
-    too: 20 × task_seconds / slots.
+    ``slots``: tasks that the scorers run at once, ``in_flight``: tasks they have. All free slots may be
+    used, except when ``probing``: then one task at a time, and only if tasks have taken, with this one of
+    about ``task_seconds``, no more than a twentieth of the scorers' time since probing began:
+    ``busy_seconds`` of ``slots`` × ``elapsed_seconds``. So the first task waits too, for
+    20 × task_seconds / slots.
 
     >>> may_start(8, 3, probing=False)
     5
@@ -32,7 +32,7 @@ def may_start(
     """
     for name, value in (("slots", slots), ("in_flight", in_flight), ("busy_seconds", busy_seconds)):
         if value < 0:
-            raise DataError(f"{name}: got {value}, wanted none or more; count what there is")
+            raise DataError(f"{name}: got {value}, wanted 0 or more")
     if not probing:
         return max(0, slots - in_flight)
     within = busy_seconds + task_seconds <= PROBE_SHARE * slots * elapsed_seconds

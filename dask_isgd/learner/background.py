@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
+from typing import Self
 
 from dask_isgd.errors import WaitTimeoutError
 
 
 class LatestJobWorker:
-    """One job at a time in a thread; the newest offer replaces one that still waits.
+    """One job at a time in a thread; the latest offer replaces one that still waits.
 
-    An error of a job is raised by the next call of the learner. The thread inherits the context
-    of its maker, in which Dask's ``get_worker`` finds the worker.
+    An error of a job is raised by the learner's next call. The thread inherits the context of the
+    caller of ``open``, in which Dask's ``get_worker`` finds the worker.
     """
 
     def __init__(self, name: str, timeout: float) -> None:
@@ -22,18 +23,24 @@ class LatestJobWorker:
         self._waiting: Callable[[], None] | None = None
         self._busy = False
         self._error: BaseException | None = None
-        self._open = True
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> Self:
+        """Start the thread."""
         context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._work,), name=name, daemon=True)
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name=self._name, daemon=True)
         self._thread.start()
+        return self
 
     @property
     def busy(self) -> bool:
+        """Whether a job runs or waits."""
         with self._lock:
             return self._busy or self._waiting is not None
 
     def offer(self, job: Callable[[], None]) -> None:
-        """Do ``job`` soon, instead of any that has not begun."""
+        """Run ``job`` soon, instead of any job that has not begun."""
         with self._lock:
             self._raise()
             self._waiting = job
@@ -50,11 +57,12 @@ class LatestJobWorker:
             )
 
     def close(self) -> None:
-        """End the thread; what waits is dropped."""
+        """End the thread; a job that waits is dropped."""
         with self._lock:
-            self._open, self._waiting = False, None
+            self._closed, self._waiting = True, None
             self._lock.notify_all()
-        self._thread.join(self._timeout)
+        if self._thread is not None:
+            self._thread.join(self._timeout)
 
     def _raise(self) -> None:
         error, self._error = self._error, None
@@ -64,7 +72,7 @@ class LatestJobWorker:
     def _work(self) -> None:
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._waiting is not None or not self._open)
+                self._lock.wait_for(lambda: self._waiting is not None or self._closed)
                 if self._waiting is None:
                     return
                 job, self._waiting, self._busy = self._waiting, None, True

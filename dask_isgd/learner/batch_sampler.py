@@ -1,4 +1,4 @@
-"""What the learner draws from: sampler, gate and variance monitor behind one lock.
+"""What the learner draws minibatches from: the sampler and its gate behind one lock.
 
 A feed may draw ahead in a thread while the loop updates weights, so every access is locked.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import queue
 import threading
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,44 +16,42 @@ from numpy.typing import NDArray
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import DataError
 from dask_isgd.learner.feed import RowRange
+from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.trainer import Step
-from dask_isgd.sampling import ChunkSums, Draw, GainSamples, Gate, ImportanceSampler
+from dask_isgd.sampling import Draw, Gate, ImportanceSampler
 from dask_isgd.sampling.draws import positions
-from dask_isgd.sampling.variance import VarianceMonitor, from_chunk_sums
 from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
 
 
 class BatchSampler:
-    """Draws minibatches and keeps account of what the draws are worth."""
+    """Draws minibatches, and keeps the weights they are drawn by up to date."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._lock = threading.Lock()
         sampling = spec.sampling
-        if spec.learning.synchronous:  # fresh norms alone: a resumed run has no former ones to average with
+        if spec.learning.synchronous:  # fresh norms only: a resumed run has no former norms to average with
             sampling = dataclasses.replace(sampling, ema_decay=0.0)
         self.sampler = ImportanceSampler(spec.examples, spec.chunk, sampling)
         self.gate = Gate(spec.sampling)
-        self.monitor = VarianceMonitor()
-        self.evidence = GainSamples(self.sampler)
-        self._checks: list[ChunkSums] = []
+        self.monitor = GainMonitor(self.sampler, self.gate, reproducible=spec.learning.synchronous)
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
-        """What cannot be read and is drawn no more, in words, to be said by the learner."""
+        """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
 
     @property
     def open(self) -> bool:
         """Whether draws follow the weights."""
-        return self.gate.open and not self._spec.sampling.uniform
+        return self.gate.open
 
     @property
     def idle(self) -> bool:
-        """Whether scorers are left in peace: next to nothing is scored, or nothing."""
+        """Whether scorers have next to nothing to do: sampling is uniform, or the gate is closed and only probed."""
         return self._spec.sampling.uniform or self.gate.probing
 
     def draw(self, step: int) -> Draw:
-        """The minibatch of a step; a function of seed, step and the weights in force alone."""
+        """Return the minibatch of a step, which depends only on the seed, the step and the current weights."""
         generator = np.random.Generator(
             np.random.Philox(key=self._spec.learning.seed, counter=np.array([0, 0, 0, step], np.uint64))
         )
@@ -64,7 +59,7 @@ class BatchSampler:
             return self._draw(self._spec.learning.batch_size, generator, self._kind(step))
 
     def run(self, size: int, generator: np.random.Generator) -> RowRange:
-        """The run of ``size`` neighbours around one drawn example: picked with the sum of their probabilities."""
+        """Return the ``size`` neighbours around one drawn example: chosen with the sum of their probabilities."""
         with self._lock:
             one = self._draw(1, generator)
             start = int(one.indices[0]) // size * size
@@ -72,16 +67,16 @@ class BatchSampler:
             return RowRange(start, self._probabilities(rows), 1.0 / float(one.coefficients[0] * one.probabilities[0]))
 
     def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(B,) q in force of ``indices`` (B,)."""
+        """Return the current probabilities q (B,) of ``indices`` (B,)."""
         with self._lock:
             return self._probabilities(indices)
 
     def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """(B,) positions in [0, 1) of a step, spread as ``Sampling.scheme`` says, independent on a report."""
+        """Return (B,) positions in [0, 1) of a step, spread by ``Sampling.scheme``, independent at a report."""
         return positions(self._kind(step), self._spec.learning.batch_size, generator)
 
     def _kind(self, step: int) -> str:
-        # On a report ||μ||² is estimated, from products of draws: unbiased only if they are independent.
+        # At a report ||μ||² is estimated from products of draws, which is unbiased only if they are independent.
         report = (step + 1) % self._spec.learning.report_every == 0
         return "independent" if report else self._spec.sampling.scheme
 
@@ -93,19 +88,19 @@ class BatchSampler:
         return (self.sampler.probabilities if self.open else self.sampler.uniform_probabilities)(indices)
 
     def unreadable(self, error: DataError) -> None:
-        """Leave out the scoring chunk that holds ``error.rows``; raise ``error`` where the run is to skip none."""
+        """Leave out the scoring chunk that holds ``error.rows``; raise ``error`` unless the run skips bad chunks."""
         if error.rows is None or not self._spec.scoring.skip_bad_chunks:
             raise error
         chunk = error.rows[0] // self._spec.chunk
         with self._lock:
             self.sampler.leave_out(chunk)
-        logger.warning("run %s goes on without scoring chunk %d: %s", self._spec.run, chunk, error)
+        logger.warning("run %s continues without scoring chunk %d: %s", self._spec.run, chunk, error)
         self.left_out.put(f"scoring chunk {chunk} is left out: {error}")
 
     def load(self, weights: WeightArray) -> None:
-        """Take over what the weight array holds: the weights of an earlier incarnation.
+        """Load the weights that an earlier incarnation left in the weight array.
 
-        A chunk that is corrupt or gone counts as never scored.
+        A chunk that is corrupt or missing counts as never scored.
         """
         versions, everything = weights.read_stamps()[:, 0], weights.read_all()
         for chunk in np.flatnonzero(np.isfinite(versions)).tolist():
@@ -114,78 +109,25 @@ class BatchSampler:
                 self.update(chunk, found, int(versions[chunk]))
 
     def update(self, chunk: int, weights: NDArray[np.float32], version: int) -> None:
-        """Fresh weights of a chunk, computed at ``version``."""
+        """Replace the weights of a chunk by those computed at ``version``."""
         with self._lock:
-            sums = self.sampler.update(chunk, weights, version)
-        if not self._spec.learning.synchronous:  # there the former weights depend on where the run was resumed
-            self._checks.append(sums)
+            self.sampler.update(chunk, weights, version)
 
     def refresh(self, step: int) -> None:
-        """Let the ages and the smoothing follow the step."""
+        """Update the ages and the smoothing to ``step``."""
         with self._lock:
             self.sampler.refresh(step)
 
     def learned(self, step: int, draw: Draw, result: Step, *, probe: bool) -> None:
-        """What a step showed: its norms are evidence (weighed on a probe), and fed back."""
+        """Use the norms of a step, if there are any: the monitor observes them, and the sampler is fed back."""
         if result.norms is None:
             return
         with self._lock:
-            # Samples gathered between probes are not part of a checkpoint; synchronous runs resume bit for bit.
-            if probe or not self._spec.learning.synchronous:
-                self.evidence.add(draw, result.norms, self.gate)
-            if probe and np.isfinite(result.mean_gradient_sq_norm):
-                self._weigh(step, result.mean_gradient_sq_norm)
+            self.monitor.observe(step, draw, result, probe=probe)
             if self._spec.sampling.feedback and not self._spec.sampling.uniform:
                 self.sampler.feedback(draw.indices, result.norms, step)
 
-    def _weigh(self, step: int, mean_gradient_sq_norm: float) -> None:
-        norms, coefficients, candidate = self.evidence.take()
-        share = self.sampler.uniform_share if self.open else 1.0
-        self.monitor.observe(norms, coefficients, None, mean_gradient_sq_norm, uniform_share=share)
-        if candidate is not None:
-            self.monitor.observe_candidate(*candidate)
-            self.gate.observe(self.monitor.candidate_gain, step, whole=self.sampler.whole)
-
     def report(self, step: int) -> dict[str, float]:
-        """The row of the history that speaks of draws."""
+        """Return the columns of the history that describe the draws at ``step``."""
         with self._lock:
-            stats = self.sampler.stats(step)
-        variance, errors, factors = self.monitor.variance, self.monitor.errors, self.monitor.factors
-        return {
-            "variance_ideal": variance.ideal,
-            "variance_stale": variance.stale,
-            "variance_uniform": variance.uniform,
-            "variance_ideal_error": errors.ideal,
-            "variance_stale_error": errors.stale,
-            "variance_uniform_error": errors.uniform,
-            "gain": self.monitor.gain,
-            "gain_error": errors.gain,
-            "smoothing_factor": factors.smoothing,
-            "staleness_factor": factors.staleness,
-            "candidate_gain": self.monitor.candidate_gain,
-            "candidate_gain_error": errors.candidate_gain,
-            "chunk_gain": self._chunk_gain(),
-            "gate": float(self.open),
-            "gate_gain": self.gate.gain,
-            "gate_state": float(self.gate.code),
-            **stats,
-        }
-
-    def _chunk_gain(self) -> float:
-        """Gain from the chunk sums since the last report: a check, overstates staleness."""
-        checks, self._checks = [c for c in self._checks if c.count > 0], []
-        if not checks:
-            return math.nan
-        norms, squares, over, proposal, count = (
-            [getattr(c, name) for c in checks]
-            for name in ("norms", "squares", "squares_over_proposal", "proposal", "count")
-        )
-        return from_chunk_sums(norms, squares, over, proposal, count, mean_gradient_sq_norm=0.0).gain
-
-    def state(self) -> dict[str, Any]:
-        """Gate and monitor as plain JSON; the weights live in the weight array."""
-        return {"gate": self.gate.state(), "monitor": self.monitor.state()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.gate.restore(state["gate"])
-        self.monitor.restore(state["monitor"])
+            return self.monitor.row(step)

@@ -7,26 +7,29 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Self
 
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
-from dask_isgd.learner.departure import _GRACE, DepartureWatcher
+from dask_isgd.learner.departure import GRACE, DepartureWatcher
 from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.learner.trainer import Trainer
+from dask_isgd.storage import History
+from dask_isgd.storage.run.leases import Lease
 
 logger = logging.getLogger(__name__)
-_PAUSE, _MOST_PAUSE = 50.0, 10.0
-"""What a write of the history took, so many times, and at most so many seconds pass before the next one.
+_PAUSE_FACTOR, _LONGEST_PAUSE = 50.0, 10.0
+"""The pause after a write of the history, as a multiple of the write's duration, and at most in seconds.
 
-A write is one of each column: it holds up the learner's interpreter, and in a store each is a request to be paid for.
+A write has one request per column: it holds up the learner's interpreter, and a store may charge for each request.
 """
 
 
-class Boundary(NamedTuple):
-    """Everything a learner goes on from, as it was before the first step of a round."""
+class TrainingState(NamedTuple):
+    """Everything that a learner resumes from, before it takes ``step``."""
 
     step: int
     tensors: dict[str, Any]
@@ -34,52 +37,67 @@ class Boundary(NamedTuple):
 
 
 class Checkpointer:
-    """Takes up the run where the newest checkpoint left it, and commits the next ones.
+    """Resumes the run from its latest checkpoint, and commits the next ones.
 
-    Made after the lease was taken: whatever an older incarnation commits later is not gone on from.
-    In synchronous mode the start of the current round is committed, so that a resumed run scores and
-    draws what the uninterrupted one does.
+    ``open`` acquires the lease before it reads the checkpoint, so nothing that an older incarnation commits
+    later is resumed from. In synchronous mode the start of the current round is committed, so that a
+    resumed run scores and draws what the uninterrupted one does. ``is_leaving``: whether the worker leaves.
     """
+
+    lease: Lease
+    history: History
 
     def __init__(
         self,
         spec: RunSpec,
         owner: Mapping[str, Any],
         trainer: Trainer,
-        drawing: BatchSampler,
+        batch_sampler: BatchSampler,
         *,
         columns: Sequence[str],
         timeout: float,
-        leaves: Callable[[], bool],
+        is_leaving: Callable[[], bool],
     ) -> None:
-        self.spec, self._trainer, self._drawing = spec, trainer, drawing
-        directory = spec.directory
-        self._leases = directory.leases("learner")
-        self._leases.await_leaving(min(timeout, _GRACE))
-        self.incarnation = self._leases.acquire({**owner, "host": socket.gethostname(), "pid": os.getpid()})
-        self._checkpoints = directory.checkpoints()
+        self._spec, self._trainer, self._batch_sampler = spec, trainer, batch_sampler
+        self._owner, self._columns, self._timeout = owner, columns, timeout
+        self._checkpoints = spec.directory.checkpoints()
         self.step = 0
-        """The step gone on from."""
+        """The step resumed from."""
         self.finished = False
         """Whether there is nothing left to do."""
-        self.newest: str | None = None
-        """Name of the newest checkpoint."""
-        self._seconds = 0.0
-        self._restore()
-        self._began = self._committed = time.monotonic()
-        self._committed_step = self.step
-        self.boundary: Boundary | None = None
+        self.latest: str | None = None
+        """The name of the latest checkpoint."""
+        self.round_start: TrainingState | None = None
+        """The start of the current round, in synchronous mode."""
         self._snapshots = Snapshots()
         self._committer = LatestJobWorker("checkpoint", timeout)
+        self._departure = DepartureWatcher(is_leaving, lambda: self.lease.leaving())
+        self._parts = ExitStack()
+        self._earlier_seconds = self._began = self._committed = self._next_write = 0.0
+        self._committed_step = 0
+
+    def open(self) -> Self:
+        """Acquire the lease, resume from the latest checkpoint and start the threads."""
+        directory, learning = self._spec.directory, self._spec.learning
+        leases = directory.leases("learner")
+        leases.await_leaving(min(self._timeout, GRACE))
+        self.lease = leases.acquire({**self._owner, "host": socket.gethostname(), "pid": os.getpid()})
+        incarnation = self.lease.incarnation
+        self._restore()
+        self._began = self._committed = self._next_write = time.monotonic()
+        self._committed_step = self.step
         self.history = directory.create_history(
-            f"learner-{self.incarnation:04d}",
-            columns,
-            (spec.learning.steps - self.step) // spec.learning.report_every + 1,
-            attrs={"incarnation": self.incarnation, "start_step": self.step},
+            f"learner-{incarnation:04d}",
+            self._columns,
+            (learning.steps - self.step) // learning.report_every + 1,
+            attrs={"incarnation": incarnation, "start_step": self.step},
         )
-        self._write_from = self._began
-        self._lookout = DepartureWatcher(leaves, lambda: self._leases.leaving(self.incarnation))
-        self._lookout.start()
+        with ExitStack() as parts:
+            parts.callback(self._departure.open().close)
+            parts.callback(self.history.flush)  # the last rows of a run that failed are the most telling
+            parts.callback(self._committer.open().close)
+            self._parts = parts.pop_all()
+        return self
 
     def _restore(self) -> None:
         found = self._checkpoints.latest()
@@ -87,84 +105,81 @@ class Checkpointer:
             return
         tensors = models.from_arrays(found.tensors, found.state["dtypes"])
         self._trainer.restore(tensors, found.state["trainer"])
-        self._drawing.restore(found.state["drawing"])
-        self.step, self._seconds, self.newest = found.step, float(found.state["seconds"]), found.name
-        self.finished = bool(found.state["finished"]) and found.step >= self.spec.learning.steps
+        self._batch_sampler.monitor.restore(found.state["drawing"])
+        self.step, self._earlier_seconds, self.latest = found.step, float(found.state["seconds"]), found.name
+        self.finished = bool(found.state["finished"]) and found.step >= self._spec.learning.steps
 
     def seconds(self) -> float:
-        """Seconds this run has been trained for, by all incarnations."""
-        return self._seconds + time.monotonic() - self._began
+        """Return how many seconds this run has been trained for, by all incarnations."""
+        return self._earlier_seconds + time.monotonic() - self._began
 
-    def check(self) -> None:
-        """Raise LeaseLostError if a younger incarnation holds the run."""
-        self._leases.check(self.incarnation)
+    def start_round(self, step: int) -> None:
+        """Take a snapshot of the start of a round at ``step``."""
+        self.round_start = self._snapshot(step)
 
-    def bound(self, step: int) -> None:
-        """A round begins at ``step``."""
-        self.boundary = Boundary(step, self._snapshots.take(self._trainer.tensors()), self._state())
+    def _snapshot(self, step: int) -> TrainingState:
+        return TrainingState(step, self._snapshots.take(self._trainer.tensors()), self._state())
 
     def leave(self, step: int) -> None:
-        """Commit the last step of a learner that is to go; its successor waits for it."""
+        """Commit the last step of a learner that leaves; its successor waits for it."""
         try:
-            self._lookout.say()
+            self._departure.announce()
             self.commit_now(step)
         finally:
-            self._lookout.close()
+            self._departure.close()
 
     def commit_if_due(self, step: int) -> None:
-        """Commit in the background once the sooner of ``checkpoint_steps`` and ``checkpoint_seconds`` is over."""
-        learning = self.spec.learning
+        """Commit in the background after ``checkpoint_steps`` or ``checkpoint_seconds``, whichever comes first."""
+        learning = self._spec.learning
         due = time.monotonic() - self._committed >= learning.checkpoint_seconds
         if learning.checkpoint_steps is not None:
             due = due or step - self._committed_step >= learning.checkpoint_steps
         if not due or self._committer.busy:
             return
-        what = self.boundary or Boundary(step, self._snapshots.take(self._trainer.tensors()), self._state())
-        if what.step > self._committed_step:
-            self._committed, self._committed_step = time.monotonic(), what.step
-            self._committer.offer(lambda: self._commit(what))
+        state = self.round_start or self._snapshot(step)
+        if state.step > self._committed_step:
+            self._committed, self._committed_step = time.monotonic(), state.step
+            self._committer.offer(lambda: self._commit(state))
 
     def commit_now(self, step: int, *, finished: bool = False) -> None:
         """Commit and wait for it, unless this very step was committed already."""
         self._committer.finish()
-        self.check()
-        what = self.boundary or Boundary(step, self._trainer.tensors(), self._state(finished=finished))
-        if what.step > self._committed_step or finished:
-            self._commit(what)
-            self._committed, self._committed_step = time.monotonic(), what.step
+        self.lease.check()
+        state = self.round_start or TrainingState(step, self._trainer.tensors(), self._state(finished=finished))
+        if state.step > self._committed_step or finished:
+            self._commit(state)
+            self._committed, self._committed_step = time.monotonic(), state.step
         self.history.flush()
 
-    def _commit(self, what: Boundary) -> None:
-        self.check()
-        arrays, odd = models.to_arrays(what.tensors)
-        self.history.flush()  # first: what a checkpoint goes on from has its rows, wherever a kill falls
-        self.newest = self._checkpoints.commit(what.step, self.incarnation, arrays, {**what.state, "dtypes": odd})
+    def _commit(self, state: TrainingState) -> None:
+        self.lease.check()
+        arrays, dtypes = models.to_arrays(state.tensors)
+        self.history.flush()  # first, so that every checkpoint has its rows whenever the process is killed
+        content = {**state.state, "dtypes": dtypes}
+        self.latest = self._checkpoints.commit(state.step, self.lease.incarnation, arrays, content)
 
     def report(self, row: Mapping[str, float], *, write: bool) -> None:
-        """One row of the history; ``write`` puts those that wait on disk, in the background."""
+        """Append a row to the history; with ``write``, write the rows that wait in the background."""
         self.history.append(row)
-        if write and time.monotonic() >= self._write_from and not self._committer.busy:  # a checkpoint writes them too
-            self._committer.offer(self._write)
+        if write and time.monotonic() >= self._next_write and not self._committer.busy:  # a checkpoint writes them too
+            self._committer.offer(self._write_history)
 
-    def _write(self) -> None:
+    def _write_history(self) -> None:
         began = time.monotonic()
         self.history.flush()
         ended = time.monotonic()
-        self._write_from = ended + min(_PAUSE * (ended - began), _MOST_PAUSE)
+        self._next_write = ended + min(_PAUSE_FACTOR * (ended - began), _LONGEST_PAUSE)
 
     def _state(self, *, finished: bool = False) -> dict[str, Any]:
         return {
-            "run": self.spec.run,
+            "run": self._spec.run,
             "seconds": self.seconds(),
-            "seed": self.spec.learning.seed,
+            "seed": self._spec.learning.seed,
             "trainer": self._trainer.state(),
-            "drawing": self._drawing.state(),
+            "drawing": self._batch_sampler.monitor.state(),
             "finished": finished,
         }
 
     def close(self) -> None:
-        try:
-            self._committer.close()
-            self.history.flush()  # of a run that failed the last rows say most
-        finally:
-            self._lookout.close()
+        """End the threads, write the last rows of the history and announce a departure as complete."""
+        self._parts.close()

@@ -1,98 +1,95 @@
-"""Versions on their way out: a copy on the learner's loop, all the rest in a thread beside it."""
+"""Publishes versions: a copy in the learner's loop, everything else in a thread beside it."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from distributed import Client, Future
 from torch import nn
 
 from dask_isgd.core import models
-from dask_isgd.core.spec import RunSpec
-from dask_isgd.events import Event, Fault, Published
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.snapshots import Snapshots
+from dask_isgd.runtime import codec
+from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.parameters import publish
 
 
 class Publisher:
-    """Publishes a model's parameters, the newest version only where several wait.
+    """Publishes a model's parameters in a Dask ``variable``, only the latest version if several wait.
 
-    The last two versions are held, so that a scorer that is late finds them.
+    The last two versions are held, so that a scorer that is late finds them. ``dtype`` is that of
+    published floats (None: their own). If ``strict``, every version that cannot be published is an error.
     """
 
     def __init__(
         self,
-        spec: RunSpec,
         client: Client,
-        recovery: Checkpointer,
+        variable: str,
+        announcer: Announcer,
+        checkpointer: Checkpointer,
         *,
-        address: str,
+        dtype: str | None,
+        strict: bool,
         timeout: float,
-        say: Callable[[Event], None],
     ) -> None:
-        self._spec, self._client, self._recovery, self._say = spec, client, recovery, say
-        self._address, self._timeout = address, timeout
-        self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots()
+        self._client, self._variable, self._announcer = client, variable, announcer
+        self._checkpointer, self._lease = checkpointer, checkpointer.lease
+        self._dtype, self._strict, self._timeout = dtype, strict, timeout
+        self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots(codec.pack)
         self._held: deque[Future[Any]] = deque(maxlen=2)
-        self._last = time.monotonic()
+        self._last_published = time.monotonic()
+
+    def open(self) -> Self:
+        """Start the thread."""
+        self._background.open()
+        return self
 
     @property
     def busy(self) -> bool:
-        """Whether a version is still on its way."""
+        """Whether a version is being published."""
         return self._background.busy
 
     def offer(self, model: nn.Module, version: int, *, final: bool = False) -> None:
-        """Publish the parameters as they are now, soon. Raises what an earlier publication met."""
-        tensors = self._snapshots.take(models.state_of(model), self._spec.learning.publish_dtype)
+        """Publish the current parameters soon. Raises the error of an earlier publication."""
+        tensors = self._snapshots.take(models.state_of(model), self._dtype)
 
         def job() -> None:
-            self._recovery.check()
+            self._lease.check()
             try:
                 parameters = publish(
                     self._client,
-                    self._spec.variable,
+                    self._variable,
                     tensors,
-                    run=self._spec.run,
-                    incarnation=self._recovery.incarnation,
+                    run=self._announcer.run,
+                    incarnation=self._lease.incarnation,
                     version=version,
                     timeout=self._timeout,
                 )
             except (OSError, TimeoutError) as error:
-                self._failed(version, error, last=final)
+                self._tolerate(version, error, final=final)
                 return
-            self._recovery.check()  # a process that hung meanwhile says nothing after its successor
-            self._last = time.monotonic()
+            self._lease.check()  # a process that hung meanwhile announces nothing after its successor
+            self._last_published = time.monotonic()
             self._held.append(parameters.future)
-            self._say(
-                Published(
-                    run=self._spec.run,
-                    incarnation=self._recovery.incarnation,
-                    version=version,
-                    address=self._address,
-                    checkpoint=self._recovery.newest,
-                    final=final,
-                )
-            )
+            self._announcer.published(version, checkpoint=self._checkpointer.latest, final=final)
 
         self._background.offer(job)
 
-    def _failed(self, version: int, error: Exception, *, last: bool) -> None:
-        """A version that did not go out is made good by the next one, unless somebody waits for this one."""
-        if last or self._spec.learning.synchronous or time.monotonic() - self._last > self._timeout:
+    def _tolerate(self, version: int, error: Exception, *, final: bool) -> None:
+        """Let the next version replace one that was not published, unless this very version is waited for."""
+        if final or self._strict or time.monotonic() - self._last_published > self._timeout:
             raise error
-        detail = f"version {version}: {type(error).__name__}: {error}"[:400]
-        self._say(Fault(run=self._spec.run, incarnation=self._recovery.incarnation, what="publication", detail=detail))
+        self._announcer.fault("publication", f"version {version}: {type(error).__name__}: {error}")
 
     def finish(self) -> None:
-        """Wait until what was offered is out."""
+        """Wait until every offered version is published or replaced."""
         self._background.finish()
 
     def close(self) -> None:
-        """Let go of the versions held; what waits is dropped."""
+        """Release the versions that are held; one that waits is dropped."""
         self._held.clear()
         self._background.close()

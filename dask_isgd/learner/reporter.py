@@ -1,52 +1,55 @@
-"""What the learner says of its steps: rows of the history, and now and then one of them as an event."""
+"""Reports the learner's steps: rows of the history, some of which are announced as events."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from dask_isgd import columns
-from dask_isgd.core.spec import RunSpec
-from dask_isgd.events import Event, Progress
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.trainer import Step
+from dask_isgd.runtime.announcer import Announcer
 
 COLUMNS = columns.NAMES
-_SAY_EVERY = 0.5
+_ANNOUNCE_EVERY = 0.5
 
 
 class Write(Protocol):
-    """Takes a row of ``COLUMNS``; ``write`` puts the rows that wait on disk."""
+    """Receives a row of ``COLUMNS``; with ``write``, the rows that wait are written to disk."""
 
     def __call__(self, row: dict[str, float], *, write: bool) -> None: ...
 
 
 class Reporter:
-    """Means over the steps since the last report, one row each time; at most two a second are announced."""
+    """Reports means over the steps since the last report, one row each; at most two rows per second are announced.
+
+    The run takes ``steps`` steps of ``batch_size`` examples.
+    """
 
     def __init__(
-        self, spec: RunSpec, incarnation: int, address: str, write: Write, say: Callable[[Event], None]
+        self, announcer: Announcer, write: Write, *, steps: int, batch_size: int, synchronous: bool = False
     ) -> None:
-        self._spec, self._incarnation, self._address = spec, incarnation, address
-        self._write, self._say = write, say
+        self._announcer, self._write = announcer, write
+        self._run_steps, self._batch_size, self._synchronous = steps, batch_size, synchronous
         self._steps: list[Step] = []
-        self._reported = self._said = time.monotonic()
+        self._reported = self._announced = time.monotonic()
 
     def add(self, result: Step) -> None:
-        """A step was taken."""
+        """Add a step to the next report."""
         self._steps.append(result)
 
-    def report(self, step: int, drawing: BatchSampler, *, seconds: float, learning_rate: float, threads: int) -> None:
-        """``step`` steps are done, the last of them a probe; ``seconds`` the run has been trained for."""
+    def report(
+        self, step: int, batch_sampler: BatchSampler, *, seconds: float, learning_rate: float, threads: int
+    ) -> None:
+        """Report after ``step`` steps, the last of them a probe, and ``seconds`` of training by all incarnations."""
         now, steps = time.monotonic(), self._steps
         measured = [s.gradient_norm for s in steps if not math.isnan(s.gradient_norm)]
         row: dict[str, float] = {
             "step": step,
             "seconds": seconds,
-            "examples": step * self._spec.learning.batch_size,
+            "examples": step * self._batch_size,
             "loss": math.fsum(s.loss for s in steps) / len(steps),
             "gradient_norm": statistics.fmean(measured) if measured else math.nan,
             "clipped": sum(s.clipped for s in steps) / len(steps),
@@ -54,25 +57,17 @@ class Reporter:
             "steps_per_second": len(steps) / max(now - self._reported, 1e-9),
             "mean_gradient_sq_norm": steps[-1].mean_gradient_sq_norm,
             "threads": threads,
-            **drawing.report(step),
+            **batch_sampler.report(step),
         }
         self._steps, self._reported = [], now
-        say = now - self._said >= _SAY_EVERY or step >= self._spec.learning.steps
-        self._write({name: float(row[name]) for name in COLUMNS}, write=say)
-        if say:
-            self._said = now
-            self._announce(step, row, drawing)
-
-    def _announce(self, step: int, row: dict[str, float], drawing: BatchSampler) -> None:
-        self._say(
-            Progress(
-                run=self._spec.run,
-                incarnation=self._incarnation,
-                step=step,
-                address=self._address,
-                open=drawing.open,
-                probing=drawing.gate.probing and not self._spec.learning.synchronous,
-                why=drawing.gate.why,
-                values={name: float(f"{row[name]:.6g}") for name in columns.ANNOUNCED},
+        due = now - self._announced >= _ANNOUNCE_EVERY or step >= self._run_steps
+        self._write({name: float(row[name]) for name in COLUMNS}, write=due)
+        if due:
+            self._announced = now
+            self._announcer.progress(
+                step,
+                {name: float(f"{row[name]:.6g}") for name in columns.ANNOUNCED},
+                gate_open=batch_sampler.open,
+                probing=batch_sampler.gate.probing and not self._synchronous,
+                why=batch_sampler.gate.reason,
             )
-        )

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from dask_isgd.config import Learning
 from dask_isgd.core import models
-from dask_isgd.core.loss import Loss, check_losses
+from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError, NonFiniteLossError
-from dask_isgd.norms import NormEngine, capture_norms
+from dask_isgd.norms import NormEngine, capture_norms, checked_losses
 from dask_isgd.sampling.variance import square_of_mean
 
 _MEDIAN_OVER = 101
@@ -125,7 +125,7 @@ class Trainer:
         capture: bool,
     ) -> tuple[float, Tensor | None]:
         with capture_norms(self.model) if capture else nullcontext() as captured:
-            losses = check_losses(self.loss(self.model(*inputs), targets), len(scale))
+            losses = checked_losses(self.loss, self.model(*inputs), targets, len(scale))
             weighted = torch.dot(losses.float(), scale)
             value = float(weighted.detach())
             if not math.isfinite(value):
@@ -139,7 +139,7 @@ class Trainer:
         raise NonFiniteLossError(
             f"step {step}: the loss of {len(bad)} of {len(losses)} examples is not finite "
             f"(indices {named[:10].tolist()}{'…' if len(bad) > 10 else ''}); the parameters of this step were neither "
-            "published nor checkpointed. Lower the learning rate, clip (Learning.clip_median_factor), "
+            "published nor checkpointed. Lower the learning rate, clip the gradient (Learning.clip_norm), "
             "or look at those examples"
         )
 
@@ -157,21 +157,20 @@ class Trainer:
         return product * (batch / small) * (batch / (batch - small))
 
     def _clip(self, *, measure: bool) -> tuple[float, bool]:
-        """The gradient's norm, where it clips or is to be measured, and whether it was clipped."""
-        if self.learning.clip_median_factor is None and not measure:
+        """Return the gradient's norm, NaN unless a bound or ``measure`` asks for it, and whether it was clipped."""
+        absolute, factor = self.learning.clip_norm, self.learning.clip_median_factor
+        if absolute is None and factor is None and not measure:
             return math.nan, False
         gradients = [_gradient(p) for p in self.parameters]
         norm = float(nn.utils.get_total_norm(gradients))
-        if self.learning.clip_median_factor is None:
-            return norm, False
-        bound = math.inf
-        if len(self._recent) >= _MEDIAN_AFTER:
-            bound = self.learning.clip_median_factor * statistics.median(self._recent)
-        self._recent.append(norm)
+        bound = math.inf if absolute is None else absolute
+        if factor is not None:
+            if len(self._recent) >= _MEDIAN_AFTER:
+                bound = min(bound, factor * statistics.median(self._recent))
+            self._recent.append(norm)
         if norm > bound:
             torch._foreach_mul_(gradients, bound / norm)
-            return norm, True
-        return norm, False
+        return norm, norm > bound
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint keeps that is a tensor: model and optimizer, by flat names."""

@@ -1,37 +1,142 @@
 """The private parts of Dask that have no public equivalent, each with its reason.
 
-A canary test (``tests/test_dask_internals.py``) fails when a release of distributed moves one.
+A canary test (``tests/runtime/test_dask_internals.py``) fails when a release of Dask moves one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import dask.config
 from dask.typing import Key
-from distributed import Scheduler, Worker
-from distributed.core import Status
+from distributed import Scheduler, SpecCluster, Status, Worker
+from distributed.scheduler import NoValidWorkerError as NoValidWorkerError  # what ends a task without a worker
+from distributed.utils import NoOpAwaitable
+
+# Tasks ------------------------------------------------------------------------------------------
 
 TaskStatus = Literal["wanted", "cancelled", "leaving"]
 
 
 def task_status(worker: Worker, key: Key) -> TaskStatus:
-    """What the cluster thinks of the task that runs under ``key`` on ``worker``.
+    """Return what the cluster wants of the task that runs under ``key`` on ``worker``.
 
-    ``"wanted"``: go on. ``"cancelled"``: nobody wants its result any more. ``"leaving"``: the worker
-    closes or retires, or has lost its scheduler; the task starts anew elsewhere.
+    ``"wanted"``: continue. ``"cancelled"``: its result is no longer wanted. ``"leaving"``: the worker
+    closes or retires, or has lost its scheduler; the task is restarted elsewhere.
 
     Nothing interrupts the thread of a Dask task: after a cancel, the death of its client, a
-    retirement or the end of the worker's lifetime it runs on. The state of the worker and of the
-    task flips within 0.02 s, and no public API tells a task so. Read without the event loop's
-    lock: two attribute look-ups and a dict look-up, each atomic. A worker that is paused, having
-    used most of its memory, takes no new tasks and goes on with those it has.
+    retirement or the end of the worker's lifetime it keeps running. The state of the worker and of the
+    task changes within 0.02 s, and no public API reports this to a task. Read without the event loop's
+    lock: two attribute look-ups and a dict look-up, each atomic. A worker that is paused, because it
+    has used most of its memory, accepts no new tasks and continues with those it has.
     """
     if worker.status not in (Status.running, Status.paused):
         return "leaving"
     task = worker.state.tasks.get(key)
     return "wanted" if task is not None and task.state in ("executing", "long-running") else "cancelled"
+
+
+def task_edits() -> SimpleNamespace:
+    """Return functions that judge and change a task in the scheduler's process, for a plugin.
+
+    They are defined here so that they are sent by value: the scheduler may lack this package.
+    """
+
+    def given_up(scheduler: Any, task: Any) -> bool:
+        """Whether Dask has failed the task because too many of its workers died."""
+        return bool(task.suspicious > scheduler.allowed_failures)
+
+    def reset_deaths(task: Any) -> None:
+        """Set the number of workers that died with the task to 0; Dask itself never does."""
+        task.suspicious = 0
+
+    def accept_any_worker(task: Any) -> None:
+        """Let any worker that joins take a task that only prefers some and has none.
+
+        Dask wakes such a task for the workers it names and no others. Restarted under new addresses,
+        they never come back, and the task would wait for ever (seen in 2026.8.0).
+        """
+        if task.loose_restrictions:
+            task.worker_restrictions = set()
+
+    return SimpleNamespace(given_up=given_up, reset_deaths=reset_deaths, accept_any_worker=accept_any_worker)
+
+
+# Clusters ---------------------------------------------------------------------------------------
+
+
+class SpecClusterHooks(SpecCluster):
+    """A ``SpecCluster`` with two methods to override, which are called from private ones.
+
+    ``SpecCluster`` has no public notification of workers that come and go, and its own reaction gives
+    up a worker after ``distributed.deploy.lost-worker-timeout`` even while its nanny restarts it. There
+    are several public ways to close it, some of which return early; all of them end in ``_close``.
+    """
+
+    def on_workers_changed(self, removed: bool) -> None:
+        """Called on the event loop after ``scheduler_info`` has lost a worker (``removed``) or gained some."""
+
+    def on_closed(self) -> None:
+        """Called on the event loop once the cluster has closed, or has failed to."""
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+        self.on_workers_changed(op == "remove")
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()  # type: ignore[no-untyped-call]
+        finally:
+            self.on_closed()
+
+
+async def start_missing(cluster: SpecCluster) -> None:
+    """Start and stop workers until they match ``worker_spec``; publicly only ``scale`` does so, and it counts all."""
+    await cluster._correct_state()
+
+
+def start_missing_soon(cluster: SpecCluster) -> Any:
+    """Schedule ``start_missing`` from any thread; return what ``SpecCluster.scale`` returns."""
+    assert cluster.loop is not None
+    cluster.loop.add_callback(cluster._correct_state)
+    return NoOpAwaitable() if cluster.asynchronous else None
+
+
+def keep_until_done(cluster: SpecCluster, task: asyncio.Task[Any]) -> None:
+    """Hold a reference to a task of the event loop, as the cluster does for its own: asyncio holds none."""
+    cluster._futures.add(task)
+    task.add_done_callback(cluster._futures.discard)
+
+
+def memory_per_worker(cluster: SpecCluster) -> int:
+    """Return the bytes of memory of a worker to be added; ``scale(memory=…)`` needs it and is overridden."""
+    return cluster._memory_per_worker()
+
+
+def threads_per_worker(cluster: SpecCluster) -> int:
+    """Return the threads of a worker to be added; ``scale(cores=…)`` needs it and is overridden."""
+    return cluster._threads_per_worker()
+
+
+def nanny_restarts(worker: Any) -> bool:
+    """Whether a nanny is restarting its worker, which no event reports; a job of a queue has no nanny here."""
+    process = getattr(worker, "process", None)
+    return worker.status is Status.running and getattr(process, "status", None) in (Status.stopped, Status.starting)
+
+
+def job_options(cluster: Any) -> dict[str, Any]:
+    """Return the very dict of options from which a ``JobQueueCluster`` makes a job; changes apply to later jobs."""
+    options: dict[str, Any] = cluster._job_kwargs
+    return options
+
+
+def threads_per_process(cluster: Any) -> int:
+    """Return the threads of each worker of a ``JobQueueCluster``'s job: dask-jobqueue divides them in the job alone."""
+    return int(cluster._dummy_job.worker_process_threads)
 
 
 def close_key_files(cluster: Any) -> None:
@@ -44,8 +149,19 @@ def close_key_files(cluster: Any) -> None:
             getattr(cluster, name).close()
 
 
-# The dashboard. Dask has no public way to add a page to it: other projects (dask-cuda's NVLink page,
-# for one) write to the same table. The imports wait until they are needed: they bring in Bokeh.
+def export_config(settings: Mapping[str, Any]) -> str:
+    """Return a line of shell script that passes settings of Dask to the processes started after it.
+
+    A variable per setting (``DASK_…``) takes no nested value and none with a dash; Dask's own nannies
+    pass settings this way.
+    """
+    return f"export DASK_INTERNAL_INHERIT_CONFIG={dask.config.serialize(dict(settings))}"
+
+
+# The dashboard ----------------------------------------------------------------------------------
+#
+# Dask has no public way to add a page to its dashboard: other projects (for one, dask-cuda's NVLink
+# page) write to the same table. The imports wait until they are needed because they load Bokeh.
 
 
 def list_pages(pages: Mapping[str, Any]) -> None:
@@ -60,13 +176,13 @@ def list_pages(pages: Mapping[str, Any]) -> None:
 
 
 def serves_page(scheduler: Scheduler, path: str) -> bool | None:
-    """Whether a running scheduler's dashboard has a page; None where there is no dashboard."""
+    """Whether a running scheduler's dashboard has a page; None if there is no dashboard."""
     found = [app for app in scheduler.http_application.applications if hasattr(app, "app_paths")]
     return any(path in app.app_paths for app in found) if found else None
 
 
 def serve_pages(scheduler: Scheduler, pages: Mapping[str, Any]) -> None:
-    """Add documents to the dashboard of a scheduler that runs; "More…" cannot know of them."""
+    """Add documents to the dashboard of a running scheduler; "More…" cannot list them."""
     from distributed.dashboard.core import BokehApplication
     from distributed.dashboard.scheduler import template_variables
     from tornado.ioloop import IOLoop
@@ -90,7 +206,7 @@ def name_page(scheduler: Scheduler, page: str) -> None:
 
 
 def page_template() -> Any:
-    """The template of Dask's own pages, with their navigation bar."""
+    """Return the template of Dask's own pages, with their navigation bar."""
     from distributed.dashboard.components.scheduler import env
 
     return env.get_template("simple.html")

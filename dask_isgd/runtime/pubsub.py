@@ -13,20 +13,20 @@ import time
 import uuid
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 from distributed import Client, Worker
 
 from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.events import Event, parse
 
-_fans: weakref.WeakKeyDictionary[Client, dict[str, _Fan]] = weakref.WeakKeyDictionary()
+_handlers: weakref.WeakKeyDictionary[Client, dict[str, _Handler]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
-_ECHO, _ECHO_AGAIN = 30.0, 0.1
+_ECHO_TIMEOUT, _ECHO_EVERY = 30.0, 0.1
 
 
-class _Fan:
-    """Dask keeps one handler a topic and client; several tasks of one process share a client."""
+class _Handler:
+    """Dask keeps one handler per topic and client; several tasks of one process share a client."""
 
     def __init__(self) -> None:
         self.queues: list[queue.SimpleQueue[Any]] = []
@@ -42,30 +42,38 @@ class Subscription:
     def __init__(self, client: Client, topic: str) -> None:
         self._client, self._topic = client, topic
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._seen: dict[str, int] = {}
-        with _lock:
-            fans = _fans.setdefault(client, {})
-            if topic not in fans:
-                fans[topic] = _Fan()
-                client.subscribe_topic(topic, fans[topic])
-            fans[topic].queues.append(self._queue)
-        self._await_echo()
+        self._last_numbers: dict[str, int] = {}
         self._backlog: list[Event] = []
-        for _, message in client.get_events(topic) or ():
-            event = self._fresh(message)
-            if event is not None:
-                self._backlog.append(event)
+
+    def open(self) -> Self:
+        """Subscribe, and fetch the backlog. Raises WaitTimeoutError if the scheduler does not reply."""
+        with _lock:
+            handlers = _handlers.setdefault(self._client, {})
+            if self._topic not in handlers:
+                handlers[self._topic] = _Handler()
+                self._client.subscribe_topic(self._topic, handlers[self._topic])
+            handlers[self._topic].queues.append(self._queue)
+        try:
+            self._await_echo()
+            for _, message in self._client.get_events(self._topic) or ():
+                event = self._parse_new(message)
+                if event is not None:
+                    self._backlog.append(event)
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     def _await_echo(self) -> None:
-        """Wait until the scheduler has us on its list: it is told so on another way than it is asked for its backlog.
+        """Wait until the scheduler has registered the subscription, which overtakes or follows other requests.
 
-        All that came before the echo is in the backlog, all that comes after it is heard. A first
-        call may overtake the subscription and get no answer, so it is repeated.
+        Whatever came before the echo is in the backlog, and whatever comes after it is received. The
+        first event may overtake the subscription and get no echo, so it is repeated.
         """
-        token, deadline = uuid.uuid4().hex, time.monotonic() + _ECHO
+        token, deadline = uuid.uuid4().hex, time.monotonic() + _ECHO_TIMEOUT
         while time.monotonic() < deadline:
             self._client.log_event(self._topic, {"kind": "echo", "token": token})
-            again = time.monotonic() + _ECHO_AGAIN
+            again = time.monotonic() + _ECHO_EVERY
             while (left := again - time.monotonic()) > 0:
                 try:
                     message = self._queue.get(timeout=left)
@@ -73,20 +81,21 @@ class Subscription:
                     break
                 if isinstance(message, dict) and message.get("token") == token:
                     return
-        raise WaitTimeoutError(f"{self._topic}: the scheduler was not heard within {_ECHO:g} s; is it there?")
+        raise WaitTimeoutError(f"{self._topic}: no reply from the scheduler within {_ECHO_TIMEOUT:g} s; is it running?")
 
-    def _fresh(self, message: Any) -> Event | None:
+    def _parse_new(self, message: Any) -> Event | None:
+        """Return the event of a message, or None if it is none or was received before."""
         event = parse(message)
         if event is None:
             return None
         sender, number = str(message.get("sender")), int(message.get("number", 0))
-        if number <= self._seen.get(sender, 0):
+        if number <= self._last_numbers.get(sender, 0):
             return None
-        self._seen[sender] = number
+        self._last_numbers[sender] = number
         return event
 
     def get(self, timeout: float) -> Event | None:
-        """The next event, or None after ``timeout`` seconds or when woken."""
+        """Return the next event, or None after ``timeout`` seconds or when woken."""
         if self._backlog:
             return self._backlog.pop(0)
         deadline = time.monotonic() + timeout
@@ -97,7 +106,7 @@ class Subscription:
                 return None
             if message is None:
                 return None
-            event = self._fresh(message)
+            event = self._parse_new(message)
             if event is not None:
                 return event
 
@@ -106,42 +115,42 @@ class Subscription:
         self._queue.put(None)
 
     def drain(self) -> Iterator[Event]:
-        """The events that are here now."""
+        """Yield the events that have been received by now."""
         while self._backlog or not self._queue.empty():
             if (event := self.get(0)) is not None:
                 yield event
 
     def catch_up(self) -> None:
-        """Look at what the scheduler remembers: an event may have been lost on its way here."""
+        """Fetch the events that the scheduler remembers, as one may have been lost on its way here."""
         for _, message in self._client.get_events(self._topic) or ():
             self._queue.put(message)
 
     def close(self) -> None:
-        """Hear no more; the last to close unsubscribes the client."""
+        """Receive no more events; the last subscription to close unsubscribes the client."""
         with _lock:
-            fans = _fans.get(self._client, {})
-            fan = fans.get(self._topic)
-            if fan is None or self._queue not in fan.queues:
+            handlers = _handlers.get(self._client, {})
+            handler = handlers.get(self._topic)
+            if handler is None or self._queue not in handler.queues:
                 return
-            fan.queues.remove(self._queue)
-            if not fan.queues:
-                del fans[self._topic]
+            handler.queues.remove(self._queue)
+            if not handler.queues:
+                del handlers[self._topic]
                 if self._client.status == "running":
                     self._client.unsubscribe_topic(self._topic)
 
 
 def subscribe(client: Client, topic: str) -> Subscription:
-    """Hear the events of ``topic``, those the scheduler still remembers first."""
-    return Subscription(client, topic)
+    """Receive the events of ``topic``, first those that the scheduler still remembers."""
+    return Subscription(client, topic).open()
 
 
-def announce(speaker: Client | Worker, topic: str, event: Event) -> None:
-    """Say an event on a topic; returns at once from a worker, after 1–4 ms from a client.
+def announce(sender: Client | Worker, topic: str, event: Event) -> None:
+    """Send an event to a topic; returns at once from a worker, after 1–4 ms from a client.
 
-    From a worker that has lost its scheduler nothing is said, and nothing raised: events are hints.
+    A worker that has lost its scheduler sends nothing and raises nothing, because events are hints.
     """
     try:
-        speaker.log_event(topic, event.record())
+        sender.log_event(topic, event.record())
     except (OSError, RuntimeError):
-        if not isinstance(speaker, Worker):
+        if not isinstance(sender, Worker):
             raise

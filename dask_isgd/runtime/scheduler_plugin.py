@@ -1,10 +1,10 @@
-"""What the scheduler does for a run: it never gives up on its two long tasks while they get on.
+"""A plugin of the scheduler that keeps a run's two long tasks alive as long as the run makes progress.
 
-Dask starts a task again when its worker dies, three times in the life of the task, and then calls
-it a killer of workers. A run of weeks loses more workers than that, through no fault of its own.
-So a plugin of the scheduler forgets those deaths as long as the run advances in between; without
-any progress from one death to the next, Dask's verdict stands. Nothing is ever submitted twice
-and the tasks keep their owner, so a run ends with its client unless it is detached.
+Dask restarts a task whose worker has died, three times in the life of the task, and then blames the
+task for these deaths. A run of weeks loses more workers than that through no fault of its own. So the
+plugin resets Dask's count whenever the run has made progress since the last death; without progress
+from one death to the next, Dask's verdict stands. No task is ever submitted twice and the tasks keep
+their owner, so a run ends with its client unless it is detached.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ from typing import Any
 
 from distributed import Client
 
+from dask_isgd.runtime import dask_internals
+
 logger = logging.getLogger(__name__)
 
 
-def keep(client: Client, run: str, topic: str, attempt: int, tasks: Mapping[str, Any]) -> None:
-    """Have the scheduler look after the ``tasks`` of a run: their keys, by role.
+def guard_run(client: Client, run: str, topic: str, attempt: int, tasks: Mapping[str, Any]) -> None:
+    """Register a plugin that guards the ``tasks`` of a run: their keys, by role.
 
-    A restart, the lack of a worker and the end of a task are said on the run's topic, and the
-    learner's worker is left out when the cluster is scaled down. Goes away with the tasks.
+    It announces restarts, a lack of workers and failures of the tasks on the run's topic, protects the
+    learner's worker when the cluster is scaled down, and is removed together with the tasks.
     """
     try:
         client.register_plugin(_guard_plugin(run, topic, attempt, dict(tasks)))
-    except Exception as error:  # such as a scheduler that takes no plugins (distributed.scheduler.pickle)
-        logger.warning("run %s: the scheduler takes no plugin (%s); Dask gives up on the run's tasks "
-                       "after distributed.scheduler.allowed-failures deaths of their workers", run, error)  # fmt: skip
+    except Exception as error:  # such as a scheduler that accepts no plugins (distributed.scheduler.pickle)
+        logger.warning("run %s: the scheduler does not accept a plugin (%s); Dask gives up on the run's tasks after "
+                       "distributed.scheduler.allowed-failures deaths of their workers", run, error)  # fmt: skip
 
 
 def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> Any:
-    """The plugin, of a class made here: it travels by value, for the scheduler may lack this package."""
-    from distributed.diagnostics.plugin import SchedulerPlugin
+    """Return the plugin. Its class is defined here so that it is sent by value: the scheduler may lack this package."""
+    from distributed import SchedulerPlugin
+
+    internals = dask_internals.task_edits()
 
     class RunGuardPlugin(SchedulerPlugin):
         name = f"isgd-{run}-{attempt}"
@@ -41,9 +45,11 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
 
         def __init__(self) -> None:
             self.roles = {key: role for role, key in tasks.items()}
-            self.where: dict[Any, str] = {}
-            self.lacking: set[Any] = set()
-            self.advanced: set[Any] = set()
+            self.addresses: dict[Any, str] = {}
+            """Address of the worker each task was last assigned to."""
+            self.unassigned: set[Any] = set()
+            self.progressed: set[Any] = set()
+            """Tasks since whose last assignment the run has made progress."""
             self.number = 0
             self.scheduler: Any = None
 
@@ -54,73 +60,67 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
             if not isinstance(message, dict):
                 return
             if name == topic and message.get("kind") in ("progress", "scored"):
-                self.advanced.update(self.roles)
-            elif name == "worker-restart-memory":  # said by a nanny before it ends its worker
-                self.worn_out(str(message.get("worker")), int(message.get("rss", 0)))
+                self.progressed.update(self.roles)
+            elif name == "worker-restart-memory":  # logged by a nanny before it kills its worker
+                self.on_killed_for_memory(str(message.get("worker")), int(message.get("rss", 0)))
 
         def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
-            if finish == "no-worker":
-                self.unbind(key)
+            task = self.scheduler.tasks.get(key)
+            if finish == "no-worker" and task is not None and self.of_run(key):
+                internals.accept_any_worker(task)
             role = self.roles.get(key)
             if role is None:
                 return
-            task = self.scheduler.tasks.get(key)
             if finish == "processing" and task is not None and task.processing_on is not None:
-                self.placed(key, role, task)
+                self.on_assigned(key, role, task)
             elif finish == "no-worker":
-                self.lacking.add(key)
-                self.fault(f"{role} waits", "no worker can take it")
-            elif finish == "erred" and task is not None and task.suspicious > self.scheduler.allowed_failures:
-                self.failed(role, f"its worker died {task.suspicious} times, without progress in between")
+                self.unassigned.add(key)
+                self.announce_fault(f"{role} waits", "no worker can take it")
+            elif finish == "erred" and task is not None and internals.given_up(self.scheduler, task):
+                self.announce_failure(role, f"its worker died {task.suspicious} times, without progress in between")
             elif finish == "erred" and start == "no-worker":
-                self.failed(role, "no worker could take it within distributed.scheduler.no-workers-timeout")
-            elif finish == "erred":  # it says so itself, unless it failed before it could
-                self.failed(role, str(more.get("exception_text") or "see the log of its worker")[:400])
+                self.announce_failure(role, "no worker could take it within distributed.scheduler.no-workers-timeout")
+            elif finish == "erred":  # the task announces this itself, unless it failed before it could
+                self.announce_failure(role, str(more.get("exception_text") or "see the log of its worker")[:400])
             elif finish == "forgotten":
                 del self.roles[key]
                 if not self.roles:
                     self.scheduler.remove_plugin(self.name)
 
-        def unbind(self, key: Any) -> None:
-            """Let any worker that comes take a task of this run that only preferred some.
+        def of_run(self, key: Any) -> bool:
+            return isinstance(key, tuple) and str(key[0]).endswith(f"-{run}")
 
-            Dask wakes such a task for the workers it names and no other: restarted under new
-            addresses, they never come back, and it would wait for ever (seen in 2026.8.0).
-            """
-            task = self.scheduler.tasks.get(key)
-            ours = isinstance(key, tuple) and str(key[0]).endswith(f"-{run}")
-            if ours and task is not None and task.loose_restrictions:
-                task.worker_restrictions = set()
+        def on_assigned(self, key: Any, role: str, task: Any) -> None:
+            if key in self.addresses or key in self.unassigned:
+                self.announce_fault(f"{role} starts again", f"on {task.processing_on.address}")
+            if key in self.progressed:
+                internals.reset_deaths(task)
+            self.progressed.discard(key)
+            self.addresses[key] = task.processing_on.address
+            self.unassigned.discard(key)
 
-        def placed(self, key: Any, role: str, task: Any) -> None:
-            if key in self.where or key in self.lacking:
-                self.fault(f"{role} starts again", f"on {task.processing_on.address}")
-            if key in self.advanced:
-                task.suspicious = 0
-            self.advanced.discard(key)
-            self.where[key] = task.processing_on.address
-            self.lacking.discard(key)
-
-        def worn_out(self, address: str, rss: int) -> None:
+        def on_killed_for_memory(self, address: str, rss: int) -> None:
             worker = self.scheduler.workers.get(address)
             limit = f" of {worker.memory_limit / 1e6:,.0f} MB" if worker is not None and worker.memory_limit else ""
-            for role in [role for key, role in self.roles.items() if self.where.get(key) == address]:
-                self.fault(f"{role} killed for memory", f"its worker {address} held {rss / 1e6:,.0f} MB{limit}")
+            for role in [role for key, role in self.roles.items() if self.addresses.get(key) == address]:
+                self.announce_fault(
+                    f"{role} killed for memory", f"its worker {address} held {rss / 1e6:,.0f} MB{limit}"
+                )
 
-        def failed(self, role: str, message: str) -> None:
-            self.say(kind="ended", attempt=attempt, role=role, outcome="failed", step=0, message=message)
+        def announce_failure(self, role: str, message: str) -> None:
+            self.announce(kind="ended", attempt=attempt, role=role, outcome="failed", step=0, message=message)
 
-        def fault(self, what: str, detail: str) -> None:
-            self.say(kind="fault", what=what, detail=detail)
+        def announce_fault(self, what: str, detail: str) -> None:
+            self.announce(kind="fault", what=what, detail=detail)
 
-        def say(self, **record: Any) -> None:
+        def announce(self, **record: Any) -> None:
             self.number += 1
             message = {"run": run, "incarnation": 0, "sender": self.name, "number": self.number, **record}
-            # not before the client of a dead worker is struck off: writing to it is an error in the log
+            # later, once a dead worker's client has been removed: writing to it logs an error
             self.scheduler.loop.call_later(0.2, self.scheduler.log_event, topic, message)
 
         def valid_workers_downscaling(self, scheduler: Any, workers: Any) -> Any:
-            kept = {address for key, address in self.where.items() if self.roles.get(key) == "learner"}
+            kept = {address for key, address in self.addresses.items() if self.roles.get(key) == "learner"}
             return [worker for worker in workers if worker.address not in kept]
 
     return RunGuardPlugin()

@@ -1,4 +1,4 @@
-"""WeightSummarizer of the weights against brute force, and small enough for an event."""
+"""The summary of the weights against brute force, and small enough for an event."""
 
 import msgpack
 import numpy as np
@@ -76,8 +76,33 @@ def test_the_sample_is_bounded_and_moves_over_all_chunks():
 def test_an_event_is_below_4_kb_and_survives_the_wire():
     rng = np.random.default_rng(0)
     versions = rng.integers(0, 10**6, 200_000).astype(float)
-    portraits = weight_summary.WeightSummarizer(lambda chunk: rng.lognormal(0, 2, 512).astype(np.float32), 200_000, 512)
-    event = WeightSummary(run="abc", incarnation=1, step=10**6, **portraits.draw(versions, 10**6))
+    summarizer = weight_summary.WeightSummarizer(
+        lambda chunk: rng.lognormal(0, 2, 512).astype(np.float32), 200_000, 512
+    )
+    event = WeightSummary(run="abc", incarnation=1, step=10**6, **summarizer.summarize(versions, 10**6))
     packed = msgpack.packb(event.record())
     assert len(packed) < 4096
     assert parse(msgpack.unpackb(packed)) == event
+
+
+def test_a_summary_reads_scored_chunks_only_and_others_each_time():
+    read: list[int] = []
+
+    def one(chunk):
+        read.append(chunk)
+        return np.full(4, float(chunk), np.float32)
+
+    versions = np.where(np.arange(200) % 2, NAN, 5.0)
+    summarizer = weight_summary.WeightSummarizer(one, 200, 4)
+    first = summarizer.summarize(versions, 9)
+    assert (first["sampled"], first["never"], first["chunks"]) == (4 * len(read), 100, 200)
+    assert all(chunk % 2 == 0 for chunk in read)
+    for _ in range(20):
+        summarizer.summarize(versions, 9)
+    assert set(read) == set(range(0, 200, 2))
+
+
+def test_a_run_without_scores_is_summarised_without_a_read():
+    summarizer = weight_summary.WeightSummarizer(lambda chunk: pytest.fail("read"), 3, 4)
+    found = summarizer.summarize(np.full(3, NAN), 0)
+    assert (found["cells"], found["sampled"], found["top_share"]) == ([-1, -1, -1], 0, None)

@@ -200,7 +200,7 @@ def hear_nothing(yes: bool) -> None:
     """Every event is lost on its way to the tasks of this process."""
     from dask_isgd.runtime import pubsub
 
-    fan = pubsub._Fan
+    fan = pubsub._Handler
     if yes:
         fan.heard = fan.__call__
         fan.__call__ = lambda self, event: fan.heard(self, event) if event[1].get("kind") == "echo" else None

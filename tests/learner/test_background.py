@@ -41,7 +41,7 @@ def test_tensors_that_change_their_kind_get_buffers_of_their_own():
 
 
 def test_the_newest_offer_replaces_the_one_that_waits():
-    background, done, gate = LatestJobWorker("test", 10), [], threading.Event()
+    background, done, gate = LatestJobWorker("test", 10).open(), [], threading.Event()
     background.offer(lambda: (gate.wait(10), done.append("first")))
     background.offer(lambda: done.append("second"))
     background.offer(lambda: done.append("third"))
@@ -57,7 +57,7 @@ def test_an_error_is_raised_by_the_next_call():
     def fails() -> None:
         raise StorageFullError("no room at /somewhere")
 
-    background = LatestJobWorker("test", 10)
+    background = LatestJobWorker("test", 10).open()
     background.offer(fails)
     with pytest.raises(StorageFullError, match="/somewhere"):
         background.finish()
@@ -67,7 +67,7 @@ def test_an_error_is_raised_by_the_next_call():
 
 def test_nothing_is_waited_for_without_end():
     gate = threading.Event()
-    background = LatestJobWorker("the store", 0.05)
+    background = LatestJobWorker("the store", 0.05).open()
     background.offer(gate.wait)
     with pytest.raises(WaitTimeoutError, match=r"the store: not done within 0\.05 s"):
         background.finish()

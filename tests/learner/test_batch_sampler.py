@@ -34,21 +34,21 @@ def weights(tmp_path: Path) -> WeightArray:
 
 def test_a_damaged_chunk_is_passed_over(weights, caplog):
     with caplog.at_level(logging.WARNING):
-        reader = WeightReader(weights, WAIT, strict=False)
+        reader = WeightReader(weights, WAIT, strict=False).open()
         for chunk in range(3):
-            reader.want(chunk, 7)
+            reader.request(chunk, 7)
         reader.close()
-    taken = [reader.take(), reader.take()]
+    taken = [reader.get(), reader.get()]
     assert [(item[0], item[2]) for item in taken] == [(0, 7), (2, 7)]
-    assert reader.take() is None
+    assert reader.get() is None
     assert "chunk 1" in caplog.text
 
 
 def test_an_exact_run_takes_none_for_another(weights):
-    reader = WeightReader(weights, WAIT, strict=True)
-    reader.want(1, 7)
+    reader = WeightReader(weights, WAIT, strict=True).open()
+    reader.request(1, 7)
     with pytest.raises(CorruptChunkError, match="chunk 1"):
-        reader.take(timeout=WAIT)
+        reader.get(timeout=WAIT)
     reader.close()
 
 
@@ -68,5 +68,5 @@ def test_what_scoring_lets_pass_the_sampler_takes():
     norms = np.ones(10, np.float32)
     norms[3] = np.nan
     sampler = ImportanceSampler(10, 10, Sampling())
-    assert sampler.update(0, norms, 1).bad == 1
+    assert sampler.update(0, norms, 1) == 1
     assert np.isfinite(sampler.probabilities()).all()

@@ -5,16 +5,28 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from distributed import Client
+from torch import nn
 
+import dask_isgd as isgd
+from dask_isgd.checks.request import check, create
+from dask_isgd.core import models
+from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import LeaseLostError
-from dask_isgd.learner.departure import _LOOK, DepartureWatcher
-from dask_isgd.storage import RunDirectory
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.checkpointing import Checkpointer
+from dask_isgd.learner.departure import _POLL, GRACE, DepartureWatcher
+from dask_isgd.learner.reporter import COLUMNS
+from dask_isgd.learner.trainer import Trainer
+from dask_isgd.storage import Dataset, RunDirectory, write_dataset
 from dask_isgd.storage.run import leases
 
-GRACE = 35.0
+WAIT = 120
 
 
 class Clock:
@@ -43,26 +55,25 @@ class Leaver:
     """A learner in the middle of a long step when its worker begins to leave."""
 
     def __init__(self, clock: Clock, run: RunDirectory, *, leaves_at: float, step_ends_at: float, looks: bool) -> None:
-        self.run, self.leases = run, run.leases()
-        self.incarnation = self.leases.acquire({})
-        run.checkpoints().commit(100, self.incarnation, {"a": np.zeros(1)}, {})
+        self.run, self.lease = run, run.leases().acquire({})
+        run.checkpoints().commit(100, self.lease.incarnation, {"a": np.zeros(1)}, {})
         self.fenced = False
-        self.lookout = DepartureWatcher(lambda: clock.now >= leaves_at, lambda: self.leases.leaving(self.incarnation))
+        self.watcher = DepartureWatcher(lambda: clock.now >= leaves_at, self.lease.leaving)
         if looks:
-            for look in np.arange(0.0, step_ends_at, _LOOK):
-                clock.at(float(look), self.lookout.look)
+            for look in np.arange(0.0, step_ends_at, _POLL):
+                clock.at(float(look), self.watcher.check)
         clock.at(step_ends_at, self.leave)
 
     def leave(self) -> None:
         """What ``Checkpointer.leave`` does once the step is over."""
-        self.lookout.say()
+        self.watcher.announce()
         try:
-            self.leases.check(self.incarnation)
-            self.run.checkpoints().commit(137, self.incarnation, {"a": np.ones(1)}, {})
+            self.lease.check()
+            self.run.checkpoints().commit(137, self.lease.incarnation, {"a": np.ones(1)}, {})
         except LeaseLostError:
             self.fenced = True
         finally:
-            self.lookout.close()
+            self.watcher.close()
 
 
 def succeed(clock: Clock, run: RunDirectory, arrives_at: float) -> int:
@@ -95,7 +106,7 @@ def test_the_successor_goes_on_from_the_last_step_of_a_learner_that_leaves(
     assert succeed(clock, run, arrives_at=1.2) == goes_on_from
     clock.sleep(100.0)
     assert leaver.fenced == (goes_on_from == 100)
-    assert clock.now <= 1.2 + GRACE + _LOOK + 100.0
+    assert clock.now <= 1.2 + GRACE + _POLL + 100.0
 
 
 def test_a_learner_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
@@ -107,15 +118,101 @@ def test_a_learner_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
     assert clock.now == 1.2
 
 
-def test_the_lookout_looks_by_itself_and_gives_its_word_once(tmp_path):
-    mine = RunDirectory(tmp_path / "run").leases()
-    incarnation = mine.acquire({})
-    lookout = DepartureWatcher(lambda: True, lambda: mine.leaving(incarnation))
-    lookout.start()
-    assert lookout._thread is not None
-    lookout._thread.join(60)
+def test_the_watcher_checks_by_itself_and_announces_the_departure_once(tmp_path):
+    lease = RunDirectory(tmp_path / "run").leases().acquire({})
+    watcher = DepartureWatcher(lambda: True, lease.leaving).open()
+    assert watcher._thread is not None
+    watcher._thread.join(60)
     assert (tmp_path / "run" / "leases" / "learner-0001.leaving").exists()
-    lookout.say()
-    lookout.close()
-    lookout.close()
+    watcher.announce()
+    watcher.close()
+    watcher.close()
     assert (tmp_path / "run" / "leases" / "learner-0001.left").exists()
+
+
+# A model whose parameters are bfloat16, which numpy does not know ---------------------------------
+
+
+@pytest.fixture
+def bfloat16_model() -> Callable[[], nn.Module]:
+    """Pickled whole, for the workers cannot import the modules of the tests."""
+
+    def model() -> nn.Module:
+        class ToBfloat16(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x.bfloat16()
+
+        return nn.Sequential(ToBfloat16(), nn.Linear(4, 3).bfloat16())
+
+    return model
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    """Sixty-four examples of three classes."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(64, 4)).astype("f4"), random.integers(0, 3, 64)
+    write_dataset(tmp_path / "data", "train", {"x": x, "y": y}, inputs="x", target="y", chunk_size=16)
+    return Dataset(tmp_path / "data")
+
+
+def learning(**changes) -> isgd.Learning:
+    settings = {"steps": 40, "batch_size": 8, "publish_every": 10, "report_every": 10, "checkpoint_steps": 1}
+    return isgd.Learning(**{**settings, "threads": 1, "momentum": 0.9, **changes})
+
+
+@pytest.fixture
+def spec(data: Dataset, bfloat16_model, tmp_path: Path) -> RunSpec:
+    """A run of such a model, with its directory."""
+    plan = check(bfloat16_model, data, tmp_path / "run", learning=learning())
+    create(plan)
+    return plan.spec
+
+
+def incarnation(spec: RunSpec) -> tuple[Trainer, Checkpointer]:
+    """What a learner trains with, once it has resumed from the latest checkpoint."""
+    trainer = Trainer(models.build(spec.model, 1), spec.loss_function, spec.learning)
+    batch_sampler, never = BatchSampler(spec), lambda: False
+    made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=WAIT, is_leaving=never)
+    return trainer, made.open()
+
+
+def one_step(trainer: Trainer, step: int) -> None:
+    trainer.step(step, (torch.ones(8, 4) * step,), torch.arange(8) % 3, np.ones(8))
+
+
+def test_a_bfloat16_model_resumes_from_a_checkpoint_committed_in_the_background(spec):
+    trainer, checkpointer = incarnation(spec)
+    one_step(trainer, 0)
+    checkpointer.commit_if_due(1)
+    checkpointer.commit_now(1)  # waits for it; there is nothing else to commit
+    checkpointer.close()
+    again, resumed = incarnation(spec)
+    resumed.close()
+    assert resumed.step == 1
+    committed, restored = trainer.tensors(), again.tensors()
+    assert {str(t.dtype) for t in committed.values()} == {"torch.bfloat16"}
+    assert list(restored) == list(committed)
+    for name, tensor in committed.items():
+        assert restored[name].dtype is tensor.dtype
+        assert torch.equal(restored[name], tensor), name
+    for each in (trainer, again):
+        one_step(each, 1)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.tensors().values(), again.tensors().values(), strict=True))
+
+
+def test_a_run_of_a_bfloat16_model_stops_and_resumes(client: Client, data, bfloat16_model, tmp_path):
+    """A synchronous run: it commits the copy that it took when the round began."""
+
+    def fit(steps: int, **changes) -> isgd.Run:
+        settings = learning(steps=steps, synchronous=True)
+        return isgd.fit(client, bfloat16_model, data, tmp_path / "run", learning=settings, **changes)
+
+    run = fit(10**6)
+    checkpoints = run.directory.checkpoints()
+    assert any(checkpoints.names() for _ in run.watch(WAIT))
+    assert run.stop(timeout=WAIT) == "stopped"
+    found = checkpoints.latest()
+    again = fit(found.step + 20, resume=True)
+    assert again.wait(timeout=WAIT)["steps"] == found.step + 20
+    assert {p.dtype for p in again.model().parameters()} == {torch.bfloat16}

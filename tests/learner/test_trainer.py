@@ -14,7 +14,7 @@ from torch import nn
 import dask_isgd as isgd
 from dask_isgd.core import models
 from dask_isgd.core.loss import cross_entropy
-from dask_isgd.errors import ModelError, NonFiniteLossError
+from dask_isgd.errors import ConfigError, ModelError, NonFiniteLossError
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.sampling import ImportanceSampler
 
@@ -137,6 +137,40 @@ def test_the_gradient_is_clipped_at_a_multiple_of_its_running_median():
     assert not each.step(31, (x,), y, np.ones(N)).clipped
 
 
+@pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
+def test_the_norm_of_the_gradient_after_a_step_obeys_the_absolute_bound(scale):
+    """As torch's own clipping of the same gradient does it, which divides by the norm plus 1e-6."""
+    x, y = problem()
+    bounded, torchs = trainer(clip_norm=0.25), models.build(mlp, 1)
+    result = bounded.step(0, (x,), y, np.full(N, scale))
+    (scale * cross_entropy(torchs(x), y)).mean().backward()
+    before = float(nn.utils.clip_grad_norm_(torchs.parameters(), 0.25))
+    assert result.gradient_norm == pytest.approx(before, rel=1e-5)
+    assert result.clipped == (before > 0.25)
+    gradients = [p.grad for p in bounded.model.parameters()]
+    assert float(nn.utils.get_total_norm(gradients)) <= 0.25 * (1 + 1e-6)
+    for ours, theirs in zip(gradients, torchs.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad)
+
+
+@pytest.mark.parametrize(("clip_norm", "factor"), [(1e-3, 1.0), (1e3, 1.0)], ids=["absolute", "median"])
+def test_the_smaller_of_two_bounds_counts(clip_norm, factor):
+    x, y = problem()
+    each = trainer(clip_norm=clip_norm, clip_median_factor=factor, learning_rate=1e-3)
+    norms = [each.step(k, (x,), y, np.ones(N)).gradient_norm for k in range(30)]
+    assert each.step(30, (x,), y, np.full(N, 100.0)).clipped
+    after = float(nn.utils.get_total_norm([p.grad for p in each.model.parameters()]))
+    assert after == pytest.approx(min(clip_norm, factor * np.median(norms)), rel=1e-4)
+
+
+def test_a_gradient_without_a_bound_is_not_measured_and_one_with_a_nonsensical_bound_is_refused():
+    x, y = problem()
+    result = trainer().step(0, (x,), y, np.full(N, 1e3))
+    assert (result.clipped, math.isnan(result.gradient_norm)) == (False, True)
+    with pytest.raises(ConfigError, match=r"clip_norm: got 0, wanted a number above 0 or None"):
+        trainer(clip_norm=0)
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [None, lambda p: torch.optim.Adam(p, lr=0.01), lambda p: torch.optim.SGD(p, lr=0.1)],
@@ -195,5 +229,5 @@ def test_what_is_no_model_is_refused(source, message):
 def test_a_loss_that_is_averaged_is_refused():
     x, y = problem()
     each = Trainer(models.build(mlp, 1), nn.functional.cross_entropy, isgd.Learning(steps=1, device="cpu"))
-    with pytest.raises(ModelError, match=r"got \(\), wanted one loss per example, shape \(24,\)"):
+    with pytest.raises(ModelError, match=r"loss returned shape \(\).*wanted one .*loss per example, shape \(24,\)"):
         each.step(0, (x,), y, np.ones(N))

@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 import dask_isgd as isgd
 from dask_isgd.checks.cluster import wait_for_workers
 from dask_isgd.errors import NoLearnerWorkerError
-from dask_isgd.runtime.placement import for_coordinator, for_learner
+from dask_isgd.runtime.placement import coordinator_placement, learner_placement
 
 WAIT = 120
 LEARNING = isgd.Learning(steps=200, batch_size=32, publish_every=20, report_every=10, threads=1)
@@ -80,8 +80,8 @@ def test_a_plain_client_keeps_scorers_off_the_learner_where_it_can(digits, run_d
     ],
 )
 def test_who_does_what(workers, learner, coordinator):
-    assert for_learner(workers) == learner
-    assert for_coordinator(workers, learner) == coordinator
+    assert learner_placement(workers) == learner
+    assert coordinator_placement(workers, learner) == coordinator
 
 
 def test_a_cluster_of_scorers_only_is_refused_in_time(monkeypatch):

@@ -31,7 +31,7 @@ def test_parts(room, runs, parts):
 
 def test_who_falls_silent_is_left_out(client: Client):
     now = 0.0
-    mine = FairShare(client, client, "b", clock=lambda: now)
+    mine = FairShare(client, client, "b", clock=lambda: now).open()
     try:
         assert mine.share(8) == 8
         announce(client, TOPIC, ShareClaim(run="a", incarnation=0))

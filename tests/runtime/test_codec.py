@@ -32,7 +32,7 @@ def test_every_dtype_comes_back_bit_by_bit(dtype):
 @pytest.mark.parametrize(("asked", "size"), [(None, 4), ("float32", 4), ("bfloat16", 2), ("float16", 2)])
 def test_a_snapshot_in_a_dtype(asked, size):
     tensors = {"w": torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), "n": torch.tensor(7)}
-    taken = Snapshots().take(tensors, asked)
+    taken = Snapshots(codec.pack).take(tensors, asked)
     assert sum(t.nbytes for t in taken.values()) == 15 * size + 8
     back = codec.unpack(taken)
     assert torch.equal(back["w"], tensors["w"].to(codec.DTYPES[asked or "float32"]))
@@ -40,7 +40,7 @@ def test_a_snapshot_in_a_dtype(asked, size):
 
 
 def test_buffers_are_used_again_once_nobody_holds_them():
-    tensors, snapshots = {"w": torch.ones(3)}, Snapshots()
+    tensors, snapshots = {"w": torch.ones(3)}, Snapshots(codec.pack)
     first = snapshots.take(tensors, "bfloat16")
     where = first["w:bfloat16"].data_ptr()
     assert snapshots.take(tensors, "bfloat16")["w:bfloat16"].data_ptr() != where

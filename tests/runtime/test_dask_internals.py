@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import dask
 import pytest
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, LocalCluster, Nanny, Scheduler, Status, Worker, get_worker
 
-from dask_isgd.runtime.dask_internals import task_status
-from dask_isgd.runtime.scheduler_plugin import keep
+from dask_isgd.runtime import dask_internals
+from dask_isgd.runtime.dask_internals import SpecClusterHooks, task_status
+from dask_isgd.runtime.scheduler_plugin import guard_run
 
 WAIT = 60
 
@@ -20,24 +27,24 @@ def client():
         yield client
 
 
-told: dict[str, list[str]] = {}
-go_on = {name: threading.Event() for name in ("cancelled", "leaving")}
+seen: dict[str, list[str]] = {}
+proceed = {name: threading.Event() for name in ("cancelled", "leaving")}
 running = {name: threading.Event() for name in ("cancelled", "leaving")}
 
 
 def task(name: str) -> None:
-    """Writes down its fate when it starts, and again when it has been told to look."""
+    """Records its status when it starts, and again once the status has changed."""
     worker = get_worker()
     key = worker.get_current_task()
-    told[name] = [task_status(worker, key)]
+    seen[name] = [task_status(worker, key)]
     running[name].set()
-    go_on[name].wait(WAIT)
+    proceed[name].wait(WAIT)
     deadline = threading.Event()
     for _ in range(int(WAIT / 0.02)):
         if task_status(worker, key) != "wanted":
             break
         deadline.wait(0.02)
-    told[name].append(task_status(worker, key))
+    seen[name].append(task_status(worker, key))
     running[name].clear()
     over[name].set()
 
@@ -49,32 +56,32 @@ def test_a_task_learns_that_it_was_cancelled(client):
     future = client.submit(task, "cancelled", pure=False)
     assert running["cancelled"].wait(WAIT)
     future.cancel()
-    go_on["cancelled"].set()
+    proceed["cancelled"].set()
     assert over["cancelled"].wait(WAIT)
-    assert told["cancelled"] == ["wanted", "cancelled"]
+    assert seen["cancelled"] == ["wanted", "cancelled"]
 
 
 def test_a_task_learns_that_its_worker_leaves(client):
     address = next(iter(client.scheduler_info()["workers"]))
     future = client.submit(task, "leaving", pure=False, workers=[address])
     assert running["leaving"].wait(WAIT)
-    go_on["leaving"].set()
+    proceed["leaving"].set()
     client.retire_workers([address])
     assert over["leaving"].wait(WAIT)
-    assert told["leaving"] == ["wanted", "leaving"]
+    assert seen["leaving"] == ["wanted", "leaving"]
     future.release()
 
 
-def test_the_scheduler_takes_the_keeper_and_drops_it_with_its_tasks(client):
-    keep(client, "r", "isgd-r", 1, {"learner": ("learn-r", 1), "coordinator": ("coordinate-r", 1)})
+def test_the_scheduler_takes_the_guard_and_drops_it_with_its_tasks(client):
+    guard_run(client, "r", "isgd-r", 1, {"learner": ("learn-r", 1), "coordinator": ("coordinate-r", 1)})
     scheduler = client.cluster.scheduler
     assert "isgd-r-1" in scheduler.plugins
-    keeper = scheduler.plugins["isgd-r-1"]
+    guard = scheduler.plugins["isgd-r-1"]
     futures = [client.submit(_wait, key=(f"{part}-r", 1), pure=False) for part in ("learn", "coordinate")]
     assert begun.wait(WAIT)
     workers = list(scheduler.workers.values())
-    learner = keeper.where[("learn-r", 1)]
-    assert learner not in [w.address for w in keeper.valid_workers_downscaling(scheduler, workers)]
+    learner = guard.addresses[("learn-r", 1)]
+    assert learner not in [w.address for w in guard.valid_workers_downscaling(scheduler, workers)]
     gate.set()
     for future in futures:
         future.result(timeout=WAIT)
@@ -93,7 +100,7 @@ def test_a_task_that_only_prefers_workers_wakes_for_any_other():
         LocalCluster(n_workers=0, threads_per_worker=1, processes=False, **options) as cluster,
         Client(cluster) as client,
     ):
-        keep(client, "q", "isgd-q", 1, {"learner": ("learn-q", 1)})
+        guard_run(client, "q", "isgd-q", 1, {"learner": ("learn-q", 1)})
         soft = {"workers": ["tcp://127.0.0.1:1"], "allow_other_workers": True}
         future = client.submit(int, key=("learn-q", 1), pure=False, **soft)
         cluster.scale(1)
@@ -109,8 +116,152 @@ def _wait() -> None:
     gate.wait(WAIT)
 
 
-def test_what_the_keeper_touches_is_there(client):
+def test_what_the_guard_touches_is_there(client):
     from distributed.scheduler import TaskState
 
-    assert "suspicious" in TaskState.__slots__
+    assert {"suspicious", "loose_restrictions", "worker_restrictions"} <= set(TaskState.__slots__)
     assert client.cluster.scheduler.allowed_failures == 3
+
+
+# Clusters ---------------------------------------------------------------------------------------
+
+OPTIONS = {"host": "127.0.0.1", "dashboard": False}
+SCHEDULER = {
+    "cls": Scheduler,
+    "options": {**OPTIONS, "port": 0, "protocol": "tcp://", "dashboard_address": "127.0.0.1:0"},
+}
+
+
+class Recorded(SpecClusterHooks):
+    """A cluster that records the calls of its hooks."""
+
+    def __init__(self, **options) -> None:
+        self.calls: list[str] = []
+        self.changed = asyncio.Event()
+        worker = {"cls": Worker, "options": {**OPTIONS, "nthreads": 3, "memory_limit": "1 GiB"}}
+        super().__init__(scheduler=SCHEDULER, worker=worker, asynchronous=True, **options)
+
+    def on_workers_changed(self, removed: bool) -> None:
+        self.calls.append("removed" if removed else "added")
+        self.changed.set()
+
+    def on_closed(self) -> None:
+        self.calls.append("closed")
+
+    async def until(self, count: int) -> None:
+        while len(self.scheduler_info["workers"]) != count:
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), WAIT)
+
+
+def test_a_cluster_calls_its_hooks_and_starts_what_is_missing():
+    async def run() -> list[str]:
+        async with Recorded() as cluster:
+            assert dask_internals.memory_per_worker(cluster) == 2**30
+            assert dask_internals.threads_per_worker(cluster) == 3
+            cluster.worker_spec.update(cluster.new_worker_spec())
+            await dask_internals.start_missing(cluster)
+            await cluster.until(1)
+            cluster.worker_spec.clear()
+            await dask_internals.start_missing_soon(cluster)
+            await cluster.until(0)
+        return cluster.calls
+
+    assert asyncio.run(run()) == ["added", "removed", "closed"]
+
+
+def test_a_task_that_is_kept_is_let_go_once_it_is_done():
+    async def run() -> None:
+        async with Recorded() as cluster:
+            gone = asyncio.Event()
+            task = asyncio.create_task(gone.wait())
+            dask_internals.keep_until_done(cluster, task)
+            assert task in cluster._futures
+            gone.set()
+            await task
+            await asyncio.sleep(0)
+            assert task not in cluster._futures
+
+    asyncio.run(run())
+
+
+def test_a_nanny_that_restarts_its_worker_is_recognised():
+    async def run() -> list[bool]:
+        async with Scheduler(**SCHEDULER["options"]) as scheduler, Nanny(scheduler.address, **OPTIONS) as nanny:
+            found = [dask_internals.nanny_restarts(nanny)]
+            await nanny.process.kill()
+            found.append(nanny.status is Status.running and dask_internals.nanny_restarts(nanny))
+        return [*found, dask_internals.nanny_restarts(nanny)]
+
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+        assert asyncio.run(run()) == [False, True, False]
+
+
+def test_what_a_queues_cluster_makes_jobs_of(tmp_path: Path):
+    jobqueue = pytest.importorskip("dask_jobqueue")
+
+    async def run() -> None:
+        options = {"cores": 8, "processes": 2, "memory": "8GB", "security": True, "shared_temp_directory": tmp_path}
+        scheduler = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        cluster = jobqueue.SLURMCluster(scheduler_options=scheduler, asynchronous=True, **options)
+        try:
+            assert dask_internals.threads_per_process(cluster) == 4
+            dask_internals.job_options(cluster)["cores"] = 16
+            assert dask_internals.threads_per_process(cluster) == 8
+            assert "--nthreads 8" in cluster.job_script()
+            assert len(os.listdir(tmp_path)) == 3
+            dask_internals.close_key_files(cluster)
+            assert os.listdir(tmp_path) == []
+            dask_internals.close_key_files(cluster)
+        finally:
+            await cluster.close()
+
+    asyncio.run(run())
+
+
+def test_exported_settings_are_those_of_the_process_started_after_it():
+    line = dask_internals.export_config({"isgd": {"cluster": {"spare-threads": 7}}})
+    code = "import dask; print(dask.config.get('isgd.cluster.spare-threads'))"
+    done = subprocess.run(
+        ["sh", "-c", f'{line}\nexec {sys.executable} -c "{code}"'], capture_output=True, timeout=WAIT, check=True
+    )
+    assert done.stdout == b"7\n"
+
+
+# The dashboard ----------------------------------------------------------------------------------
+
+
+def test_pages_of_a_running_dashboard(client):
+    pytest.importorskip("bokeh")
+    scheduler = client.cluster.scheduler
+    assert dask_internals.serves_page(scheduler, "/status") is True
+    assert dask_internals.serves_page(scheduler, "/canary") is False
+    assert "canary" not in dask_internals.page_template().render()
+
+
+def test_a_page_is_listed_served_and_named():
+    pytest.importorskip("bokeh")
+    from distributed.dashboard.scheduler import applications, template_variables
+
+    def page(scheduler, extra, document):
+        document.title = "canary"
+
+    async def run() -> None:
+        async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0", protocol="tcp://") as scheduler:
+            dask_internals.serve_pages(scheduler, {"/canary": page})
+            assert dask_internals.serves_page(scheduler, "/canary") is True
+            dask_internals.name_page(scheduler, "canary")
+            dask_internals.name_page(scheduler, "canary")
+            assert template_variables(scheduler)["pages"].count("canary") == 1
+
+    asyncio.run(run())
+    dask_internals.list_pages({"/individual-canary": page})
+    assert applications.pop("/individual-canary") is page
+
+
+def test_a_scheduler_without_a_dashboard_has_no_page():
+    async def run() -> bool | None:
+        async with Scheduler(**SCHEDULER["options"]) as scheduler:
+            return dask_internals.serves_page(scheduler, "/status")
+
+    assert asyncio.run(run()) is None

@@ -15,28 +15,28 @@ PLAIN = {"nthreads": 4}
 
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict]:
-    """The workers of the cluster, looked at anew each time."""
+    """The workers of the cluster, read again on each call."""
     workers: dict[str, dict] = {}
     monkeypatch.setattr(placement, "workers_of", lambda client: dict(workers))
-    monkeypatch.setattr(placement, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(placement, "_REFRESH_SECONDS", 0.0)
     return workers
 
 
-def test_room_follows_the_scorers_that_are_there(there):
+def test_capacity_follows_the_scorers_that_are_there(there):
     scorers = ScorerPool(None, isgd.Scoring(in_flight=2))
     there.update(learner=LEARNER, one=SCORER, two=SCORER)
-    assert (scorers.addresses(), scorers.room()) == (["one", "two"], 8)
+    assert (scorers.addresses(), scorers.capacity()) == (["one", "two"], 8)
     assert scorers.placement() == {"resources": {"scorer": 1}}
-    del there["one"], there["two"]  # the last scorers leave while their room is asked for
-    assert scorers.room() == 4
+    del there["one"], there["two"]  # the last scorers leave while their capacity is asked for
+    assert scorers.capacity() == 4
     there.update(three=SCORER)
-    assert scorers.room() == 4
+    assert scorers.capacity() == 4
 
 
 def test_without_resources_the_learner_is_kept_off(there):
     scorers = ScorerPool(None, isgd.Scoring(in_flight=1))
     scorers.learner = "a"
     there.update(a=PLAIN, b=PLAIN)
-    assert (scorers.addresses(), scorers.room()) == (["b"], 4)
+    assert (scorers.addresses(), scorers.capacity()) == (["b"], 4)
     del there["b"]
-    assert scorers.room() == 4
+    assert scorers.capacity() == 4

@@ -1,4 +1,4 @@
-"""Promises of Leases: every taker gets an incarnation of its own, and the older one hears of it."""
+"""Promises of leases: every caller gets its own incarnation, and the older one is fenced."""
 
 import json
 import threading
@@ -14,20 +14,20 @@ from dask_isgd.storage import Leases
 def test_one_after_the_other(home):
     leases = Leases(home.folder / "leases")
     assert leases.highest() == 0
-    assert [leases.acquire({"host": host}) for host in "abc"] == [1, 2, 3]
+    assert [leases.acquire({"host": host}).incarnation for host in "abc"] == [1, 2, 3]
     assert leases.highest() == 3
     assert leases.owner(2) == {"host": "b"}
     assert leases.folder.names()[0] == "learner-0001.json"
-    leases.check(3)
+    leases.lease(3).check()
     with pytest.raises(LeaseLostError, match="incarnation 2 is fenced: incarnation 3"):
-        leases.check(2)
-    with pytest.raises(KeyError, match="never taken"):
+        leases.lease(2).check()
+    with pytest.raises(KeyError, match="never acquired"):
         leases.owner(4)
 
 
 def test_roles_are_apart(home):
     assert [
-        Leases(home.url, role, storage_options=home.options).acquire({})
+        Leases(home.url, role, storage_options=home.options).acquire({}).incarnation
         for role in ("learner", "coordinator", "learner")
     ] == [1, 1, 2]
     with pytest.raises(ValueError, match="role"):
@@ -37,14 +37,14 @@ def test_roles_are_apart(home):
 def test_beyond_four_digits(home):
     home.folder.replace("learner-9999.json", b"{}")
     leases = Leases(home.folder)
-    assert [leases.acquire({}), leases.acquire({}), leases.highest()] == [10000, 10001, 10001]
+    assert [leases.acquire({}).incarnation, leases.acquire({}).incarnation, leases.highest()] == [10000, 10001, 10001]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]"])
 def test_a_broken_body_counts_all_the_same(home, body):
     home.folder.replace("learner-0001.json", body)
     leases = Leases(home.folder)
-    assert (leases.owner(1), leases.highest(), leases.acquire({})) == ({}, 1, 2)
+    assert (leases.owner(1), leases.highest(), leases.acquire({}).incarnation) == ({}, 1, 2)
 
 
 def test_foreign_files_do_not_count(home):
@@ -58,7 +58,7 @@ def test_threads_at_once(home):
 
     def take(i):
         together.wait(10)
-        return [Leases(home.url, storage_options=home.options).acquire({"thread": i}) for _ in range(times)]
+        return [Leases(home.url, storage_options=home.options).acquire({"thread": i}).incarnation for _ in range(times)]
 
     with ThreadPoolExecutor(8) as pool:
         taken = [one for each in pool.map(take, range(8)) for one in each]
@@ -69,7 +69,7 @@ TAKER = """
 import json, sys
 from dask_isgd.storage import Leases
 leases = Leases(sys.argv[1])
-print(json.dumps([leases.acquire({"taker": sys.argv[2]}) for _ in range(100)]))
+print(json.dumps([leases.acquire({"taker": sys.argv[2]}).incarnation for _ in range(100)]))
 """
 
 
@@ -86,10 +86,10 @@ def test_a_successor_waits_for_a_holder_that_leaves_in_order_and_for_no_other(ho
     first = leases.acquire({})
     leases.await_leaving(60)  # it may live or be dead, but it does not leave
     with ThreadPoolExecutor(1) as pool:
-        with leases.leaving(first):
+        with first.leaving():
             waiting = pool.submit(leases.await_leaving, 60)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.2)
             leases.await_leaving(0.1)  # not for ever
         waiting.result(timeout=60)
-    assert leases.highest() == first
+    assert leases.highest() == first.incarnation

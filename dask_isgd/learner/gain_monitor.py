@@ -1,0 +1,72 @@
+"""How much importance sampling helps: measured from the learner's own minibatches, and acted on by the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dask_isgd.learner.trainer import Step
+from dask_isgd.sampling import Draw, GainSamples, Gate, ImportanceSampler
+from dask_isgd.sampling.variance import VarianceMonitor
+
+
+class GainMonitor:
+    """Collects the norms of drawn examples, and at each report updates variances, gains and the gate.
+
+    ``reproducible``: use only the norms of the reporting steps, because what was collected between two
+    reports is not part of a checkpoint. Not thread-safe; ``BatchSampler`` holds its lock around each call.
+    """
+
+    def __init__(self, sampler: ImportanceSampler, gate: Gate, *, reproducible: bool) -> None:
+        self._sampler, self._gate, self._reproducible = sampler, gate, reproducible
+        self._samples = GainSamples(sampler)
+        self._variance = VarianceMonitor()
+
+    def observe(self, step: int, draw: Draw, result: Step, *, probe: bool) -> None:
+        """Add the norms of one step, before they are fed back; on a ``probe``, update the measurements."""
+        assert result.norms is not None
+        if probe or not self._reproducible:
+            self._samples.add(draw, result.norms, self._gate)
+        if probe and np.isfinite(result.mean_gradient_sq_norm):
+            self._measure(step, result.mean_gradient_sq_norm)
+
+    def _measure(self, step: int, mean_gradient_sq_norm: float) -> None:
+        norms, coefficients, candidate = self._samples.take()
+        share = self._sampler.uniform_share if self._gate.open else 1.0
+        self._variance.observe(norms, coefficients, None, mean_gradient_sq_norm, uniform_share=share)
+        if candidate is not None:
+            self._variance.observe_candidate(*candidate)
+            self._gate.observe(self._variance.candidate_gain, step, all_scored=self._sampler.all_scored)
+
+    def row(self, step: int) -> dict[str, float]:
+        """Return the columns of the history that describe the draws at ``step``."""
+        variance, errors, factors = self._variance.variance, self._variance.errors, self._variance.factors
+        return {
+            "variance_ideal": variance.ideal,
+            "variance_stale": variance.stale,
+            "variance_uniform": variance.uniform,
+            "variance_ideal_error": errors.ideal,
+            "variance_stale_error": errors.stale,
+            "variance_uniform_error": errors.uniform,
+            "gain": self._variance.gain,
+            "gain_error": errors.gain,
+            "smoothing_factor": factors.smoothing,
+            "staleness_factor": factors.staleness,
+            "candidate_gain": self._variance.candidate_gain,
+            "candidate_gain_error": errors.candidate_gain,
+            "gate": float(self._gate.open),
+            "gate_gain": self._gate.gain,
+            "gate_state": float(self._gate.code),
+            **self._sampler.stats(step),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return gate and measurements as plain JSON; the weights live in the weight array."""
+        return {"gate": self._gate.state(), "monitor": self._variance.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state()``."""
+        self._gate.restore(state["gate"])
+        self._variance.restore(state["monitor"])
