@@ -168,7 +168,7 @@ def stop(run: str) -> None:
 @click.option("--to", "path", metavar="FILE", help="A .png, .svg, .pdf or .html file.  [default: RUN/summary.png]")
 @_clean
 def plot(run: str, path: str | None) -> None:
-    """Draw loss, test error, variance and gain of the run in the directory RUN."""
+    """Draw loss, validation error, variance and gain of the run in the directory RUN."""
     from dask_isgd.pipelines.commands import show
 
     if path is not None and Path(path).suffix.lower() not in show.FORMATS:

@@ -6,8 +6,7 @@ import time
 import weakref
 from typing import Any
 
-from distributed import Scheduler
-from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed import Scheduler, SchedulerPlugin
 
 from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.events import parse, topic_of

@@ -108,7 +108,7 @@ class Run:
         return summarise(self.directory, self.latest.get("examples_scored"))
 
     def plot(self) -> Figure:
-        """Loss, test error, variance and gain: a matplotlib figure."""
+        """Loss, validation error, variance and gain: a matplotlib figure."""
         from dask_isgd.display.plots import plot
 
         return plot(self.history, self.evaluations, title=f"run {self.name}")
