@@ -79,5 +79,5 @@ class Reporter:
                 {name: float(f"{row[name]:.6g}") for name in ANNOUNCED},
                 gate_open=batch_sampler.open,
                 probing=batch_sampler.gate.probing and not self._synchronous,
-                why=batch_sampler.gate.why,
+                why=batch_sampler.gate.reason,
             )

@@ -14,7 +14,7 @@ from distributed import Client
 from torch import nn
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import check, create
+from dask_isgd.checks.request import RunRequest, create, prepare
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import LeaseLostError
@@ -159,7 +159,7 @@ def learning(**changes) -> isgd.Learning:
 @pytest.fixture
 def spec(data: Dataset, tmp_path: Path) -> RunSpec:
     """A run of such a model, with its directory."""
-    plan = check(bfloat16_model, data, tmp_path / "run", learning=learning())
+    plan = prepare(RunRequest(model=bfloat16_model, data=data, run_dir=tmp_path / "run", learning=learning()))
     create(plan)
     return plan.spec
 
