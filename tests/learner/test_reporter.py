@@ -20,7 +20,7 @@ OF_THE_LEARNER = {
 }
 DRAWS = SimpleNamespace(
     open=True,
-    gate=SimpleNamespace(probing=True, why="measuring"),
+    gate=SimpleNamespace(probing=True, reason="measuring"),
     report=lambda step: {name: 1.23456789 for name in COLUMNS if name not in OF_THE_LEARNER},
 )
 """Stands in for a batch sampler."""
