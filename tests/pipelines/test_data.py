@@ -180,10 +180,16 @@ class TestSvhn:
         np.testing.assert_allclose(std, wanted, rtol=1e-6)
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["s.zarr", *(f"{n}_32x32.mat" for n in self.SIZES)])
 
-    def test_blocks_do_not_change_the_statistics(self):
-        images = np.random.default_rng(0).integers(0, 256, (50, 3, 32, 32)).astype(np.uint8)
-        whole = svhn.pixel_statistics([images])
-        np.testing.assert_array_equal(svhn.pixel_statistics(images[a : a + 7] for a in range(0, 50, 7)), whole)
+    @pytest.mark.parametrize("rows", [1, 7, 60, 220])
+    def test_blocks_of_any_size_and_again_from_the_start(self, tmp_path, rows):
+        made = write_svhn(tmp_path, self.SIZES)
+        images = np.concatenate([made[split][0] for split in self.SIZES])
+        labels = np.concatenate([made[split][1] for split in self.SIZES])
+        with svhn.SvhnTable([tmp_path / f"{split}_32x32.mat" for split in self.SIZES]) as table:
+            for start, stop in [*table.blocks(rows), (58, 63), (199, 201), (0, 1)]:
+                found = table.read(start, stop, ["image", "label"])
+                assert np.array_equal(found["image"], images[start:stop])
+                assert np.array_equal(found["label"], labels[start:stop])
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -223,9 +229,9 @@ class TestPreparedOnce:
     IDENTITY = {"pipeline": "test", "version": 1}  # noqa: RUF012
 
     @staticmethod
-    def write(path):
+    def write(work):
         arrays = {"x": np.arange(6.0), "y": np.zeros(6, np.int64)}
-        write_dataset(path, "train", arrays, inputs="x", target="y", chunk_size=2)
+        write_dataset(work / "data.zarr", "train", arrays, inputs="x", target="y", chunk_size=2)
 
     def test_used_again(self, tmp_path):
         url = prepare_once(str(tmp_path / "a.zarr"), self.IDENTITY, self.write)
@@ -242,8 +248,8 @@ class TestPreparedOnce:
         assert (tmp_path / "mine" / "diary").read_text() == "dear"
 
     def test_a_failure_leaves_nothing(self, tmp_path):
-        def write(path):
-            self.write(path)
+        def write(work):
+            self.write(work)
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -253,8 +259,8 @@ class TestPreparedOnce:
     def test_two_at_once_agree(self, tmp_path):
         url = str(tmp_path / "a.zarr")
 
-        def write(path):
-            self.write(path)
+        def write(work):
+            self.write(work)
             if not (tmp_path / "a.zarr").exists():
                 prepare_once(url, self.IDENTITY, self.write)  # another process is faster
 

@@ -23,7 +23,8 @@ from dask_isgd.pipelines.ingestion import ingest as ingestion
 from dask_isgd.pipelines.ingestion import passes
 from dask_isgd.pipelines.ingestion.splits import by_fraction, by_group, by_time, destinations
 from dask_isgd.pipelines.ingestion.statistics import Moments
-from dask_isgd.pipelines.ingestion.tables import ImageTable, ParquetTable
+from dask_isgd.pipelines.ingestion.tables.images import ImageTable
+from dask_isgd.pipelines.ingestion.tables.parquet import ParquetTable
 from dask_isgd.storage import Dataset
 
 N = 503
@@ -195,6 +196,33 @@ class TestSplits:
         with pytest.raises(DataError, match="wanted them in order"):
             by_time(np.array(["2020-01-01"], "M8[D]"), {"a": "2021-01-01", "b": "2020-01-01", "c": None})
 
+    def test_rows_by_number_keep_their_order(self, tmp_path):
+        order = RNG.permutation(N)
+        splits = {"train": order[100:], "test": order[:100]}
+        url = ingest(ARRAYS, tmp_path / "d", splits=splits, chunk_size=16, memory=4_000)
+        for split, rows in splits.items():
+            assert_array_equal(by_name(url, split)["row"], rows)
+        assert ingest(ARRAYS, url, splits=splits, chunk_size=16) == url
+        with pytest.raises(DataError, match="delete it"):
+            ingest(ARRAYS, url, splits={**splits, "test": order[:100][::-1]}, chunk_size=16)
+
+    @pytest.mark.parametrize(
+        ("splits", "settings", "says"),
+        [
+            ({"a": np.arange(N - 1)}, {}, f"rows for 'a', wanted each of {N} rows once"),
+            ({"a": np.arange(N), "b": np.arange(1)}, {}, "rows for 'a', 'b', wanted each"),
+            ({"a": np.arange(N) + 1}, {}, "wanted each"),
+            ({"a": np.arange(N) / 1}, {}, "wanted each"),
+            ({"a": np.arange(N), "b": 0.1}, {}, "wanted each"),
+            ({"a": np.arange(N)}, {"group": "row"}, "one of these at most"),
+            ({"a": np.arange(N), "b": np.arange(0)}, {}, "'b': got no rows"),
+        ],
+    )
+    def test_rows_by_number_that_are_wrong(self, tmp_path, splits, settings, says):
+        with pytest.raises(DataError, match=says):
+            ingest(ARRAYS, tmp_path / "d", splits=splits, **settings)
+        assert os.listdir(tmp_path) == []
+
     def test_destinations_are_a_permutation(self):
         order = RNG.permutation(50)
         split = RNG.integers(0, 3, 50).astype("i1")
@@ -330,7 +358,7 @@ class TestDtypes:
     @pytest.mark.parametrize(
         ("values", "dtype", "says"),
         [
-            (np.array([0, 1, 300] * 20), "uint8", "'x': got a int64 that uint8 cannot hold, first in row 2"),
+            (np.array([0, 1, 300] * 20), "uint8", "'x': got a value of int64 that uint8 cannot hold, first in row 2"),
             (np.array([0.0, 0.5] * 20), "int16", "cannot hold, first in row 1"),
             (np.array([0.0, 1e300] * 20), "float32", "cannot hold, first in row 1"),
             (np.array([0, 2**24 + 1] * 20), "float32", "cannot hold, first in row 1"),
@@ -351,10 +379,10 @@ class TestDtypes:
         ("settings", "error", "says"),
         [
             ({"target": "nothing"}, DataError, "no column 'nothing'; there are"),
-            ({"inputs": ["label"]}, DataError, "wanted each once"),
+            ({"inputs": ["label"]}, DataError, "wanted each column once"),
             ({"inputs": []}, DataError, "at least one input"),
             ({"dtypes": {"image": "datetime64[s]"}}, DataError, "wanted a boolean"),
-            ({"dtypes": {"oops": "u1"}}, DataError, "dtypes of these alone"),
+            ({"dtypes": {"oops": "u1"}}, DataError, "dtypes of these columns only"),
             ({"normalise": "some"}, DataError, "wanted one of 'auto', 'all'"),
             ({"normalise": {"oops": "all"}}, DataError, "wanted inputs"),
             ({"missing": "ignore"}, DataError, "'refuse' or 'keep'"),
@@ -451,10 +479,23 @@ class TestWholeOrNotAtAll:
         with monkeypatch.context() as patch:
             patch.setattr(ingestion, "scatter", lambda *_: pytest.fail("done twice"))
             assert ingest(ARRAYS, tmp_path / "d") == url
-        with pytest.raises(DataError, match="delete it, or prepare somewhere else"):
+        with pytest.raises(DataError, match="delete it, or prepare the dataset somewhere else"):
             ingest(ARRAYS, tmp_path / "d", seed=1)
         with pytest.raises(DataError, match="delete it"):
             ingest({**ARRAYS, "image": IMAGE[::-1].copy()}, tmp_path / "d")
+
+    def test_an_identity_takes_the_place_of_the_fingerprint(self, tmp_path, monkeypatch):
+        identity = {"name": "mine", "version": 1}
+        with monkeypatch.context() as patch:
+            self.crash_at(patch, "collect", 0)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(ARRAYS, tmp_path / "d", identity=identity)
+        assert os.listdir(tmp_path) == []
+        url = ingest(ARRAYS, tmp_path / "d", identity=identity)
+        assert zarr.open_group(url, mode="r").attrs["prepared"] == identity
+        assert ingest({**ARRAYS, "image": IMAGE[::-1].copy()}, url, identity=identity) == url
+        with pytest.raises(DataError, match=r"'version': 1.*wanted.*'version': 2"):
+            ingest(ARRAYS, url, identity={**identity, "version": 2})
 
     def test_remote(self, tmp_path):
         url = ingest(ARRAYS, f"memory://{tmp_path.name}/d.zarr", scratch=tmp_path / "scratch")
