@@ -1,4 +1,4 @@
-"""Promises of ingest: every row once, where it belongs, whatever the source, the memory or the crash."""
+"""Ingestion writes every row once, where it belongs, for any source and memory, and after a crash."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TestRows:
         ]
         assert_array_equal(orders[0], orders[1])
         assert (orders[0] != orders[2]).mean() > 0.9
-        # Across chunks: a row's place says next to nothing of where it came from.
+        # Across chunks: a row's place tells next to nothing about its place in the source.
         assert abs(np.corrcoef(np.arange(len(orders[0])), orders[0])[0, 1]) < 0.15
         first = orders[0][:16]
         assert first.min() < N / 4
@@ -92,7 +92,7 @@ class TestRows:
         assert data.chunk_size == chunk_size
         assert sorted(by_name(url, "train")["row"]) == list(range(N))
 
-    def test_what_it_writes_is_verified_and_opened_by_xarray(self, tmp_path):
+    def test_the_dataset_is_verified_and_opened_by_xarray(self, tmp_path):
         url = ingest(ARRAYS, tmp_path / "d", chunk_size=16)
         with xr.open_zarr(url, group="train") as opened:
             assert opened.image.dims[0] == "sample"
@@ -107,7 +107,7 @@ class TestStatistics:
     @pytest.mark.parametrize(
         ("mode", "axes"), [("all", (0, 1, 2)), ("each", (0,)), ("first", (0, 2)), ("last", (0, 1))]
     )
-    def test_normalisation_is_of_the_first_split(self, tmp_path, mode, axes):
+    def test_normalisation_is_computed_from_the_first_split(self, tmp_path, mode, axes):
         url = ingest(ARRAYS, tmp_path / "d", normalise={"image": mode}, memory=4_000, chunk_size=16)
         train = by_name(url, "train")["image"].astype(float)
         for split in ("train", "validation"):
@@ -115,13 +115,13 @@ class TestStatistics:
             for got, want in ((mean, train.mean(axes, keepdims=True)), (std, train.std(axes, keepdims=True))):
                 assert_allclose(np.broadcast_to(got, (3, 5)), np.broadcast_to(want[0], (3, 5)), rtol=1e-6)
 
-    def test_by_itself_it_normalises_floats_and_images_and_leaves_tokens(self, tmp_path):
+    def test_by_default_floats_and_images_are_normalised_and_tokens_are_not(self, tmp_path):
         arrays = {"image": IMAGE, "wide": WIDE, "token": LABEL, "bytes": IMAGE[:, 0], "y": LABEL}
         found = Dataset(ingest(arrays, tmp_path / "d")).normalisation
         assert {name: mean.shape for name, (mean, _) in found.items()} == {"image": (), "wide": (4,)}
         assert Dataset(ingest(arrays, tmp_path / "e", normalise="none")).normalisation is None
 
-    def test_what_never_changes_is_not_divided_by_zero(self, tmp_path):
+    def test_a_constant_number_is_not_divided_by_zero(self, tmp_path):
         url = ingest({"x": np.full((50, 3), 7.0), "y": LABEL[:50]}, tmp_path / "d")
         assert_array_equal(Dataset(url).normalisation["x"][1], [1, 1, 1])
 
@@ -164,7 +164,7 @@ class TestSplits:
         assert np.bincount(split).tolist() == [50, 30, 20]
 
     @pytest.mark.parametrize("splits", [{"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": "x", "b": 1}, {"a": True}])
-    def test_fractions_that_are_none(self, tmp_path, splits):
+    def test_bad_fractions(self, tmp_path, splits):
         with pytest.raises(DataError, match="add up to 1"):
             ingest(ARRAYS, tmp_path / "d", splits=splits)
 
@@ -233,7 +233,7 @@ class TestSplits:
             assert set(split[members]) == {i}
             assert_array_equal(members[np.argsort(target[members])], order[split[order] == i])
 
-    def test_a_split_of_nothing(self, tmp_path):
+    def test_an_empty_split(self, tmp_path):
         with pytest.raises(EmptyDatasetError, match=r"'test'.*of 3"):
             ingest({"x": np.ones(3), "y": np.arange(3)}, tmp_path / "d", splits={"train": 0.9, "test": 0.1})
 
@@ -365,7 +365,7 @@ class TestDtypes:
             (np.array([0.0, np.nan] * 20), "float32", "missing or infinite, first in row 1.*missing='keep'"),
         ],
     )
-    def test_what_a_cast_would_change_is_refused(self, tmp_path, values, dtype, says):
+    def test_a_cast_that_would_change_a_value_is_refused(self, tmp_path, values, dtype, says):
         with pytest.raises(DataError, match=says):
             ingest({"x": values, "y": LABEL[: len(values)]}, tmp_path / "d", dtypes={"x": dtype})
         assert not (tmp_path / "d").exists()
@@ -392,7 +392,7 @@ class TestDtypes:
         ],
     )
     def test_settings_that_are_wrong(self, tmp_path, settings, error, says):
-        if says is None:  # a target of several numbers is regression
+        if says is None:  # a target of several numbers means regression
             assert Dataset(ingest(ARRAYS, tmp_path / "d", **settings)).classes is None
             return
         with pytest.raises(error, match=says):
@@ -420,7 +420,7 @@ class TestDtypes:
 
 class TestWholeOrNotAtAll:
     def crash_at(self, monkeypatch, name, i):
-        """The pass ``name`` ends the process, so to say, at item ``i``; returns the items that ran."""
+        """Make the pass ``name`` end at item ``i`` as if the process had been killed; return the items that ran."""
         ran, run = [], getattr(ingestion, name)
 
         def crashing(plan, at):
@@ -433,7 +433,7 @@ class TestWholeOrNotAtAll:
         return ran
 
     @pytest.mark.parametrize(("name", "i"), [("scatter", 2), ("collect", 0), ("collect", 3)])
-    def test_after_a_crash_it_goes_on(self, tmp_path, monkeypatch, name, i):
+    def test_after_a_crash_it_resumes(self, tmp_path, monkeypatch, name, i):
 
         settings = {"memory": 5_000, "chunk_size": 16}
         whole = ingest(ARRAYS, tmp_path / "whole", **settings)

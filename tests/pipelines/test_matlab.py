@@ -1,4 +1,4 @@
-"""Promises of the MATLAB reader: scipy's bytes, a few examples at a time, and an error for a bad file."""
+"""The MATLAB reader returns the bytes that scipy wrote, a few examples at a time, and refuses bad files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_flipped_bits(tmp_path):
         load(path)
 
 
-def test_a_few_examples_are_in_memory(tmp_path):
+def test_only_a_few_examples_are_in_memory(tmp_path):
     many = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 10_000), dtype=np.uint8)
     path = save(tmp_path / "a.mat", X=many)
     tracemalloc.start()
