@@ -32,7 +32,7 @@ from dask_isgd.config import Learning
 from dask_isgd.core.batch import Prepare, as_tensor
 from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import DataError
-from dask_isgd.learner.feed import Run, open_feed, open_source
+from dask_isgd.learner.feed import RowRange, open_feed, open_source
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.sampling import Draw
 from dask_isgd.sampling.draws import positions, uniform
@@ -51,9 +51,9 @@ class Uniform:
     def draw(self, step: int) -> Draw:
         return uniform(self.n, "independent", BATCH, np.random.default_rng(step))
 
-    def run(self, size: int, generator: np.random.Generator) -> Run:
+    def run(self, size: int, generator: np.random.Generator) -> RowRange:
         start = int(generator.integers(self.n)) // size * size
-        return Run(start, np.full(min(size, self.n - start), 1 / self.n), float(self.n))
+        return RowRange(start, np.full(min(size, self.n - start), 1 / self.n), float(self.n))
 
     def probabilities(self, indices: Any) -> Any:
         return np.full(len(indices), 1 / self.n)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dask_isgd.config import Sampling
 from dask_isgd.pipelines.datasets.idx import read_idx
-from dask_isgd.sampling import GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks, restless_chunks
+from dask_isgd.sampling import GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
 from dask_isgd.sampling.variance import VarianceMonitor
 
@@ -46,7 +46,6 @@ class Policy:
     """Settings that differ from the library's defaults."""
     clip: float | None = 1.0
     """Multiple of the running median of the gradient's norm."""
-    schedule: str = "oldest"
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,6 @@ class Simulation:
         self.evaluated = np.sort(np.random.default_rng(0).permutation(self.n)[:EVALUATED])
         self.evaluated_x = self.x[self.evaluated]
         self.versions = np.full(self.sampler.n_chunks, np.nan)
-        self.weights, self.volatility = np.full((2, self.sampler.n_chunks), np.nan)
         self.scoring: tuple[int, int, Mlp] | None = None
         self.ready = 0.0
         self.record: dict[str, list[float]] = {
@@ -208,22 +206,18 @@ class Simulation:
         while self.ready <= now:
             if self.scoring is not None:
                 self._scored(*self.scoring)
-            self.scoring = (self._chunk(now), *self.published)
+            self.scoring = (self._chunk(), *self.published)
             self.ready += CHUNK / (self.speed * BATCH) / (PROBE_SHARE if self.gate.probing else 1.0)
 
-    def _chunk(self, now: int) -> int:
+    def _chunk(self) -> int:
         among = probe_chunks(self.sampler.n_chunks) if self.gate.probing else None
-        if self.policy.schedule == "restless":
-            return restless_chunks(self.versions, now, self.weights, self.volatility, [], 1, among)[0]
         return next_chunks(self.versions, [], 1, among)[0]
 
     def _scored(self, chunk: int, version: int, model: Mlp) -> None:
         rows = slice(chunk * CHUNK, min(self.n, (chunk + 1) * CHUNK))
         norms, _ = model.backward(model.forward(self.x[rows]), self.data.y[rows])
-        sums = self.sampler.update(chunk, norms.numpy(), version)
-        if np.isfinite(self.versions[chunk]):  # the first scores replace a mere prior
-            self.volatility[chunk] = sums.squares_over_proposal * sums.proposal / sums.norms**2 - 1.0
-        self.versions[chunk], self.weights[chunk] = version, sums.squares
+        self.sampler.update(chunk, norms.numpy(), version)
+        self.versions[chunk] = version
 
     def _learn(self, step: int) -> None:
         open_ = self.gate.open
@@ -253,7 +247,7 @@ class Simulation:
         self.monitor.observe(norms, coefficients, None, 0.0)
         if candidate is not None:
             self.monitor.observe_candidate(*candidate)
-            self.gate.observe(self.monitor.candidate_gain, step, whole=self.sampler.whole)
+            self.gate.observe(self.monitor.candidate_gain, step, all_scored=self.sampler.all_scored)
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]

@@ -32,7 +32,7 @@ from distributed.security import Security
 from scipy.io import savemat
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import check, create
+from dask_isgd.checks.request import RunRequest, create, prepare
 from dask_isgd.display.html import html
 from dask_isgd.errors import CheckpointError, DataError, RunNotFoundError
 from dask_isgd.pipelines.datasets import svhn
@@ -306,7 +306,7 @@ def test_no_secret_gets_out(tmp_path):
     options = {"token": SECRET}
     write_dataset(place, "train", {"x": x, "y": y}, inputs=["x"], target="y", chunk_size=10)
     data = Dataset(place, group="train", storage_options=options)
-    plan = check(small, data, tmp_path / "run", learning=isgd.Learning(steps=1))
+    plan = prepare(RunRequest(model=small, data=data, run_dir=tmp_path / "run", learning=isgd.Learning(steps=1)))
     create(plan)
     shown = [repr(plan), repr(plan.spec), json.dumps(plan.document), repr(data), str(plan.spec.directory)]
     shown += [path.read_text("latin-1") for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -53,13 +53,13 @@ def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
             continue
 
 
-def check_cluster(client: Client, plan: PreparedRun) -> dict[str, Mapping[str, Any]]:
+def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[str, Any]]:
     """Every worker sees data and run directory, imports the model and runs the same versions.
 
     Runs beside whatever the workers do. Raises ClusterMismatchError naming worker and thing.
     """
     workers = wait_for_workers(client)
-    if lacking := lacks_resources(workers, plan.spec.scoring):
+    if lacking := lacks_resources(workers, prepared.spec.scoring):
         raise ConfigError(f"Scoring.resources: {lacking}; no worker could ever score")
     timeout = config.seconds("cluster.timeout")
     here = _versions()
@@ -88,7 +88,7 @@ def check_cluster(client: Client, plan: PreparedRun) -> dict[str, Mapping[str, A
             if there.get(name) != here[name]
         ]
     if not wrong:
-        answers = _ask(client, _prove, timeout, plan.spec, plan.document)
+        answers = _ask(client, _prove, timeout, prepared.spec, prepared.document)
         for address, answer in answers.items():
             wrong += (
                 [f"{address}: {answer!r}"] if isinstance(answer, Exception) else [f"{address}: {a}" for a in answer]
@@ -101,7 +101,7 @@ def check_cluster(client: Client, plan: PreparedRun) -> dict[str, Mapping[str, A
             "importable, and the data and run directory under the same path or URL (a shared file system or store)"
         )
     if workers.keys() - answers.keys():  # one has died since: was it the learner's?
-        return check_cluster(client, plan)
+        return check_cluster(client, prepared)
     return workers
 
 

@@ -1,13 +1,15 @@
-"""Everything that can be checked without a cluster, before a run is submitted."""
+"""What a user asks for, and everything about it that can be checked without a cluster."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from dask_isgd import config
 from dask_isgd.checks.model import check_model, check_parameters
@@ -17,15 +19,34 @@ from dask_isgd.core import models
 from dask_isgd.core.loss import Loss, cross_entropy
 from dask_isgd.core.models import ModelSource
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import (
-    RunExistsError,
-    RunMismatchError,
-)
+from dask_isgd.errors import RunMismatchError
 from dask_isgd.storage import Dataset, RunDirectory
 
-FORMAT_VERSION = 1
 _TASK_SECONDS = 1.0
 _LEAST_CHUNKS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """The arguments of ``fit``: what to train, on what, where and how."""
+
+    model: ModelSource
+    data: Dataset | str | Path
+    run_dir: str | Path
+    loss: Loss | None = None
+    learning: Learning
+    scoring: Scoring = field(default_factory=Scoring)
+    sampling: Sampling = field(default_factory=Sampling)
+    validation: Dataset | str | Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    detach: bool = False
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory, which may not exist yet."""
+        return RunDirectory(str(self.run_dir), storage_options=self.storage_options)
 
 
 @dataclass(frozen=True)
@@ -34,116 +55,117 @@ class PreparedRun:
 
     spec: RunSpec
     document: dict[str, Any]
-    """What ``run.json`` will hold, or holds."""
+    """The content of ``run.json``, except what the run directory adds."""
     resume: bool
     overwrite: bool
 
 
-def check(
-    model: ModelSource,
-    data: Dataset | str | Path,
-    run_dir: str | Path,
-    *,
-    loss: Loss | None = None,
-    learning: Learning,
-    scoring: Scoring | None = None,
-    sampling: Sampling | None = None,
-    validation: Dataset | str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    detach: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
-) -> PreparedRun:
-    """Data, labels, model, loss, settings and run directory, without a cluster.
+def prepare(request: RunRequest) -> PreparedRun:
+    """Check data, labels, model, loss, settings and run directory without a cluster.
 
-    Raises ConfigError, DataError and its kind, ModelError, RunExistsError, RunNotFoundError or
-    RunMismatchError.
+    Raises ConfigError, a DataError, ModelError, RunExistsError, RunNotFoundError or RunMismatchError.
     """
-    scoring, sampling = scoring or Scoring(), sampling or Sampling()
-    directory = RunDirectory(str(run_dir), storage_options=storage_options)
-    directory.require_exclusive()
-    if directory.exists() and not (resume or overwrite):
-        raise RunExistsError(
-            f"{directory.url}: holds a run already; pass resume=True to go on with it, overwrite=True to begin anew, "
-            "or another directory"
-        )
-    former = directory.document() if resume else None
-    dataset = data if isinstance(data, Dataset) else Dataset(str(data))
-    held_out = validation if isinstance(validation, Dataset | None) else Dataset(str(validation))
-    dataset.check(classify=loss is None)
-    check_settings(learning, scoring, sampling, dataset)
-    module = models.build(model, learning.seed)
-    function = loss if loss is not None else cross_entropy
-    check_parameters(module)
-    speed, classes = check_model(module, function, dataset, scoring, classify=loss is None)
-    for each in (dataset, held_out):
-        if each is not None:
-            each.check(classes=classes, classify=loss is None)
+    directory = request.directory
+    former = _former_document(directory, request)
+    dataset, validation = _datasets(request)
+    classify = request.loss is None
+    dataset.check(classify=classify)
+    check_settings(request.learning, request.scoring, request.sampling, dataset)
+    module, speed = _check_model(request, dataset, validation)
     document: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
         "run": uuid.uuid4().hex[:10],
         "data": dataset.fingerprint(),
-        "model": {"name": models.name_of(model), "signature": models.signature(module)},
-        "chunk": _chunk(dataset, scoring, learning, speed),
+        "model": {"name": models.name_of(request.model), "signature": models.signature(module)},
+        "chunk": _chunk_size(dataset, request, speed),
+        "created": time.time(),
     }
     if former is not None:
-        _same(document, former)
-        document = {**document, **{name: former[name] for name in ("run", "chunk", "created")}}
-    else:
-        document["created"] = time.time()
+        _require_same(document, former)
+        document.update((name, former[name]) for name in ("run", "chunk", "created"))
     document["config"] = {
-        "learning": config.to_mapping(learning),
-        "scoring": config.to_mapping(scoring),
-        "sampling": config.to_mapping(sampling),
+        "learning": config.to_mapping(request.learning),
+        "scoring": config.to_mapping(request.scoring),
+        "sampling": config.to_mapping(request.sampling),
     }
     spec = RunSpec(
         run=document["run"],
         url=directory.url,
-        storage_options=dict(storage_options or {}),
-        model=model,
+        storage_options=dict(request.storage_options),
+        model=request.model,
         data=dataset,
-        validation=held_out,
-        loss=loss,
-        learning=learning,
-        scoring=scoring,
-        sampling=sampling,
+        validation=validation,
+        loss=request.loss,
+        learning=request.learning,
+        scoring=request.scoring,
+        sampling=request.sampling,
         chunk=document["chunk"],
         attempt=time.time_ns() // 1_000_000,
-        detach=detach,
+        detach=request.detach,
     )
-    return PreparedRun(spec, document, resume, overwrite)
+    return PreparedRun(spec, document, request.resume, request.overwrite)
 
 
-def _chunk(dataset: Dataset, scoring: Scoring, learning: Learning, speed: float) -> int:
-    """Examples a scoring task: a multiple of the dataset's chunk, about a second of work.
+def _former_document(directory: RunDirectory, request: RunRequest) -> dict[str, Any] | None:
+    """The document of the run to resume; None for a new run."""
+    directory.require_exclusive()
+    if directory.exists() and not (request.resume or request.overwrite):
+        raise directory.taken()
+    return directory.document() if request.resume else None
 
-    Synchronous runs take a choice that no clock enters, so that two of them draw the same.
+
+def _datasets(request: RunRequest) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation data."""
+    data, validation = request.data, request.validation
+    return (
+        data if isinstance(data, Dataset) else Dataset(str(data)),
+        validation if isinstance(validation, Dataset | None) else Dataset(str(validation)),
+    )
+
+
+def _check_model(request: RunRequest, dataset: Dataset, validation: Dataset | None) -> tuple[nn.Module, float]:
+    """The model and the examples that it scores per second here, after a trial on a few examples."""
+    classify = request.loss is None
+    module = models.build(request.model, request.learning.seed)
+    check_parameters(module)
+    loss = request.loss if request.loss is not None else cross_entropy
+    speed, classes = check_model(module, loss, dataset, request.scoring, classify=classify)
+    for each in (dataset, validation):
+        if each is not None:
+            each.check(classes=classes, classify=classify)
+    return module, speed
+
+
+def _chunk_size(dataset: Dataset, request: RunRequest, speed: float) -> int:
+    """Examples per scoring task: a multiple of the dataset's chunk, about one second of work.
+
+    A synchronous run gets a size that does not depend on any clock, so that two of them draw the same examples.
     """
     unit, length = dataset.chunk_size, len(dataset)
-    if scoring.chunk_size is not None:
-        return scoring.chunk_size
-    if learning.synchronous:
+    if request.scoring.chunk_size is not None:
+        return request.scoring.chunk_size
+    if request.learning.synchronous:
         return unit
     wanted = min(speed * _TASK_SECONDS, length / _LEAST_CHUNKS)
     return unit * max(1, int(wanted // unit))
 
 
-def _same(document: Mapping[str, Any], former: Mapping[str, Any]) -> None:
+def _require_same(document: Mapping[str, Any], former: Mapping[str, Any]) -> None:
+    """Raise RunMismatchError if the data or the model are not those of the run."""
     wrong = [
         f"{part}.{name}: the run has {there!r}, this is {here!r}"
-        for part, key in (("data", "data"), ("model", "model"))
-        for name, there, here in _differences(former[key], document[key])
+        for part in ("data", "model")
+        for name, there, here in _differences(former[part], document[part])
     ]
     if wrong:
         raise RunMismatchError(
             "cannot resume with other data or another model:\n"
             + "\n".join(wrong[:8])
-            + "\nUse the run's own, or begin "
-            "a new run in another directory"
+            + "\nPass the data and the model of the run, or start a new run in another directory"
         )
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, former value and present value of each difference; the model's own name does not count."""
     found: list[tuple[str, Any, Any]] = []
     for name in sorted({*there, *here}):
         a, b = there.get(name), here.get(name)
@@ -154,14 +176,14 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tupl
     return found
 
 
-def create(plan: PreparedRun) -> None:
-    """Make the run directory, or take over the one there is."""
-    directory = plan.spec.directory
-    if plan.resume:
+def create(prepared: PreparedRun) -> None:
+    """Create the run directory, or update the one of the run that is resumed."""
+    spec = prepared.spec
+    directory = spec.directory
+    if prepared.resume:
         directory.sweep()
-        directory.update(plan.document)
-        directory.set_control(want="run", attempt=plan.spec.attempt)
-        return
-    directory.create(plan.document, overwrite=plan.overwrite)
-    directory.create_weights(plan.spec.examples, plan.spec.chunk)
-    directory.set_control(want="run", attempt=plan.spec.attempt)
+        directory.update(prepared.document)
+    else:
+        directory.create(prepared.document, overwrite=prepared.overwrite)
+        directory.create_weights(spec.examples, spec.chunk)
+    directory.set_control(want="run", attempt=spec.attempt)

@@ -144,7 +144,7 @@ class BatchSampler:
         self.monitor.observe(norms, coefficients, None, mean_gradient_sq_norm, uniform_share=share)
         if candidate is not None:
             self.monitor.observe_candidate(*candidate)
-            self.gate.observe(self.monitor.candidate_gain, step, whole=self.sampler.whole)
+            self.gate.observe(self.monitor.candidate_gain, step, all_scored=self.sampler.all_scored)
 
     def report(self, step: int) -> dict[str, float]:
         """The row of the history that speaks of draws."""

@@ -82,7 +82,7 @@ class Reporter:
                 address=self._address,
                 open=drawing.open,
                 probing=drawing.gate.probing and not self._spec.learning.synchronous,
-                why=drawing.gate.why,
+                why=drawing.gate.reason,
                 values={name: float(f"{row[name]:.6g}") for name in SAID},
             )
         )

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from dask_isgd.config import Learning
 from dask_isgd.core import models
-from dask_isgd.core.loss import Loss, check_losses
+from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError, NonFiniteLossError
-from dask_isgd.norms import NormEngine, capture_norms
+from dask_isgd.norms import NormEngine, capture_norms, checked_losses
 from dask_isgd.sampling.variance import square_of_mean
 
 _MEDIAN_OVER = 101
@@ -125,7 +125,7 @@ class Trainer:
         capture: bool,
     ) -> tuple[float, Tensor | None]:
         with capture_norms(self.model) if capture else nullcontext() as captured:
-            losses = check_losses(self.loss(self.model(*inputs), targets), len(scale))
+            losses = checked_losses(self.loss, self.model(*inputs), targets, len(scale))
             weighted = torch.dot(losses.float(), scale)
             value = float(weighted.detach())
             if not math.isfinite(value):

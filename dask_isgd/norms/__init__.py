@@ -19,6 +19,16 @@
 
 from dask_isgd.norms.engine import NormEngine, gradient_norms
 from dask_isgd.norms.rules import RULES, Rule, register_rule
+from dask_isgd.norms.tensor_trees import checked_losses
 from dask_isgd.norms.training_capture import TrainingNorms, capture_norms
 
-__all__ = ["RULES", "NormEngine", "Rule", "TrainingNorms", "capture_norms", "gradient_norms", "register_rule"]
+__all__ = [
+    "RULES",
+    "NormEngine",
+    "Rule",
+    "TrainingNorms",
+    "capture_norms",
+    "checked_losses",
+    "gradient_norms",
+    "register_rule",
+]

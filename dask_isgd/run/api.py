@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, fire_and_forget, span
 
 from dask_isgd.checks.cluster import check_cluster, wait_for_workers
-from dask_isgd.checks.request import PreparedRun, check, create
+from dask_isgd.checks.request import PreparedRun, RunRequest, create, prepare
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator.task import coordinate
 from dask_isgd.core.loss import Loss
@@ -47,58 +47,62 @@ def fit(
     detach: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Train a model by importance sampling on a Dask cluster; returns once training has begun to.
+    """Train a model by importance sampling on a Dask cluster; return once training has been submitted.
 
-    ``model`` is a callable without arguments that builds an ``nn.Module``, or its
-    ``"package.module:name"``; ``data`` a Zarr dataset (URL, path or ``Dataset``); ``run_dir`` where
-    the run lives, a path or ``s3://bucket/folder`` that every worker reaches, ``storage_options`` what
-    fsspec needs to open it (a ``Dataset`` brings its own); ``loss(output, target)`` returns one loss per example,
-    shape (B,), cross entropy by default. With ``detach`` the run outlives the client.
+    ``model`` is a callable without arguments that builds an ``nn.Module``, or its name ``"package.module:name"``.
+    ``data`` is a Zarr dataset: a URL, a path or a ``Dataset``. ``run_dir`` is where the run is kept, a path or
+    ``s3://bucket/folder`` that every worker reaches; ``storage_options`` are passed to fsspec to open it (a
+    ``Dataset`` has its own). ``loss(output, target)`` returns one loss per example, shape (B,); the default is cross
+    entropy. With ``detach`` the run outlives the client.
 
-    Raises, before anything is submitted, every error of ``dask_isgd.errors`` that settings, data,
-    model, run directory or workers give rise to.
+    Raises, before anything is submitted, the errors of ``dask_isgd.errors`` that apply to the settings, the data, the
+    model, the run directory or the workers.
     """
-    plan = check(
-        model,
-        data,
-        run_dir,
+    request = RunRequest(
+        model=model,
+        data=data,
+        run_dir=run_dir,
         loss=loss,
         learning=learning,
-        scoring=scoring,
-        sampling=sampling,
+        scoring=scoring or Scoring(),
+        sampling=sampling or Sampling(),
         validation=validation,
         resume=resume,
         overwrite=overwrite,
         detach=detach,
-        storage_options=storage_options,
+        storage_options=storage_options or {},
     )
-    return start(client, plan)
+    return start(client, prepare(request))
 
 
-def start(client: Client, plan: PreparedRun) -> Run:
-    """Submit a run that has passed the checks which need no cluster."""
-    workers = wait_for_workers(client)
-    create(plan)
+def start(client: Client, prepared: PreparedRun) -> Run:
+    """Check the cluster, create the run directory and submit the two long tasks of a run.
+
+    Raises NoLearnerWorkerError, ClusterMismatchError, ConfigError or StorageFullError; a directory that was created is
+    then removed.
+    """
+    wait_for_workers(client)
+    create(prepared)
     try:
-        workers = check_cluster(client, plan)
+        workers = check_cluster(client, prepared)
     except BaseException:
-        if not plan.resume:
-            plan.spec.directory.remove()
+        if not prepared.resume:
+            prepared.spec.directory.remove()
         raise
-    spec = plan.spec
+    spec = prepared.spec
     if len(workers) == 1:
-        logger.warning("run %s: the cluster has one worker; scoring shares it with the learner", spec.run)
+        logger.warning("run %s: the cluster has one worker, so scoring shares it with the learner", spec.run)
     run = Run(client, spec.directory, spec.model)
     run._monitor.forget()
     open_variable(client, spec.variable)
     keys = {"learner": (f"learn-{spec.run}", spec.attempt), "coordinator": (f"coordinate-{spec.run}", spec.attempt)}
     keep(client, spec.run, spec.topic, spec.attempt, keys)
     learner = for_learner(workers)
-    others = for_coordinator(workers, learner)
-    with span(spec.topic):  # Dask's pages show the run as one thing
+    coordinator = for_coordinator(workers, learner)
+    with span(spec.topic):  # Dask's pages show the run as one unit
         futures = [
             client.submit(learn, spec, key=keys["learner"], pure=False, priority=10, **learner),
-            client.submit(coordinate, spec, key=keys["coordinator"], pure=False, priority=20, **others),
+            client.submit(coordinate, spec, key=keys["coordinator"], pure=False, priority=20, **coordinator),
         ]
     if spec.detach:
         fire_and_forget(futures)
@@ -114,7 +118,7 @@ def attach(
     *,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Run:
-    """RunMonitor and steer a run that another client started, on a cluster or on disk only."""
+    """Return a run that another client started, to watch and steer it; its cluster may be gone."""
     directory = RunDirectory(str(run_dir), storage_options=storage_options)
     directory.document()
     return Run(client, directory, model)

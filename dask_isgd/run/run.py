@@ -16,9 +16,10 @@ from dask_isgd.checks.monitor import GOING, RunMonitor
 from dask_isgd.core import models
 from dask_isgd.core.models import ModelSource
 from dask_isgd.display.html import html
-from dask_isgd.errors import CheckpointError, ConfigError, WaitTimeoutError
+from dask_isgd.errors import CheckpointError, ConfigError
 from dask_isgd.events import Control, topic_of
 from dask_isgd.run.hardest import Hardest, hardest
+from dask_isgd.run.interrupt import interrupted_again
 from dask_isgd.run.progress import following
 from dask_isgd.runtime import pubsub
 from dask_isgd.storage import Dataset, RunDirectory
@@ -88,14 +89,9 @@ class Run:
     def _interrupted(self, seconds: float) -> None:
         if seconds <= 0 or self.status not in GOING:
             return
-        try:
-            print(f"run {self.name} goes on; Ctrl-C again within {seconds:g} s stops it", file=sys.stderr, flush=True)
-            for _ in self.watch(seconds):
-                pass
-        except WaitTimeoutError:
-            return
-        except KeyboardInterrupt:
-            print(f"run {self.name}: {self.stop()}; resume=True goes on with it", file=sys.stderr, flush=True)
+        message = f"run {self.name} continues; press Ctrl-C again within {seconds:g} s to stop it"
+        if interrupted_again(self, seconds, message):
+            print(f"run {self.name}: {self.stop()}; resume=True resumes it", file=sys.stderr, flush=True)
 
     @property
     def history(self) -> xr.Dataset:

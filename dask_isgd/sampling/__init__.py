@@ -1,11 +1,11 @@
-"""The proposal: which examples a minibatch is drawn from, and with which coefficients. numpy only."""
+"""Which examples a minibatch is drawn from, and with which coefficients. numpy only."""
 
 from dask_isgd.sampling.chunk_sums import ChunkSums
 from dask_isgd.sampling.draws import Draw
 from dask_isgd.sampling.gain_samples import GainSamples, Sample
 from dask_isgd.sampling.gate import Gate
 from dask_isgd.sampling.sampler import ImportanceSampler
-from dask_isgd.sampling.schedule import next_chunks, probe_chunks, restless_chunks
+from dask_isgd.sampling.schedule import next_chunks, probe_chunks
 
 __all__ = [
     "ChunkSums",
@@ -16,5 +16,4 @@ __all__ = [
     "Sample",
     "next_chunks",
     "probe_chunks",
-    "restless_chunks",
 ]

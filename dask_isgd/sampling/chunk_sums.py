@@ -1,4 +1,4 @@
-"""What a freshly scored chunk says about the weights it replaces."""
+"""How the fresh norms of a scored chunk compare with the weights they replace."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dask_isgd.sampling.draws import Floats
 
 @dataclass(frozen=True, slots=True)
 class ChunkSums:
-    """Sums over the good examples of a chunk, the fresh norms against the proposal weights s they replace.
+    """Sums over the good examples of a chunk: fresh norms, and the proposal weights s that they replace.
 
-    s is in units of the proposal's mean: sums of several chunks go together, whichever proposals they are against.
+    s is in units of the proposal's mean, so that sums of chunks can be added even if they refer to different proposals.
     """
 
     norms: float
@@ -23,13 +23,13 @@ class ChunkSums:
     proposal: float
     """Σ s."""
     count: int
-    """Examples summed over."""
+    """Number of examples in the sums."""
     bad: int
-    """Examples left out, whose fresh norm was NaN, infinite or negative."""
+    """Number of examples left out because their fresh norm was NaN, infinite or negative."""
 
     @classmethod
     def of(cls, fresh: Floats, proposal: Floats, bad: int) -> ChunkSums:
-        """From the good norms (n,), the weights s (n,) they replace, and how many norms were left out."""
+        """Return the sums of the good norms (n,) and of the weights s (n,) they replace; ``bad`` were left out."""
         squares = fresh * fresh
         return cls(
             norms=float(fresh.sum()),

@@ -1,4 +1,4 @@
-"""Exponential averages of several numbers that come together, and how sure they are."""
+"""Exponentially weighted averages of several numbers observed together, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _NORMAL = 1.959964
 
 
 class EWMA:
-    """EWMA of P numbers over the past, each observation keeping ``kept`` of it; falsy while empty.
+    """The exponentially weighted moving averages of P named numbers; false while it has no observation.
 
-    With weights v_i of the observations x_i, Σ v, Σ v x, Σ v² x xᵀ and the like are kept, so that the
-    averages' covariance is known at any time: (Σ v² (x - m)(x - m)ᵀ)/(Σ v)², enlarged for the
-    small number of observations that count.
+    Each observation multiplies the weights v of all earlier ones by ``decay`` and has weight 1 - ``decay`` itself.
+    From Σ v, Σ v x, Σ v² x xᵀ and the like the covariance of the averages m is known at any time:
+    (Σ v² (x - m)(x - m)ᵀ)/(Σ v)², enlarged because only a small number of observations counts.
     """
 
-    def __init__(self, names: Sequence[str], kept: float) -> None:
-        self.kept, self._names = kept, {name: i for i, name in enumerate(names)}
+    def __init__(self, names: Sequence[str], decay: float) -> None:
+        self.decay, self._names = decay, {name: i for i, name in enumerate(names)}
         p = len(names)
         self._weight = self._weight2 = 0.0
         self._sum, self._sum2, self._products = np.zeros(p), np.zeros(p), np.zeros((p, p))
@@ -32,11 +32,11 @@ class EWMA:
         return float(self._sum[self._names[name]]) / self._weight
 
     def add(self, values: Sequence[float]) -> bool:
-        """Take in one observation (P,); False: left out, as something in it is not finite."""
+        """Add one observation (P,). It is ignored, and False returned, if any value is not finite."""
         x = np.asarray(values, np.float64)
         if not np.isfinite(x).all():
             return False
-        old, new = self.kept, 1.0 - self.kept
+        old, new = self.decay, 1.0 - self.decay
         self._weight = old * self._weight + new
         self._sum = old * self._sum + new * x
         self._weight2 = old**2 * self._weight2 + new**2
@@ -45,9 +45,10 @@ class EWMA:
         return True
 
     def half_width(self, gradient: Mapping[str, float]) -> float:
-        """Of the 95 % interval of a function of the averages, from its ``gradient`` by name; NaN with one observation.
+        """Return half the width of the 95 % interval around a function of the averages; NaN after one observation.
 
-        Student's quantile for as many degrees of freedom as observations count, (Σ v)²/Σ v² less one.
+        ``gradient`` holds the function's derivatives by name. The quantile is Student's, for as many degrees of
+        freedom as observations count, (Σ v)²/Σ v², less one.
         """
         count = self._weight**2 / self._weight2 if self else 0.0
         if count < 1.0 + 1e-9:
@@ -59,23 +60,26 @@ class EWMA:
         cross = np.outer(self._sum2, mean)
         scatter = self._products - cross - cross.T + self._weight2 * np.outer(mean, mean)
         variance = float(slope @ scatter @ slope) / self._weight**2 / (1.0 - 1.0 / count)
-        return _student(count - 1.0) * math.sqrt(max(0.0, variance))
+        return student_quantile(count - 1.0) * math.sqrt(max(0.0, variance))
 
     def state(self) -> list[float]:
-        """Plain floats to go on from."""
+        """Return the sums as plain floats, for :meth:`restore`."""
         arrays = (self._sum, self._sum2, self._products.ravel())
         return [self._weight, self._weight2, *(float(x) for array in arrays for x in array)]
 
     def restore(self, state: Sequence[float]) -> None:
-        """Go on from ``state()``."""
+        """Continue from ``state()``."""
         p = len(self._names)
         self._weight, self._weight2 = float(state[0]), float(state[1])
         rest = np.asarray(state[2:], np.float64)
         self._sum, self._sum2, self._products = rest[:p], rest[p : 2 * p], rest[2 * p :].reshape(p, p)
 
 
-def _student(freedom: float) -> float:
-    """The 97.5 % quantile of Student's distribution, by its expansion (Fisher and Cornish); 1 % off at 3."""
+def student_quantile(freedom: float) -> float:
+    """Return the 97.5 % quantile of Student's distribution, by its Cornish-Fisher expansion.
+
+    The error is 1 % at 3 degrees of freedom and falls quickly; below 1 the value at 1 is returned.
+    """
     z = _NORMAL
     f = max(freedom, 1.0)
     first = (z**3 + z) / 4.0

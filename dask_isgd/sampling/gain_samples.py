@@ -1,4 +1,4 @@
-"""What the learner's own minibatches say between two reports."""
+"""Samples for the gain, collected from the learner's own minibatches between two reports."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from dask_isgd.sampling.schedule import probe_chunks
 
 
 class Sample(NamedTuple):
-    """Norms of drawn examples, the coefficients they were drawn with, and their weight in the candidate proposal."""
+    """Norms of drawn examples, the coefficients they were drawn with, and their weights in the candidate proposal."""
 
     norms: Floats
+    """(M,)"""
     coefficients: Floats
+    """(M,)"""
     candidate: Floats
-    """N q of the candidate."""
+    """(M,) N q under the candidate proposal."""
 
 
 class GainSamples:
-    """Collects minibatches: all their draws for the curves, and for the gate those the candidate knows of.
+    """Collects minibatches: all their draws for the curves, and for the gate those that the candidate covers.
 
-    The candidate proposal is judged on examples that were scored; while the gate is closed, on those of the
+    The candidate proposal is judged on examples that were scored; while the gate is closed, on those in the
     few chunks that are still scored. Its probabilities are those before the minibatch's own norms are
     fed back: afterwards it would seem to have known them.
     """
 
     def __init__(self, sampler: ImportanceSampler) -> None:
         self._sampler = sampler
-        self._probed: NDArray[np.bool_] = np.zeros(sampler.n_chunks, bool)
-        self._probed[probe_chunks(sampler.n_chunks)] = True
+        self._is_probe: NDArray[np.bool_] = np.zeros(sampler.n_chunks, bool)
+        self._is_probe[probe_chunks(sampler.n_chunks)] = True
         self._drawn: list[tuple[Floats, Floats]] = []
         self._candidate: list[Sample] = []
 
     def add(self, draw: Draw, norms: Floats, gate: Gate) -> None:
-        """One minibatch drawn with the gate as it is: before its norms are fed back."""
+        """Add a minibatch drawn with the gate in its current state, before its norms (M,) are fed back."""
         self._drawn.append((norms, draw.coefficients))
-        if gate.never:
+        if gate.forced_closed:
             return
-        known = self._sampler.seen(draw.indices)
+        known = self._sampler.scored(draw.indices)
         if gate.probing:
-            known &= self._probed[draw.indices // self._sampler.chunk_size]
+            known &= self._is_probe[draw.indices // self._sampler.chunk_size]
         if not known.any():
             return
         # Draws from a pool of rows, or made while the gate was closed, have other probabilities than the proposal's.
@@ -54,7 +56,7 @@ class GainSamples:
         self._candidate.append(Sample(norms[known], c[known], n * q))
 
     def take(self) -> tuple[Floats, Floats, Sample | None]:
-        """Norms and coefficients of all draws since the last call, and what there is on the candidate."""
+        """Remove and return the norms and coefficients of all draws since the last call, and the candidate's sample."""
         drawn, candidate = self._drawn, self._candidate
         self._drawn, self._candidate = [], []
         if not drawn:

@@ -1,4 +1,4 @@
-"""Whether importance sampling pays: uniform draws until its measured gain says so."""
+"""Whether importance sampling pays: draws are uniform until its measured gain shows that it does."""
 
 from __future__ import annotations
 
@@ -7,85 +7,83 @@ from collections.abc import Mapping
 
 from dask_isgd.config import Sampling
 
-KEPT = 0.8
-"""Share of the past each observation keeps."""
-LEAST = 5
+DECAY = 0.8
+"""Share of the average that each new observation leaves in place."""
+OPENS_AFTER = 5
 """Observations before the gate may open."""
-SETTLED = 20
-"""Observations with every chunk scored before a closed gate leaves the scorers in peace."""
-STATES = ("uniform was asked for", "kept open", "measuring", "closed: does not pay", "open: pays")
-"""What ``Gate.code`` counts: the column of the history that says why draws are as they are."""
+PROBES_AFTER = 20
+"""Observations with every chunk scored before a closed gate reduces scoring to the probe chunks."""
+STATES = ("uniform by configuration", "open by configuration", "measuring", "closed: does not pay", "open: pays")
+"""The states that ``Gate.code`` numbers: a column of the history shows why draws are as they are."""
 
 
 class Gate:
-    """Opens where the smoothed gain exceeds ``gate_gain``, closes where it falls below half-way from it to 1.
+    """Opens if the smoothed gain exceeds ``gate_gain``, and closes if it falls below half-way from it to 1.
 
-    The gain is of the candidate proposal, measured whatever is being drawn: otherwise a closed gate
-    could never open. It is smoothed as a logarithm, so that a gain of 2 and one of 1/2 cancel. That
-    importance sampling does not pay is not concluded from a proposal that knows a part of the data only.
+    The gain is the candidate proposal's, measured whatever the draws are: otherwise a closed gate
+    could never open. Its logarithm is smoothed, so that a gain of 2 and one of 1/2 cancel. A proposal that covers
+    only part of the data cannot show that importance sampling does not pay.
     """
 
     def __init__(self, sampling: Sampling) -> None:
-        self.always = sampling.gate == "open" and not sampling.uniform
-        self.never = sampling.uniform
+        self.forced_open = sampling.gate == "open" and not sampling.uniform
+        self.forced_closed = sampling.uniform
         self.opens_above = float(sampling.gate_gain)
         self.closes_below = (1.0 + self.opens_above) / 2.0
-        self._open = self.always
-        self._log = 0.0
-        self._seen = self._whole = 0
+        self._open = self.forced_open
+        self._log_gain = 0.0
+        self._observations = self._complete_observations = 0
         self._since = 0
 
     @property
     def open(self) -> bool:
-        """True: draw from the proposal; False: uniformly."""
+        """Whether minibatches are drawn from the proposal, not uniformly."""
         return self._open
 
     @property
     def probing(self) -> bool:
-        """True: importance sampling was measured and does not pay, so that scoring is only to notice when it does."""
-        return not self._open and not self.never and self._whole >= SETTLED
+        """Whether importance sampling was measured and does not pay: scoring only needs to notice when it does."""
+        return not self._open and not self.forced_closed and self._complete_observations >= PROBES_AFTER
 
     @property
     def gain(self) -> float:
         """The smoothed gain; NaN before the first observation."""
-        # Dividing by 1 - KEPT^n removes the pull of the zero the average started from.
-        return math.exp(self._log / (1.0 - KEPT**self._seen)) if self._seen else math.nan
+        # Dividing by 1 - DECAY^n removes the pull of the zero that the average started from.
+        return math.exp(self._log_gain / (1.0 - DECAY**self._observations)) if self._observations else math.nan
 
     @property
     def code(self) -> int:
-        """The present state as an index of ``STATES``."""
-        if self.never:
+        """The current state as an index of ``STATES``."""
+        if self.forced_closed:
             return 0
-        if self.always:
+        if self.forced_open:
             return 1
         if self._open:
             return 4
         return 3 if self.probing else 2
 
     @property
-    def why(self) -> str:
-        """A few words on the present state, for people."""
-        if self.never:
-            return "uniform was asked for"
-        if self.always:
-            return "kept open by the configuration"
+    def reason(self) -> str:
+        """A description of the current state for people."""
+        if self.forced_closed or self.forced_open:
+            return STATES[self.code]
         if self._open:
             return f"open since step {self._since}: gain {self.gain:.2f}, closes below {self.closes_below:.2f}"
         if not self.probing:
-            return f"measuring, {self._whole} of {SETTLED} observations with all chunks scored"
+            return f"measuring, {self._complete_observations} of {PROBES_AFTER} observations with all chunks scored"
         return f"closed since step {self._since}: gain {self.gain:.2f}, opens above {self.opens_above:.2f}"
 
-    def observe(self, gain: float, step: int, *, whole: bool = True) -> None:
-        """Take in the gain measured at ``step``; one that is not finite and positive says nothing.
+    def observe(self, gain: float, step: int, *, all_scored: bool = True) -> None:
+        """Add the gain measured at ``step``; ignore one that is not finite and positive.
 
-        ``whole``: every chunk has been scored.
+        ``all_scored``: every chunk has been scored.
         """
         if not (math.isfinite(gain) and gain > 0):
             return
-        self._whole += whole
-        self._log = KEPT * self._log + (1.0 - KEPT) * math.log(gain)
-        self._seen += 1
-        if self.always or self.never or self._seen < LEAST:
+        self._complete_observations += all_scored
+        self._log_gain = DECAY * self._log_gain + (1.0 - DECAY) * math.log(gain)
+        self._observations += 1
+        if self.forced_open or self.forced_closed or self._observations < OPENS_AFTER:
             return
         opens = not self._open and self.gain > self.opens_above
         closes = self._open and self.gain < self.closes_below
@@ -93,12 +91,12 @@ class Gate:
             self._open, self._since = opens, step
 
     def state(self) -> dict[str, float]:
-        """Plain numbers to go on from."""
-        counts = {"seen": float(self._seen), "whole": float(self._whole), "since": float(self._since)}
-        return {"open": float(self._open), "log": self._log, **counts}
+        """Return plain numbers, for :meth:`restore`."""
+        counts = {"seen": float(self._observations), "whole": float(self._complete_observations)}
+        return {"open": float(self._open), "log": self._log_gain, **counts, "since": float(self._since)}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from ``state()``; a gate held open or shut by the configuration stays so."""
-        self._log, self._since = float(state["log"]), int(state["since"])
-        self._seen, self._whole = int(state["seen"]), int(state.get("whole", 0))
-        self._open = self.always or (bool(state["open"]) and not self.never)
+        """Continue from ``state()``; a gate whose state is configured keeps that state."""
+        self._log_gain, self._since = float(state["log"]), int(state["since"])
+        self._observations, self._complete_observations = int(state["seen"]), int(state["whole"])
+        self._open = self.forced_open or (bool(state["open"]) and not self.forced_closed)

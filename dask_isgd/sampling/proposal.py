@@ -2,7 +2,7 @@
 
 In chunk k the proposal weight of an example is affine in its stored weight w raised to ``exponent``::
 
-    s = a_k u + b_k        u = w^exponent, or the mean of the scored u where w was never scored
+    s = a_k u + b_k        u = w^exponent, or the mean of the scored u if w was never scored
     a_k = 2^(-age_k / half_life_steps)
     b_k = (1 - a_k) mean(u) + constant
 
@@ -28,28 +28,28 @@ from numpy.typing import NDArray
 from dask_isgd.config import Sampling
 from dask_isgd.sampling.draws import Floats, Integers
 
-FLOOR = 1e-6
-"""The least constant, in units of the mean: with no smoothing asked for, coefficients stay below a million."""
-LEAST_USABLE = 0.1
+MIN_CONSTANT = 1e-6
+"""The smallest constant, in units of the mean: even without smoothing, coefficients stay below a million."""
+MIN_USABLE = 0.1
 """Share of the examples below which the ``drop`` policy draws uniformly from all of them, as the paper does."""
 
 
-class Ageing:
-    """What follows from the K chunks' lengths, scored examples and ages, and not from their weights."""
+class ChunkStates:
+    """What follows from the lengths, scored examples and ages of the K chunks, and not from their weights."""
 
     def __init__(
-        self, sampling: Sampling, lengths: Integers, scored: NDArray[Any], age: Floats, out: NDArray[np.bool_]
+        self, sampling: Sampling, lengths: Integers, scored: NDArray[Any], age: Floats, left_out: NDArray[np.bool_]
     ) -> None:
         k = len(lengths)
-        self.usable: NDArray[np.bool_] = ~out
-        """(K,) False for the chunks that are ``out``, and where the ``drop`` policy leaves one out."""
-        self.blind = False
+        self.usable: NDArray[np.bool_] = ~left_out
+        """(K,) False for the chunks ``left_out``, and for those that the ``drop`` policy leaves out."""
+        self.too_few = False
         """Too few examples are usable: draw uniformly from all."""
         if sampling.max_age_steps is not None:
-            self.usable = ~out & (age <= sampling.max_age_steps)
-            self.blind = bool(lengths[self.usable].sum() < LEAST_USABLE * lengths[~out].sum())
-            if self.blind:
-                self.usable = ~out
+            self.usable = ~left_out & (age <= sampling.max_age_steps)
+            self.too_few = bool(lengths[self.usable].sum() < MIN_USABLE * lengths[~left_out].sum())
+            if self.too_few:
+                self.usable = ~left_out
         self.scale: Floats = np.ones(k)
         """(K,) a."""
         if sampling.half_life_steps is not None:
@@ -63,100 +63,100 @@ class Ageing:
         """Examples that can be drawn: N, unless some are dropped."""
         self.known = int(self.scored.sum())
         self.used_scale: Floats = self.scale * self.in_use
-        self.towards: Floats = self.used_scale * self.unscored + (1.0 - self.scale) * self.lengths
-        """(K,) a chunk's sum without the constant is used_scale Σ u + towards × mean(u)."""
-        self.towards_total = float(self.towards.sum())
+        self.prior_counts: Floats = self.used_scale * self.unscored + (1.0 - self.scale) * self.lengths
+        """(K,) a chunk's sum without the constant is used_scale Σ u + prior_counts × mean(u)."""
+        self.prior_total = float(self.prior_counts.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """The affine form of every chunk, and the edges that are searched. K chunks; all float64."""
 
-    ageing: Ageing
+    chunks: ChunkStates
     scale: Floats
     """(K,) a."""
     shift: Floats
     """(K,) b."""
-    fill: float
+    prior: float
     """u of an example never scored."""
     constant: float
     """What smoothing adds to every example in use."""
     edges: Floats
-    """(K,) cumulated Σ s, the dropped chunks adding nothing."""
-    plain: bool = False
+    """(K,) cumulative Σ s; dropped chunks add nothing."""
+    unscaled: bool = False
     """Every a is one."""
-    blank: bool = False
-    """Every scored weight is zero: uniform for want of anything better."""
+    all_zero: bool = False
+    """Every scored weight is zero: uniform because nothing better is known."""
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        return self.ageing.usable
+        return self.chunks.usable
 
     @property
     def count(self) -> int:
-        return self.ageing.count
+        return self.chunks.count
 
     @property
     def total(self) -> float:
         return float(self.edges[-1])
 
     def shares(self) -> Floats:
-        """(K,) probability of picking each chunk: of the very edges that are searched."""
+        """Return (K,) the probabilities of the chunks, from the same edges that draws search."""
         return np.asarray(np.diff(self.edges, prepend=0.0) / self.edges[-1])
 
     def squares(self, sums: Floats, squares: Floats) -> float:
-        """Σ s² from the chunks' Σ u and Σ u²."""
-        return _squares(self.ageing, self.scale, self.shift, self.fill, sums, squares)
+        """Return Σ s² from the chunks' Σ u and Σ u², each (K,)."""
+        return _squares(self.chunks, self.scale, self.shift, self.prior, sums, squares)
 
     def smallest(self, lowest: Floats) -> float:
-        """The smallest s that can be drawn, from the chunks' least u."""
-        least = np.minimum(lowest, np.where(self.ageing.unscored > 0, self.fill, np.inf))
-        # No 0 × inf: where a is zero the weights do not matter, and may be none.
-        scaled = np.where(self.scale > 0, self.scale * np.where(np.isfinite(least), least, 0.0), 0.0)
+        """Return the smallest s that can be drawn, from the chunks' smallest u (K,)."""
+        smallest = np.minimum(lowest, np.where(self.chunks.unscored > 0, self.prior, np.inf))
+        # No 0 × inf: if a is zero the weights do not matter, and there may be none.
+        scaled = np.where(self.scale > 0, self.scale * np.where(np.isfinite(smallest), smallest, 0.0), 0.0)
         return float((scaled + self.shift)[self.usable].min())
 
 
-def propose(sampling: Sampling, ageing: Ageing, sums: Floats, squares: Callable[[], Floats]) -> Proposal:
-    """The proposal in force for chunks with Σ u = ``sums`` (K,), in O(K).
+def propose(sampling: Sampling, chunks: ChunkStates, sums: Floats, squares: Callable[[], Floats]) -> Proposal:
+    """Return the proposal for chunks with Σ u = ``sums`` (K,), in O(K).
 
-    ``squares`` gives Σ u² (K,), and is asked for by an effective sample size only.
+    ``squares`` returns Σ u² (K,); it is called only if an effective sample size is configured.
     """
-    if ageing.blind:
-        return flat(ageing, blank=False)
-    used = sums * ageing.used_scale
+    if chunks.too_few:
+        return flat(chunks, all_zero=False)
+    used = sums * chunks.used_scale
     faded = sampling.half_life_steps is not None
-    known = float((sums * ageing.in_use).sum()) if faded else float(used.sum())
-    fill = known / ageing.known if ageing.known else 0.0
-    if fill == 0.0:
-        return flat(ageing, blank=ageing.known > 0)
-    mean = ((float(used.sum()) if faded else known) + fill * ageing.towards_total) / ageing.count
-    constant = max(FLOOR, sampling.smoothing) * mean
+    known = float((sums * chunks.in_use).sum()) if faded else float(used.sum())
+    prior = known / chunks.known if chunks.known else 0.0
+    if prior == 0.0:
+        return flat(chunks, all_zero=chunks.known > 0)
+    mean = ((float(used.sum()) if faded else known) + prior * chunks.prior_total) / chunks.count
+    constant = max(MIN_CONSTANT, sampling.smoothing) * mean
     if sampling.max_coefficient is not None:
         constant = max(constant, mean / (sampling.max_coefficient - 1.0))
-    shift = (1.0 - ageing.scale) * fill
+    shift = (1.0 - chunks.scale) * prior
     wanted = sampling.ess_fraction
     if wanted is not None:
-        total = _squares(ageing, ageing.scale, shift, fill, sums, squares())
-        variance = max(0.0, total / ageing.count - mean * mean)
+        total = _squares(chunks, chunks.scale, shift, prior, sums, squares())
+        variance = max(0.0, total / chunks.count - mean * mean)
         if variance > 0.0 and wanted == 1.0:
-            return flat(ageing, blank=False)
+            return flat(chunks, all_zero=False)
         if variance > 0.0:
             constant = max(constant, math.sqrt(variance * wanted / (1.0 - wanted)) - mean)
     shift += constant
-    if ageing.towards_total:
-        used += fill * ageing.towards
-    used += constant * ageing.lengths
-    return Proposal(ageing, ageing.scale, shift, fill, constant, np.cumsum(used), plain=not faded)
+    if chunks.prior_total:
+        used += prior * chunks.prior_counts
+    used += constant * chunks.lengths
+    return Proposal(chunks, chunks.scale, shift, prior, constant, np.cumsum(used), unscaled=not faded)
 
 
-def flat(ageing: Ageing, *, blank: bool) -> Proposal:
-    """Every example that can be drawn has weight one."""
-    k = len(ageing.lengths)
-    return Proposal(ageing, np.zeros(k), np.ones(k), 0.0, 1.0, np.cumsum(ageing.lengths), blank=blank)
+def flat(chunks: ChunkStates, *, all_zero: bool) -> Proposal:
+    """Return the proposal in which every example that can be drawn has weight one."""
+    k = len(chunks.lengths)
+    return Proposal(chunks, np.zeros(k), np.ones(k), 0.0, 1.0, np.cumsum(chunks.lengths), all_zero=all_zero)
 
 
-def _squares(ageing: Ageing, scale: Floats, shift: Floats, fill: float, sums: Floats, squares: Floats) -> float:
-    first = sums + ageing.unscored * fill
-    second = squares + ageing.unscored * fill**2
-    s = scale**2 * second + 2.0 * scale * shift * first + ageing.lengths * shift**2
-    return float(s[ageing.usable].sum())
+def _squares(chunks: ChunkStates, scale: Floats, shift: Floats, prior: float, sums: Floats, squares: Floats) -> float:
+    first = sums + chunks.unscored * prior
+    second = squares + chunks.unscored * prior**2
+    s = scale**2 * second + 2.0 * scale * shift * first + chunks.lengths * shift**2
+    return float(s[chunks.usable].sum())

@@ -1,28 +1,25 @@
-"""The importance sampler: weights in, minibatches out, whatever the number of examples."""
+"""The importance sampler: it receives weights and draws minibatches, for any number of examples."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_isgd.config import Sampling
-from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError, NonFiniteNormsError, RunMismatchError
+from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
+from dask_isgd.sampling.bad_norms import check_norms, is_bad
 from dask_isgd.sampling.chunk_sums import ChunkSums
-from dask_isgd.sampling.draws import Draw, Floats, Integers, pick_shared, positions, uniform
+from dask_isgd.sampling.draws import Draw, Floats, Integers, positions, select_shared, uniform
 from dask_isgd.sampling.feedback import Feedback
-from dask_isgd.sampling.proposal import Ageing, Proposal, flat, propose
+from dask_isgd.sampling.proposal import ChunkStates, Proposal, flat, propose
+from dask_isgd.sampling.sampler_stats import sampler_stats
 from dask_isgd.sampling.tree_search import TreeSearch
 from dask_isgd.sampling.weight_blocks import WeightBlocks
 
 logger = logging.getLogger("dask_isgd.sampling")
 
-BAD_SHARE = 0.01
-"""Share of a chunk's norms that may be NaN, infinite or negative before it is an error."""
 _SLICE = 4096
 """Examples whose probabilities are computed at once."""
 
@@ -30,17 +27,17 @@ _SLICE = 4096
 class ImportanceSampler:
     """Draws minibatches of N examples with probability proportional to smoothed, faded weights.
 
-    Four levels: a minibatch picks chunks from cumulated chunk sums, groups of blocks inside them, blocks
-    inside those, examples inside blocks; each probability is the product of the shares picked with. An
-    update costs O(chunk), a draw O(batch × sqrt(chunk/64)), plus O(chunks) when a weight changed
-    since the last draw. Holds one float32 and one bit an example, and a tenth more for the sums.
+    The search has four levels: a minibatch selects chunks from cumulative chunk sums, groups of blocks inside them,
+    blocks inside those, and examples inside blocks; each probability is the product of the selected shares. An
+    update costs O(chunk), a draw O(batch × sqrt(chunk/64)), plus O(chunks) if a weight changed
+    since the last draw. The sampler holds one float32 and one bit per example, and a tenth more for the sums.
 
-    A weight is the norm seen last or, with ``ema_decay`` m, the root of m w² + (1 - m) ||g||²: norms go up
-    and down from one version to the next, and the best weight is the root of the expected square.
+    A weight is the latest norm or, with ``ema_decay`` m, the root of m w² + (1 - m) ||g||²: norms fluctuate
+    from one version to the next, and the best weight is the root of the expected square.
 
-    Ages move only at ``refresh``; prior and smoothing constants follow the weights at once, so that
+    Ages change only at ``refresh``; the prior and the smoothing constant follow the weights at once, so that
     bounds on the coefficients hold for every draw. Formulas: ``dask_isgd.sampling.proposal``.
-    Not for several threads at once.
+    The sampler is not thread-safe.
     """
 
     def __init__(self, n: int, chunk_size: int, sampling: Sampling) -> None:
@@ -53,66 +50,68 @@ class ImportanceSampler:
         self._feedback = Feedback(n, self.chunk_size)
         self.n_chunks = len(self._weights.lengths)
         self.versions: Floats = np.full(self.n_chunks, np.nan)
-        """(n_chunks,) version each chunk was last scored at, NaN: never."""
+        """(n_chunks,) version at which each chunk was last scored; NaN: never."""
         self._age: Floats = np.full(self.n_chunks, np.inf)
-        self._out: NDArray[np.bool_] = np.zeros(self.n_chunks, bool)
-        self._even: Proposal | None = None
-        """What uniform draws are of once chunks are left out."""
+        self._left_out: NDArray[np.bool_] = np.zeros(self.n_chunks, bool)
+        self._uniform: Proposal | None = None
+        """The proposal of uniform draws once a chunk is left out."""
         self._step = 0
-        self._ageing: Ageing | None = None
-        self._settled: Proposal | None = None
-        self._last: Proposal | None = None
-        """What was settled last; weights may have changed since."""
+        self._chunks: ChunkStates | None = None
+        self._current: Proposal | None = None
+        """The proposal in force; None if something changed since it was computed."""
+        self._latest: Proposal | None = None
+        """The proposal computed last; weights may have changed since."""
         self._warned = False
 
     @property
     def biased(self) -> bool:
-        """True under the ``drop`` policy, whose estimates are of the examples in use only."""
+        """Whether the ``drop`` policy is configured: estimates are then of the examples in use only."""
         return self.sampling.max_age_steps is not None and not self.sampling.uniform
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        proposals = [p for p in (self._settled, self._last) if p is not None]
-        held = [*self._arrays.values(), self._weights.lengths, *(a for p in proposals for a in (p.shift, p.edges))]
-        for ageing in (self._ageing, *(p.ageing for p in proposals)):
-            held += [] if ageing is None else [a for a in vars(ageing).values() if isinstance(a, np.ndarray)]
+        """Bytes of memory held."""
+        proposals = [p for p in (self._current, self._latest) if p is not None]
+        held = [*self._arrays, self._weights.lengths, *(a for p in proposals for a in (p.shift, p.edges))]
+        for chunks in (self._chunks, *(p.chunks for p in proposals)):
+            held += [] if chunks is None else [a for a in vars(chunks).values() if isinstance(a, np.ndarray)]
         return sum({id(array): array.nbytes for array in held}.values())
 
-    # BatchSampler
+    # Draws
 
-    def draw(self, batch: int, rng: np.random.Generator, kind: str | None = None) -> Draw:
-        """``batch`` examples from the proposal in force, spread as ``kind`` or else ``sampling.scheme`` says."""
+    def draw(self, batch: int, rng: np.random.Generator, scheme: str | None = None) -> Draw:
+        """Draw ``batch`` examples from the proposal in force, by ``scheme`` or else by ``sampling.scheme``."""
         if self.sampling.uniform:
-            return self.draw_uniform(batch, rng, kind)
-        return self._drawn(self._proposal(), batch, rng, kind)
+            return self.draw_uniform(batch, rng, scheme)
+        return self._draw_from(self._proposal(), batch, rng, scheme)
 
-    def _drawn(self, proposal: Proposal, batch: int, rng: np.random.Generator, kind: str | None) -> Draw:
-        chunks, q, inside = pick_shared(proposal.edges, positions(kind or self.sampling.scheme, batch, rng))
+    def _draw_from(self, proposal: Proposal, batch: int, rng: np.random.Generator, scheme: str | None) -> Draw:
+        at = positions(scheme or self.sampling.scheme, batch, rng)
+        chunks, q, fractions = select_shared(proposal.edges, at)
         indices = chunks * self.chunk_size
-        descent = TreeSearch(proposal, self._weights, chunks)
+        search = TreeSearch(proposal, self._weights, chunks)
         for unit in self._weights.units:
-            columns, share, inside = descent.edges().pick(inside)
-            q *= share
+            columns, shares, fractions = search.edges().select(fractions)
+            q *= shares
             indices += columns * unit
-            descent.enter(columns)
+            search.descend(columns)
         return Draw(indices, 1.0 / (proposal.count * q), q)
 
-    def draw_uniform(self, batch: int, rng: np.random.Generator, kind: str | None = None) -> Draw:
-        """``batch`` examples, all equally probable but for those left out: coefficients 1."""
-        if self._even is not None:
-            return self._drawn(self._even, batch, rng, kind)
-        return uniform(self.n, kind or self.sampling.scheme, batch, rng)
+    def draw_uniform(self, batch: int, rng: np.random.Generator, scheme: str | None = None) -> Draw:
+        """Draw ``batch`` examples, all equally probable except for those left out: coefficients 1."""
+        if self._uniform is not None:
+            return self._draw_from(self._uniform, batch, rng, scheme)
+        return uniform(self.n, scheme or self.sampling.scheme, batch, rng)
 
     def uniform_probabilities(self, indices: ArrayLike) -> Floats:
-        """(B,) probabilities of ``indices`` (B,) in ``draw_uniform``."""
-        out = self._out[self._checked(indices) // self.chunk_size]
-        return np.where(out, 0.0, 1.0 / (self.n if self._even is None else self._even.count))
+        """Return (B,) the probabilities of ``indices`` (B,) in ``draw_uniform``."""
+        left_out = self._left_out[self._checked(indices) // self.chunk_size]
+        return np.where(left_out, 0.0, 1.0 / (self.n if self._uniform is None else self._uniform.count))
 
     def probabilities(self, indices: ArrayLike | None = None) -> Floats:
-        """The probabilities q in force, float64: of ``indices`` (B,), or of all N where None (O(N)).
+        """Return the probabilities q in force, float64: of ``indices`` (B,), or of all N if None (O(N)).
 
-        They are of the very sums ``draw`` searches. A dropped chunk has probability zero.
+        They follow from the same sums that ``draw`` searches. An example of a dropped chunk has probability zero.
         """
         if indices is None:
             parts = (np.arange(start, min(self.n, start + _SLICE)) for start in range(0, self.n, _SLICE))
@@ -120,11 +119,11 @@ class ImportanceSampler:
         proposal = self._proposal()
         chunks, inside = np.divmod(self._checked(indices), self.chunk_size)
         q = proposal.shares()[chunks]
-        descent = TreeSearch(proposal, self._weights, chunks)
+        search = TreeSearch(proposal, self._weights, chunks)
         for unit in self._weights.units:
             columns, inside = np.divmod(inside, unit)
-            q *= descent.edges().shares(columns)
-            descent.enter(columns)
+            q *= search.edges().shares(columns)
+            search.descend(columns)
         return q
 
     @property
@@ -136,52 +135,49 @@ class ImportanceSampler:
         return min(1.0, proposal.constant * proposal.count / proposal.total)
 
     @property
-    def whole(self) -> bool:
+    def all_scored(self) -> bool:
         """Whether every chunk that can be drawn from has been scored."""
-        return not (np.isnan(self.versions) & ~self._out).any()
+        return not (np.isnan(self.versions) & ~self._left_out).any()
 
-    def seen(self, indices: Integers) -> NDArray[np.bool_]:
-        """(B,) whether each of ``indices`` (B,) lies in a chunk that was scored."""
+    def scored(self, indices: Integers) -> NDArray[np.bool_]:
+        """Return (B,) whether each of ``indices`` (B,) lies in a chunk that was scored."""
         return ~np.isnan(self.versions[indices // self.chunk_size])
 
     def weights(self, chunk: int) -> Floats:
-        """(chunk_len,) float64 proposal weights s in force, zero in a dropped chunk."""
+        """Return (chunk_len,) the proposal weights s in force, float64; zero in a dropped chunk."""
         self._check_chunk(chunk)
         proposal = self._proposal()
         return np.asarray(self._chunk_weights(chunk, proposal) * proposal.usable[chunk])
 
     def leave_out(self, chunk: int) -> None:
-        """Draw nothing of a chunk any more: what is estimated from then on is the mean over the others.
+        """Draw nothing from a chunk any more: from then on, estimates are of the mean over the others.
 
-        EmptyDatasetError where none is left.
+        Raises EmptyDatasetError if none is left.
         """
         self._check_chunk(chunk)
-        self._out[chunk] = True
-        if self._out.all():
+        self._left_out[chunk] = True
+        if self._left_out.all():
             raise EmptyDatasetError(f"all {self.n_chunks} chunks were left out, wanted at least one to draw from")
-        self._left_out()
-
-    def _left_out(self) -> None:
         w = self._weights
-        ageing = Ageing(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._out)
-        self._even = flat(ageing, blank=False) if self._out.any() else None
-        self._ageing = self._settled = self._last = None
+        chunks = ChunkStates(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._left_out)
+        self._uniform = flat(chunks, all_zero=False)
+        self._chunks = self._current = self._latest = None
 
-    # Learning the weights
+    # Weights
 
     def update(self, chunk: int, weights: ArrayLike, version: int) -> ChunkSums:
-        """Replace one chunk's weights by norms scored at ``version``; O(chunk).
+        """Replace one chunk's weights with norms scored at ``version``; O(chunk).
 
-        ``weights`` (chunk_len,): a norm that is NaN, infinite (in float32) or negative leaves that example's
-        former weight, is counted and logged; more than one in a hundred (and
-        more than one) raise ``NonFiniteNormsError`` and change nothing. The caller orders updates: the last one counts.
+        ``weights`` (chunk_len,): an example whose norm is NaN, infinite (in float32) or negative keeps its
+        former weight; such norms are counted and logged. If they are more than one and more than 1 %,
+        NonFiniteNormsError is raised and nothing changes. The caller orders updates: the last one counts.
 
-        Feedback is kept where all of the chunk's feedback is newer than ``version``, and replaced
-        otherwise: a kept weight is never older than its chunk's version says, at the price of
-        losing feedback a little newer than the scores when feedback and scores interleave.
+        If all of the chunk's feedback is newer than ``version``, it is kept, and otherwise replaced: a
+        kept weight is never older than its chunk's version, at the price of losing feedback
+        slightly newer than the scores when feedback and scores interleave.
 
-        The sums are against the chunk's present weights in the proposal that was settled last, by a draw as a
-        rule, in units of its mean, the ``drop`` policy aside.
+        The sums compare with the chunk's former weights in the proposal computed last (usually by a draw), in
+        units of its mean, and as if no chunk were dropped.
         """
         self._check_chunk(chunk)
         former = self._weights.chunk(chunk)
@@ -189,32 +185,27 @@ class ImportanceSampler:
             fresh = np.asarray(weights).astype(np.float32)
         if fresh.shape != former.shape:
             raise LengthMismatchError(
-                f"chunk {chunk}: got weights of shape {fresh.shape}, wanted {former.shape}; pass one norm an example"
+                f"chunk {chunk}: got weights of shape {fresh.shape}, wanted {former.shape}; pass one norm per example"
             )
-        good = np.isfinite(fresh) & (fresh >= 0)
+        good = ~check_norms(fresh, f"chunk {chunk} at version {version}", chunk * self.chunk_size)
         bad = int(len(fresh) - good.sum())
-        if bad > max(1.0, BAD_SHARE * len(fresh)):
-            raise NonFiniteNormsError(
-                f"chunk {chunk} at version {version}: got {bad} of {len(fresh)} norms NaN, infinite or negative, "
-                f"wanted at most {BAD_SHARE:.0%}; lower the learning rate or check the data of this chunk"
-            )
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
-        # not settled anew: that is O(chunks), and many are updated between two draws
-        last = self._last or self._proposal()
-        proposal = self._chunk_weights(chunk, last)[good] * (last.count / last.total)
+        # Not the proposal in force: computing that is O(chunks), and many updates come between two draws.
+        latest = self._latest or self._proposal()
+        proposal = self._chunk_weights(chunk, latest)[good] * (latest.count / latest.total)
         sums = ChunkSums.of(fresh[good].astype(np.float64), proposal, bad)
         replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
-        self._weights.put(chunk, np.where(replaced, self._blended(former, fresh), former))
+        self._weights.put(chunk, np.where(replaced, self._averaged(former, fresh), former))
         self.versions[chunk] = version
         self._age[chunk] = max(0, self._step - version)
-        self._ageing = self._settled = None
+        self._chunks = self._current = None
         return sums
 
     def feedback(self, indices: ArrayLike, norms: ArrayLike, step: int) -> int:
-        """Norms (B,) of examples ``indices`` (B,) from the learner's own pass at ``step``; O(blocks touched).
+        """Replace the weights of ``indices`` (B,) with norms (B,) from the learner's own pass at ``step``.
 
-        Returns how many were NaN, infinite or negative, and therefore ignored.
+        The cost is O(blocks touched). Returns how many norms were NaN, infinite or negative, and therefore ignored.
         """
         wanted = self._checked(indices)
         with np.errstate(over="ignore"):
@@ -222,9 +213,9 @@ class ImportanceSampler:
         if fresh.shape != wanted.shape:
             raise LengthMismatchError(
                 f"feedback: got norms of shape {fresh.shape} for indices of shape {wanted.shape}, "
-                "wanted one norm an index; pass the whole minibatch"
+                "wanted one norm per index; pass the whole minibatch"
             )
-        good = np.isfinite(fresh) & (fresh >= 0)
+        good = ~is_bad(fresh)
         bad = 0 if good.all() else int(len(fresh) - good.sum())
         if bad:
             logger.warning("step %d: %d of %d norms of the minibatch are bad and ignored", step, bad, len(fresh))
@@ -232,105 +223,46 @@ class ImportanceSampler:
         if len(wanted):
             unscored = self._weights.unscored
             places = self._weights.places(wanted)
-            self._weights.scatter(places, self._blended(self._weights.values[places], fresh))
+            self._weights.scatter(places, self._averaged(self._weights.values[places], fresh))
             self._feedback.mark(wanted, step)
-            self._settled = None
+            self._current = None
             if self._weights.unscored != unscored:
-                self._ageing = None
+                self._chunks = None
         return bad
 
     def refresh(self, step: int) -> None:
-        """Let every scored chunk age to ``step``; once per publication, O(n_chunks).
+        """Set the age of every scored chunk to that at ``step``; once per publication, O(n_chunks).
 
         A chunk known from feedback alone has no version and therefore no age: it does not fade.
         """
         self._step = step
         self._age[:] = np.where(np.isnan(self.versions), np.inf, np.maximum(0.0, step - self.versions))
-        self._ageing = self._settled = None
-
-    # Reporting
+        self._chunks = self._current = None
 
     def stats(self, step: int) -> dict[str, float]:
-        """Plain floats about the proposal in force.
+        """Return plain floats about the proposal in force, described in ``sampler_stats``."""
+        return sampler_stats(self._proposal(), self._weights, self.versions, step)
 
-        scored_fraction: share of the examples with a weight. ess_fraction: (Σ s)²/(N Σ s²).
-        largest_coefficient: 1/(N q) of the least probable example that can be drawn. mean_age, max_age: steps,
-        over the examples of scored chunks. mean_weight: of the stored weights w. ideal_gain: N Σ w²/(Σ w)²
-        over the scored, 1 where all are zero. What needs a scored example is NaN while there is none.
-        """
-        proposal, w = self._proposal(), self._weights
-        known = self.n - w.unscored
-        total, squares = w.norm_sums()
-        seen = ~np.isnan(self.versions)
-        age = np.maximum(0.0, step - self.versions[seen])
-        lengths = w.lengths[seen]
-        mean = total / known if known else math.nan
-        spread = proposal.squares(w.sums.chunks, w.squares)
-        return {
-            "scored_fraction": known / self.n,
-            "ess_fraction": (proposal.total / self.n) * (proposal.total / spread),
-            "largest_coefficient": proposal.total / proposal.count / proposal.smallest(w.lowest),
-            "mean_age": float((age * lengths).sum() / lengths.sum()) if len(age) else math.nan,
-            "max_age": float(age.max()) if len(age) else math.nan,
-            "mean_weight": mean,
-            "ideal_gain": squares / max(1, known) / mean**2 if mean else 1.0,
-        }
-
-    def ages(self, step: int) -> tuple[Integers, Floats]:
-        """Histogram of the examples' ages at ``step``: the upper ends of the bins, in steps, and shares of N.
-
-        Bins end at 1, 2, 4, 8 …; an age is in the first that ends above it. Examples never scored are in none.
-        """
-        seen = ~np.isnan(self.versions)
-        age = np.maximum(0.0, step - self.versions[seen])
-        bins = np.frexp(np.floor(age))[1]
-        shares = np.bincount(bins, weights=self._weights.lengths[seen] / self.n)
-        return np.asarray(2 ** np.arange(len(shares))), np.asarray(shares, np.float64)
-
-    def state(self) -> dict[str, NDArray[np.generic] | float]:
-        """Everything needed to go on bit for bit: copies of arrays, and plain numbers."""
-        numbers: dict[str, float] = {"step": self._step, "warned": float(self._warned), **self._shape()}
-        return {**{name: array.copy() for name, array in self._arrays.items()}, **numbers}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state()`` of a sampler of the same n, chunk_size and power."""
-        shape = self._shape()
-        differing = [f"{key}: got {state[key]}, wanted {here}" for key, here in shape.items() if state[key] != here]
-        if differing:
-            raise RunMismatchError(
-                "the sampler's state is of another run: "
-                + "; ".join(differing)
-                + "; resume with the run's own settings"
-            )
-        for name, array in self._arrays.items():
-            array[...] = state[name]
-        self._weights.restored()
-        self._step, self._warned = int(state["step"]), bool(state["warned"])
-        self._left_out()
-
-    # Inside
+    # Internals
 
     @property
-    def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        return (
-            self._weights.arrays
-            | self._feedback.arrays
-            | {"versions": self.versions, "age": self._age, "out": self._out}
-        )
+    def _arrays(self) -> list[NDArray[np.generic]]:
+        """Every array that changes."""
+        return [*self._weights.arrays, *self._feedback.arrays, self.versions, self._age, self._left_out]
 
     def _proposal(self) -> Proposal:
-        if self._settled is None:
+        if self._current is None:
             w = self._weights
-            if self._ageing is None:
-                self._ageing = Ageing(self.sampling, w.lengths, w.scored.chunks, self._age, self._out)
-            self._settled = self._last = propose(self.sampling, self._ageing, w.sums.chunks, lambda: w.squares)
-            if self._settled.blank and not self._warned:
-                logger.warning("all weights are zero: drawing uniformly until a norm is not")
+            if self._chunks is None:
+                self._chunks = ChunkStates(self.sampling, w.lengths, w.scored.chunks, self._age, self._left_out)
+            self._current = self._latest = propose(self.sampling, self._chunks, w.sums.chunks, lambda: w.squares)
+            if self._current.all_zero and not self._warned:
+                logger.warning("all weights are zero: draws are uniform until a norm is not")
                 self._warned = True
-        return self._settled
+        return self._current
 
-    def _blended(self, former: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The weights that fresh norms leave: root mean squares of what was and what is."""
+    def _averaged(self, former: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the new weights: the root of the average of the former and the fresh squares."""
         decay = self.sampling.ema_decay
         if not decay:
             return fresh
@@ -338,12 +270,9 @@ class ImportanceSampler:
         return np.where(np.isnan(former), fresh, np.sqrt(squares)).astype(np.float32)
 
     def _chunk_weights(self, chunk: int, proposal: Proposal) -> Floats:
-        u = self._weights.raised(self._weights.chunk(chunk).astype(np.float64))
-        u[np.isnan(u)] = proposal.fill
+        u = self._weights.to_power(self._weights.chunk(chunk).astype(np.float64))
+        u[np.isnan(u)] = proposal.prior
         return np.asarray(proposal.scale[chunk] * u + proposal.shift[chunk])
-
-    def _shape(self) -> dict[str, float]:
-        return {"n": self.n, "chunk_size": self.chunk_size, "exponent": float(self.sampling.exponent)}
 
     def _checked(self, indices: ArrayLike) -> Integers:
         wanted = np.asarray(indices, np.int64)

@@ -1,4 +1,4 @@
-"""From a chunk to one of its examples: groups of blocks, blocks, examples."""
+"""From a chunk down to one of its examples: through groups of blocks, blocks and examples."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from dask_isgd.sampling.weight_blocks import WeightBlocks
 
 
 class TreeSearch:
-    """B searches at once, each in one chunk; ``edges`` of the level reached, then ``enter`` a column."""
+    """B simultaneous searches, each in one chunk: ``edges`` of the current level, then ``descend`` into a column."""
 
     def __init__(self, proposal: Proposal, weights: WeightBlocks, chunks: Integers) -> None:
-        self._weights, self._fill = weights, proposal.fill
-        self._scale = None if proposal.plain else proposal.scale.take(chunks)
+        self._weights, self._prior = weights, proposal.prior
+        self._scale = None if proposal.unscaled else proposal.scale.take(chunks)
         self._shift: Floats = proposal.shift.take(chunks)
         self._length: Integers = weights.lengths.take(chunks)
         self._rows = chunks
         self._level = 0
 
     def edges(self) -> Edges:
-        """The cumulated masses Σ s of what each search stands before."""
-        steps = self._weights.steps[self._level]
+        """Return the cumulative masses Σ s of the columns that each search can descend into."""
+        extents = self._weights.extents[self._level]
         edges = np.cumsum(self._masses(), axis=1, dtype=np.float64)
         total = edges[:, -1].copy()
         if self._scale is not None:
             total *= self._scale
             edges *= self._scale[:, None]
-        # As rounded below: where a row is full, its total is its last edge to the bit.
+        # Rounded as below: if a row is full, its total is its last edge to the bit.
         total += self._shift * self._length
-        edges += self._shift[:, None] * steps
+        edges += self._shift[:, None] * extents
         return Edges(edges, total)
 
-    def enter(self, columns: Integers) -> None:
-        """Go down, each search into its column."""
-        unit, fan = self._weights.units[self._level], self._weights.fans[self._level]
-        self._rows = self._rows * fan + columns
+    def descend(self, columns: Integers) -> None:
+        """Move each search one level down, into its column (B,)."""
+        unit, fanout = self._weights.units[self._level], self._weights.fanouts[self._level]
+        self._rows = self._rows * fanout + columns
         self._length = np.minimum(self._length - columns * unit, unit)
         self._level += 1
 
     def _masses(self) -> NDArray[Any]:
-        """(B, m) Σ u in each column, what is unscored counted as the mean."""
+        """(B, m) Σ u in each column; unscored examples count as the mean."""
         w, rows = self._weights, self._rows
         if self._level == len(w.levels):
             return self._examples()
@@ -53,16 +53,16 @@ class TreeSearch:
         if w.unscored:
             unit = w.units[self._level]
             counts = np.clip(self._length[:, None] - np.arange(masses.shape[1]) * unit, 0, unit)
-            masses += self._fill * (counts - scored.take(rows, axis=0))
+            masses += self._prior * (counts - scored.take(rows, axis=0))
         return masses
 
     def _examples(self) -> NDArray[Any]:
         w = self._weights
         masses = w.rows.take(self._rows, axis=0)
-        # With all scored a NaN is padding, at the end of its block.
+        # If all are scored, a NaN is padding, at the end of its block.
         if w.exponent == 1 and not w.unscored and not np.isnan(masses[:, -1]).any():
             return masses
-        u = w.raised(masses.astype(np.float64))
-        u[np.isnan(u)] = self._fill
+        u = w.to_power(masses.astype(np.float64))
+        u[np.isnan(u)] = self._prior
         u[np.arange(w.block) >= self._length[:, None]] = 0.0
         return u

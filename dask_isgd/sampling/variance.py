@@ -8,7 +8,7 @@ arXiv 1511.06481, section 4; notes in METHOD.md)::
     stale    ((1/N) Σ s_n) ((1/N) Σ ||g_n||² / s_n) - ||μ||²
     uniform  (1/N) Σ ||g_n||²                       - ||μ||²
 
-ideal ≤ stale always; stale ≤ uniform is not guaranteed, which is why it is watched.
+ideal ≤ stale always; stale ≤ uniform is not guaranteed, which is why it is measured.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from dask_isgd.sampling.ewma import EWMA
 
-KEPT = 0.9
-"""Share of the past each reporting step keeps."""
+DECAY = 0.9
+"""Share of the averages that each reporting step leaves in place."""
 
 
 class SecondMoments(NamedTuple):
@@ -38,42 +38,42 @@ class Variance(NamedTuple):
     """Traces of the covariance of one independent draw's gradient, in squared units of the gradient."""
 
     ideal: float
-    """Under the best proposal there is, proportional to the norms."""
+    """Under the best possible proposal, proportional to the norms."""
     stale: float
     """Under the proposal in force."""
     uniform: float
     """Under uniform draws."""
     mean_gradient_sq_norm: float = 0.0
-    """||μ||², the squared norm of the mean gradient: what was taken off all three."""
+    """||μ||², the squared norm of the mean gradient: already subtracted from all three."""
 
     @property
     def second_moments(self) -> SecondMoments:
-        """The three with ||μ||² put back."""
+        """The three second moments: the traces with ||μ||² added back."""
         return SecondMoments(*(trace + self.mean_gradient_sq_norm for trace in self[:3]))
 
     @property
     def gain(self) -> float:
-        """Uniform's second moment over the proposal's; 1 where every norm is zero."""
+        """Uniform's second moment over the proposal's; 1 if every norm is zero."""
         moments = self.second_moments
         return _ratio(moments.uniform, moments.stale)
 
     @property
     def ideal_gain(self) -> float:
-        """Uniform's second moment over the best proposal's."""
+        """Uniform's second moment over the best possible proposal's."""
         moments = self.second_moments
         return _ratio(moments.uniform, moments.ideal)
 
 
 def square_of_mean(gradient_norm: float, coefficients: ArrayLike, norms: ArrayLike) -> float:
-    """An unbiased estimate of ||μ||² from one minibatch of M independent draws; NaN for fewer than two.
+    """Return an unbiased estimate of ||μ||² from one minibatch of M independent draws; NaN for fewer than two.
 
     ``gradient_norm`` is ||(1/M) Σ c g||, ``coefficients`` and ``norms`` (M,) are c and ||g|| of the draws. The
-    square of the sum holds every product of two different draws, whose expectation is ||μ||², and
-    the squares of the draws themselves, which are taken off::
+    square of the sum contains every product of two different draws, whose expectation is ||μ||², and
+    the squares of the draws themselves, which are subtracted::
 
         (||Σ c g||² - Σ c² ||g||²) / (M (M - 1))
 
-    It uses all pairs, where the dot product of two halves uses a half of them, and costs one
+    It uses all pairs, while the dot product of two halves uses only half of them, and costs one
     norm. It may be negative.
     """
     x = _floats("coefficients", coefficients) * _floats("norms", norms)
@@ -84,7 +84,7 @@ def square_of_mean(gradient_norm: float, coefficients: ArrayLike, norms: ArrayLi
 
 
 def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm: float) -> Variance:
-    """The exact traces from all N examples.
+    """Return the exact traces from all N examples.
 
     ``norms`` (N,) fresh gradient norms, ``proposal`` (N,) positive proposal weights of any scale,
     ``mean_gradient_norm`` ||μ||.
@@ -94,27 +94,10 @@ def gradient_variance(norms: ArrayLike, proposal: ArrayLike, mean_gradient_norm:
     """
     g, s = _floats("norms", norms), _floats("proposal", proposal)
     if g.shape != s.shape:
-        raise ValueError(f"got {len(g)} norms and {len(s)} proposal weights, wanted one each an example")
+        raise ValueError(f"got {len(g)} norms and {len(s)} proposal weights, wanted one of each per example")
     if not (s > 0).all():
-        raise ValueError(f"got a smallest proposal weight of {s.min()}, wanted all positive; add smoothing")
+        raise ValueError(f"got a smallest proposal weight of {s.min()}, wanted only positive ones; add smoothing")
     return _variance(SecondMoments(g.mean() ** 2, s.mean() * (g * g / s).mean(), (g * g).mean()), mean_gradient_norm**2)
-
-
-def from_draws(norms: ArrayLike, coefficients: ArrayLike, mean_gradient_sq_norm: float) -> Variance:
-    """The traces estimated from one weighted minibatch of M ≥ 2 examples, without another pass over the data.
-
-    ``norms`` (M,) fresh norms of the examples drawn, ``coefficients`` (M,) c they were drawn with,
-    ``mean_gradient_sq_norm`` an estimate of ||μ||². Each second moment is unbiased for independent draws: the
-    stale one is the mean of (c||g||)², uniform's of c||g||², and the ideal one, the square of
-    E c||g||, is taken from the products of different draws.
-    """
-    g, c = _minibatch(norms, coefficients)
-    m = len(g)
-    if m < 2:
-        raise ValueError(f"got {m} draw, wanted at least 2; a single draw cannot tell ideal from stale")
-    x = c * g
-    ideal = (x.sum() ** 2 - (x * x).sum()) / (m * (m - 1))
-    return _variance(SecondMoments(ideal, (x * x).mean(), (x * g).mean()), mean_gradient_sq_norm)
 
 
 def from_chunk_sums(
@@ -125,9 +108,9 @@ def from_chunk_sums(
     count: ArrayLike,
     mean_gradient_sq_norm: float,
 ) -> Variance:
-    """The traces from the sums a sampler's ``update`` returns, each (chunks,) or a number.
+    """Return the traces from the sums that a sampler's ``update`` returns, each (chunks,) or a number.
 
-    A check, not the headline: every chunk is seen at its oldest, so staleness is overstated.
+    This is only a check: every chunk is measured when it is oldest, so staleness is overstated.
     """
     n = float(np.sum(count))
     if n < 1:
@@ -136,8 +119,8 @@ def from_chunk_sums(
     return _variance(SecondMoments(fresh**2, s * over, square), mean_gradient_sq_norm)
 
 
-class Errors(NamedTuple):
-    """Half-widths of 95 % intervals around what the monitor says; NaN before the second minibatch."""
+class ErrorBars(NamedTuple):
+    """Half-widths of 95 % intervals around the monitor's values; NaN before the second minibatch."""
 
     ideal: float
     stale: float
@@ -147,30 +130,30 @@ class Errors(NamedTuple):
 
 
 class GainFactors(NamedTuple):
-    """What divides the gain in force from the ideal one: gain = ideal gain / (smoothing × staleness)."""
+    """What separates the gain in force from the ideal one: gain = ideal gain / (smoothing × staleness)."""
 
     smoothing: float
-    """Second moment of an equally defended proposal made of fresh norms, over the ideal one; at least 1."""
+    """Second moment of an equally smoothed proposal from fresh norms, over the ideal one; at least 1."""
     staleness: float
-    """Second moment of the proposal in force, over that of the equally defended one made of fresh norms."""
+    """Second moment of the proposal in force, over that of the equally smoothed one from fresh norms."""
 
 
 class VarianceMonitor:
-    """Variance and gains smoothed over reporting steps, from the learner's own minibatches.
+    """Estimates variance and gains from the learner's own minibatches, smoothed over reporting steps.
 
     Second moments and ||μ||² are averaged exponentially with the start's bias removed, and only then
     combined. The ideal second moment is the square of the smoothed mean of c||g||, so ideal ≤ stale holds.
 
-    Error bars follow from how much the averaged means scatter from one minibatch to the next, to first
-    order (the delta method): they know nothing of what no minibatch has shown.
+    Error bars follow from the scatter of the averaged means from one minibatch to the next, to first
+    order (the delta method): they cannot reflect what no minibatch has shown.
     """
 
-    def __init__(self, kept: float = KEPT) -> None:
-        if not 0 <= kept < 1:
-            raise ValueError(f"kept: got {kept}, wanted a share in [0, 1); 0 forgets everything before the last step")
-        self.kept = kept
-        self._drawn = EWMA(("first", "stale", "uniform", "mean_gradient_sq_norm", "defended"), kept)
-        self._candidate = EWMA(("uniform", "over", "mean", "share"), kept)
+    def __init__(self, decay: float = DECAY) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay: got {decay}, wanted a share in [0, 1); with 0 only the last step counts")
+        self.decay = decay
+        self._drawn = EWMA(("first", "stale", "uniform", "mean_gradient_sq_norm", "defended"), decay)
+        self._candidate = EWMA(("uniform", "over", "mean", "share"), decay)
 
     def observe(
         self,
@@ -181,14 +164,14 @@ class VarianceMonitor:
         *,
         uniform_share: float = 1.0,
     ) -> None:
-        """Take in one minibatch.
+        """Add one minibatch.
 
         ``norms`` (M,) and ``coefficients`` (M,) of the draws, ``candidate`` (M,) proposal weights s of the
-        same examples under the candidate proposal (of one scale in every call, such as
+        same examples under the candidate proposal (with the same scale in every call, such as
         N q; zero: the ``drop`` policy leaves the example out, and so does the candidate's gain) or None,
         ``mean_gradient_sq_norm`` an unbiased estimate of ||μ||² (``square_of_mean``), which may be negative,
-        ``uniform_share`` the share of the proposal drawn from that smoothing spreads evenly (1: uniform
-        draws), for ``factors``. A minibatch with anything not finite is left out.
+        ``uniform_share`` the share of the proposal in force that smoothing spreads evenly (1: uniform
+        draws), for ``factors``. A minibatch with a value that is not finite is ignored.
         """
         g, c = _minibatch(norms, coefficients)
         if not (np.isfinite(g).all() and np.isfinite(c).all()):
@@ -197,7 +180,7 @@ class VarianceMonitor:
         first = x.mean()
         level = self._drawn["first"] if self._drawn else first
         relative = g / level if level > 0 else np.ones_like(g)
-        # An equally defended proposal made of fresh norms is (1 - λ) g / mean(g) + λ.
+        # An equally smoothed proposal from fresh norms is (1 - λ) g / mean(g) + λ.
         fresh = np.maximum((1.0 - uniform_share) * relative + uniform_share, np.finfo(np.float64).tiny)
         defended = np.where(g > 0, x * g / fresh, 0.0).mean()
         known = self._drawn.add((first, (x * x).mean(), (x * g).mean(), mean_gradient_sq_norm, defended))
@@ -205,10 +188,12 @@ class VarianceMonitor:
             self.observe_candidate(g, c, candidate)
 
     def observe_candidate(self, norms: ArrayLike, coefficients: ArrayLike, candidate: ArrayLike) -> None:
-        """Take in draws, perhaps others than those ``observe`` had, for the candidate's gain alone."""
+        """Add draws for the candidate's gain alone; they may differ from those given to ``observe``."""
         (g, c), s = _minibatch(norms, coefficients), _floats("candidate", candidate)
         if s.shape != g.shape or not (s >= 0).all():
-            raise ValueError(f"candidate: got shape {s.shape}, least {s.min()}; wanted {g.shape}, none negative or NaN")
+            raise ValueError(
+                f"candidate: got shape {s.shape}, minimum {s.min()}; wanted {g.shape}, none negative or NaN"
+            )
         drawn = s > 0
         if not drawn.any() or not np.isfinite(g).all():
             return
@@ -226,12 +211,12 @@ class VarianceMonitor:
 
     @property
     def gain(self) -> float:
-        """Uniform's second moment over that of what is being drawn; NaN before the first minibatch."""
+        """Uniform's second moment over that of the actual draws; NaN before the first minibatch."""
         return self.variance.gain
 
     @property
     def candidate_gain(self) -> float:
-        """Uniform's second moment over the candidate's, whatever is being drawn; NaN before the first candidate."""
+        """Uniform's second moment over the candidate's, whatever the draws are; NaN before the first candidate."""
         if not self._candidate:
             return math.nan
         c = self._candidate
@@ -239,20 +224,20 @@ class VarianceMonitor:
 
     @property
     def factors(self) -> GainFactors:
-        """How smoothing and staleness divide the gain; NaN before the first minibatch."""
+        """By how much smoothing and staleness reduce the gain; NaN before the first minibatch."""
         if not self._drawn:
             return GainFactors(math.nan, math.nan)
         d = self._drawn
         return GainFactors(_ratio(d["defended"], d["first"] ** 2), _ratio(d["stale"], d["defended"]))
 
     @property
-    def errors(self) -> Errors:
+    def errors(self) -> ErrorBars:
         """95 % error bars of the three traces and the two gains."""
         d, c = self._drawn, self._candidate
         if not d:
-            return Errors(math.nan, math.nan, math.nan, math.nan, math.nan)
-        gain = {"uniform": self._of(1.0, d["stale"]), "stale": -self._of(d["uniform"], d["stale"] ** 2)}
-        return Errors(
+            return ErrorBars(math.nan, math.nan, math.nan, math.nan, math.nan)
+        gain = {"uniform": _quotient(1.0, d["stale"]), "stale": -_quotient(d["uniform"], d["stale"] ** 2)}
+        return ErrorBars(
             d.half_width({"first": 2.0 * d["first"], "mean_gradient_sq_norm": -1.0}),
             d.half_width({"stale": 1.0, "mean_gradient_sq_norm": -1.0}),
             d.half_width({"uniform": 1.0, "mean_gradient_sq_norm": -1.0}),
@@ -263,18 +248,14 @@ class VarianceMonitor:
     def _candidate_error(self) -> float:
         c, gain = self._candidate, self.candidate_gain
         signs = {"uniform": 1.0, "share": 1.0, "mean": -1.0, "over": -1.0}
-        return c.half_width({name: sign * self._of(gain, c[name]) for name, sign in signs.items()})
-
-    @staticmethod
-    def _of(above: float, below: float) -> float:
-        return above / below if below else 0.0
+        return c.half_width({name: sign * _quotient(gain, c[name]) for name, sign in signs.items()})
 
     def state(self) -> dict[str, list[float]]:
-        """Plain floats to go on from."""
+        """Return plain floats, for :meth:`restore`."""
         return {"drawn": self._drawn.state(), "candidate": self._candidate.state()}
 
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Go on from ``state()``."""
+        """Continue from ``state()``."""
         self._drawn.restore(state["drawn"])
         self._candidate.restore(state["candidate"])
 
@@ -282,6 +263,10 @@ class VarianceMonitor:
 def _variance(moments: SecondMoments, mean_gradient_sq_norm: float) -> Variance:
     ideal, stale, uniform = (float(moment) - mean_gradient_sq_norm for moment in moments)
     return Variance(ideal, stale, uniform, float(mean_gradient_sq_norm))
+
+
+def _quotient(above: float, below: float) -> float:
+    return above / below if below else 0.0
 
 
 def _ratio(above: float, below: float) -> float:
@@ -298,5 +283,5 @@ def _floats(name: str, values: ArrayLike) -> NDArray[np.float64]:
 def _minibatch(norms: ArrayLike, coefficients: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     g, c = _floats("norms", norms), _floats("coefficients", coefficients)
     if g.shape != c.shape:
-        raise ValueError(f"got {len(g)} norms and {len(c)} coefficients, wanted one each a draw")
+        raise ValueError(f"got {len(g)} norms and {len(c)} coefficients, wanted one of each per draw")
     return g, c

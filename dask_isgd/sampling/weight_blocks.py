@@ -8,28 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Floats, Integers
-from dask_isgd.sampling.sum_tree import SumTree, add, least
+from dask_isgd.sampling.sum_tree import SumTree, row_minima, row_sums
 
 LARGEST, SMALLEST = 1e36, 1e-36
-"""Larger weights count as the one, smaller as zero: squares of their fourth powers, times N, are still float64s."""
-MOST_IN_A_BLOCK = 64
-"""Examples: larger blocks take longer to search, sums of smaller ones would outweigh the weights."""
-_MOST_TOUCHED = 256
-"""Changes remembered one by one."""
+"""Larger weights count as LARGEST, smaller ones as zero: squares of fourth powers, times N, still fit float64."""
+MAX_BLOCK = 64
+"""Examples per block: larger blocks take longer to search, sums of smaller ones would outweigh the weights."""
+_MAX_CHANGES = 256
+"""Changes remembered before they are merged."""
 
 
 class WeightBlocks:
-    """N float32 weights, NaN where never scored; each chunk is a square of blocks of at most 64 examples.
+    """N float32 weights, NaN if never scored; each chunk is a square of blocks of at most 64 examples.
 
     Sums are of u, the weight raised to ``exponent``, in float64. The squares and minima that only reports and
-    some policies ask for are recounted when asked, from the blocks touched since.
+    some policies need are recomputed on demand, from the blocks changed since.
 
-    Letters: K chunks of G groups of F blocks of L examples. A chunk's last blocks may be padded, with NaN.
+    Letters: K chunks of G groups of F blocks of L examples. A chunk's last blocks may be padded with NaN.
     """
 
     def __init__(self, n: int, chunk_size: int, exponent: float) -> None:
         self.n, self.chunk_size, self.exponent = n, chunk_size, exponent
-        blocks = -(-chunk_size // MOST_IN_A_BLOCK)
+        blocks = -(-chunk_size // MAX_BLOCK)
         self.f = max(1, round(math.sqrt(blocks)))
         self.g = -(-blocks // self.f)
         self.block = -(-chunk_size // (self.g * self.f))
@@ -37,80 +37,68 @@ class WeightBlocks:
         self.lengths: Integers = np.minimum(chunk_size, n - chunk_size * np.arange(k, dtype=np.int64))
         last = -(-int(self.lengths[-1]) // self.block)
         self.rows: NDArray[np.float32] = np.full(((k - 1) * self.g * self.f + last, self.block), np.nan, np.float32)
-        """(K G F, L) float32, a block a row; the last chunk has as many as it needs."""
+        """(K G F, L) float32, one block per row; the last chunk has only the blocks it needs."""
         self.values: NDArray[np.float32] = self.rows.reshape(-1)
-        """The same memory, flat."""
+        """(K G F L,) the same memory, flat."""
         self.sums = SumTree(k, self.g, self.f, np.float64)
-        """Σ u over the scored."""
+        """Σ u over the scored examples."""
         self.scored = SumTree(k, self.g, self.f, np.int32)
         self.unscored = n
         """Examples without a weight, of all N."""
         self.levels = ((self.sums.groups, self.scored.groups), (self.sums.blocks, self.scored.blocks))
-        """From a chunk down: Σ u and scored examples of its groups (K, G), of a group's blocks (K G, F)."""
-        self.fans = self.g, self.f, self.block
+        """From a chunk down: Σ u and scored examples of its groups (K, G), then of each group's blocks (K G, F)."""
+        self.fanouts = self.g, self.f, self.block
         """Groups in a chunk, blocks in a group, examples in a block."""
         self.units = self.f * self.block, self.block, 1
         """Examples in a group, in a block, in an example."""
-        self.steps = tuple(np.arange(1.0, fan + 1.0) * unit for fan, unit in zip(self.fans, self.units, strict=True))
-        """(G,), (F,), (L,) examples up to the end of each."""
+        self.extents = tuple(np.arange(1.0, f + 1.0) * unit for f, unit in zip(self.fanouts, self.units, strict=True))
+        """(G,), (F,), (L,) examples up to the end of each column."""
         self._squares = SumTree(k, self.g, self.f, np.float64)
-        self._lowest = SumTree(k, self.g, self.f, np.float32, math.inf, least)
+        self._smallest = SumTree(k, self.g, self.f, np.float32, math.inf, row_minima)
         self._norms = [SumTree(k, self.g, self.f, np.float64) for _ in range(0 if exponent == 1 else 2)]
-        """Σ w and Σ w², where they are not Σ u and Σ u²."""
-        self._touched: list[Integers] = []
+        """Σ w and Σ w², if they are not Σ u and Σ u²."""
+        self._changed: list[Integers] = []
 
     @property
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Everything that changes, by name; settled."""
-        self._settle()
-        levels = {"sums": self.sums, "scored": self.scored, "squares": self._squares, "lowest": self._lowest}
-        levels |= {f"norms_{i}": level for i, level in enumerate(self._norms, 1)}
-        parts = {
-            f"{name}_{part}": getattr(level, part)
-            for name, level in levels.items()
-            for part in ("blocks", "groups", "chunks")
-        }
-        return {"values": self.values, **parts}
+    def arrays(self) -> list[NDArray[np.generic]]:
+        """Every array that changes."""
+        trees = (self.sums, self.scored, self._squares, self._smallest, *self._norms)
+        return [self.values, *(level for tree in trees for level in (tree.blocks, tree.groups, tree.chunks))]
 
     @property
     def squares(self) -> Floats:
         """(K,) Σ u²."""
-        self._settle()
+        self._recompute()
         return np.asarray(self._squares.chunks)
 
     @property
-    def lowest(self) -> Floats:
-        """(K,) the least u, infinite where nothing is scored."""
-        self._settle()
-        return self.raised(self._lowest.chunks.astype(np.float64))
-
-    def restored(self) -> None:
-        """After ``arrays`` were written from outside."""
-        self.unscored = self.n - int(self.scored.chunks.sum())
-        self._touched = []
+    def smallest(self) -> Floats:
+        """(K,) the smallest u, infinite if nothing is scored."""
+        self._recompute()
+        return self.to_power(self._smallest.chunks.astype(np.float64))
 
     def norm_sums(self) -> tuple[float, float]:
-        """Σ w and Σ w² over the scored."""
-        self._settle()
+        """Return Σ w and Σ w² over the scored examples."""
+        self._recompute()
         norms, squares = self._norms or (self.sums, self._squares)
         return float(norms.chunks.sum()), float(squares.chunks.sum())
 
     def chunk(self, chunk: int) -> NDArray[np.float32]:
-        """(chunk_len,) float32: a view of one chunk's weights."""
+        """Return (chunk_len,) a view of one chunk's weights, float32."""
         start = chunk * self.g * self.f * self.block
         return self.values[start : start + self.lengths[chunk]]
 
     def places(self, indices: Integers) -> Integers:
-        """Where ``indices`` (B,) lie in ``values``."""
+        """Return (B,) where ``indices`` (B,) lie in ``values``."""
         padding = self.g * self.f * self.block - self.chunk_size
         return indices + indices // self.chunk_size * padding if padding else indices
 
-    def raised(self, weights: Floats) -> Floats:
-        """Weights to the power the proposal asks for."""
+    def to_power(self, weights: Floats) -> Floats:
+        """Return the weights raised to the power ``exponent``."""
         return weights if self.exponent == 1 else weights**self.exponent
 
     def put(self, chunk: int, weights: NDArray[np.float32]) -> None:
-        """Replace a whole chunk: O(chunk)."""
+        """Replace all weights of a chunk, (chunk_len,); O(chunk)."""
         self.chunk(chunk)[:] = _in_range(weights)
         first = chunk * self.g * self.f
         blocks = np.arange(first, min(first + self.g * self.f, len(self.rows)))
@@ -119,41 +107,41 @@ class WeightBlocks:
         self.scored.put_chunk(chunk, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
         self.unscored += before - int(self.scored.chunks[chunk])
         self.sums.put_chunk(chunk, self._sum(rows))
-        self._touched.append(blocks)
+        self._changed.append(blocks)
 
     def scatter(self, places: Integers, weights: NDArray[np.float32]) -> None:
-        """Replace single weights, none NaN, at ``places`` (B,); of one given twice the last counts."""
+        """Replace the weights at ``places`` (B,), none with NaN; if a place is given twice, its last weight counts."""
         blocks = places // self.block
-        fresh = self.unscored > 0 and bool(np.isnan(self.values.take(places)).any())
+        adds = self.unscored > 0 and bool(np.isnan(self.values.take(places)).any())
         self.values[places] = _in_range(weights)
         rows = self.rows.take(blocks, axis=0)
-        if fresh:
+        if adds:
             self.scored.put(blocks, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
             self.unscored = self.n - int(self.scored.chunks.sum())
         self.sums.put(blocks, self._sum(rows))
-        self._touched.append(blocks)
-        if len(self._touched) > _MOST_TOUCHED:  # nobody asks for reports
-            self._touched = [np.unique(np.concatenate(self._touched))]
+        self._changed.append(blocks)
+        if len(self._changed) > _MAX_CHANGES:  # no report is ever requested
+            self._changed = [np.unique(np.concatenate(self._changed))]
 
     def _sum(self, rows: NDArray[np.float32]) -> Floats:
-        u = self.raised(rows.astype(np.float64))
-        total = add(u)
-        return add(np.nan_to_num(u, copy=False)) if np.isnan(total).any() else total
+        u = self.to_power(rows.astype(np.float64))
+        total = row_sums(u)
+        return row_sums(np.nan_to_num(u, copy=False)) if np.isnan(total).any() else total
 
-    def _settle(self) -> None:
-        if not self._touched:
+    def _recompute(self) -> None:
+        if not self._changed:
             return
-        blocks = np.unique(np.concatenate(self._touched))
-        self._touched = []
+        blocks = np.unique(np.concatenate(self._changed))
+        self._changed = []
         # A slice of blocks at a time: a chunk of 10^8 examples must not become float64 at once.
         for part in np.array_split(blocks, -(-len(blocks) // 4096)):
             rows = self.rows.take(part, axis=0)
             w = np.nan_to_num(rows.astype(np.float64), copy=False)
-            u = self.raised(w)
+            u = self.to_power(w)
             self._squares.put(part, np.einsum("bl,bl->b", u, u))
             for power, level in enumerate(self._norms, 1):
                 level.put(part, (w**power).sum(axis=1))
-            self._lowest.put(part, np.fmin.reduce(rows, axis=1, initial=np.float32(math.inf)))
+            self._smallest.put(part, np.fmin.reduce(rows, axis=1, initial=np.float32(math.inf)))
 
 
 def _in_range(weights: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,18 +20,17 @@ from torch import Tensor, nn
 
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
-from dask_isgd.core.loss import check_losses
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import CorruptChunkError, NonFiniteNormsError
-from dask_isgd.norms import NormEngine
+from dask_isgd.errors import CorruptChunkError
+from dask_isgd.norms import NormEngine, checked_losses
 from dask_isgd.runtime import codec, torch_threads
+from dask_isgd.sampling.bad_norms import check_norms
 from dask_isgd.scorer.adaptive_batch import AdaptiveBatch
 from dask_isgd.scorer.chunk_reader import shared_reader
 from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
 
-_BAD_SHARE = 0.01
 _RUNS = 4
 """Models a thread keeps where several runs share the scorers: to build one costs more than a task."""
 _local = threading.local()
@@ -93,7 +92,7 @@ class _Local:
         """Losses and wrongness (NaN where targets are no classes) of a batch, each (B,)."""
         with torch.no_grad():
             output = self.model(*inputs)
-            return check_losses(self.loss(output, targets), len(targets)), _wrong(output, targets)
+            return checked_losses(self.loss, output, targets, len(targets)), _wrong(output, targets)
 
     def hold(self, tensors: dict[str, Tensor], incarnation: int, version: int) -> None:
         if self.held != (incarnation, version):
@@ -142,12 +141,7 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
 
 def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, start: int, *, strict: bool) -> int:
     """Put the former weights, NaN where those are damaged and not ``strict``, in the place of bad norms; how many."""
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms >= 0)))
-    if len(bad) > max(1, _BAD_SHARE * len(norms)):
-        raise NonFiniteNormsError(
-            f"chunk {chunk}: {len(bad)} of {len(norms)} gradient norms are NaN, infinite or negative "
-            f"(first: example {start + bad[0]}), wanted at most 1 %; look at those examples, or lower the learning rate"
-        )
+    bad = np.flatnonzero(check_norms(norms, f"chunk {chunk}", start))
     if len(bad):
         try:
             norms[bad] = weights.read(chunk)[bad]

@@ -79,7 +79,7 @@ def train(options: Options) -> None:
 
     Progress and the summary's table go to stderr where stdout is for JSON.
     """
-    from dask_isgd.checks.request import check
+    from dask_isgd.checks.request import RunRequest, prepare
     from dask_isgd.clusters import load_cluster
     from dask_isgd.display.summary_table import print_summary
     from dask_isgd.pipelines.commands import show
@@ -92,10 +92,10 @@ def train(options: Options) -> None:
     recipe = adjusted(options.recipe, options)
     run_dir = options.run_dir or default_run(options.name)
     data = Dataset(_dataset(options, recipe), group=None)
-    plan = check(
-        recipe.model,
-        data,
-        run_dir,
+    request = RunRequest(
+        model=recipe.model,
+        data=data,
+        run_dir=run_dir,
         loss=named(recipe.loss) if recipe.loss is not None else None,
         learning=recipe.learning,
         scoring=recipe.scoring,
@@ -104,11 +104,12 @@ def train(options: Options) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
     )
+    prepared = prepare(request)
     with _signals(), _cluster(options, described) as client:
         click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
-        run = start(client, plan)
-        theirs = options.scheduler is not None or (described is not None and described.kind == "scheduler")
-        _follow(run, run_dir, recipe.learning.steps, theirs=theirs)
+        run = start(client, prepared)
+        outlives = options.scheduler is not None or (described is not None and described.kind == "scheduler")
+        _follow(run, run_dir, recipe.learning.steps, outlives=outlives)
         if run.status == "failed":
             raise IsgdError(f"{run_dir}: the run failed; `dask isgd status {run_dir}` shows how far it came")
         summary = {"status": run.status, **run.summary()}
@@ -223,13 +224,15 @@ def _signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _follow(run: Run, run_dir: str, steps: int, *, theirs: bool) -> None:
-    """Show the run until it has ended. Ctrl-C stops the waiting, another one within a few seconds the run.
+def _follow(run: Run, run_dir: str, steps: int, *, outlives: bool) -> None:
+    """Show the run until it has ended. Ctrl-C stops the waiting; another one within a few seconds stops the run.
 
-    ``theirs``: the cluster lives on without this command, so the run is left to it. Otherwise the run ends
-    with the command, which therefore waits on.
+    ``outlives``: the cluster outlives this command, so the run is left to it. Otherwise the run would end with the
+    command, which therefore continues to wait.
     """
+    from dask_isgd.checks.monitor import GOING
     from dask_isgd.display.live import LiveProgress
+    from dask_isgd.run.interrupt import interrupted_again
 
     while True:
         try:
@@ -240,21 +243,16 @@ def _follow(run: Run, run_dir: str, steps: int, *, theirs: bool) -> None:
             _stop(run, run_dir)
             raise
         except KeyboardInterrupt:
-            left = " and outlives this command" if theirs else ""
-            hint = (
-                f"run {run_dir} goes on{left}; Ctrl-C again within {_SECOND_INTERRUPT:g} s stops it. From elsewhere: "
-                f"`dask isgd status {run_dir} --watch`, `dask isgd stop {run_dir}`"
+            left = " and outlives this command" if outlives else ""
+            message = (
+                f"run {run_dir} continues{left}; press Ctrl-C again within {_SECOND_INTERRUPT:g} s to stop it. From "
+                f"elsewhere: `dask isgd status {run_dir} --watch`, `dask isgd stop {run_dir}`"
             )
-            try:
-                click.echo(hint, err=True)
-                for _ in run.watch(_SECOND_INTERRUPT):
-                    pass
-            except WaitTimeoutError:
-                if theirs:
-                    run.detach()
-                    raise KeyboardInterrupt from None
-            except KeyboardInterrupt:
+            if interrupted_again(run, _SECOND_INTERRUPT, message):
                 _stop(run, run_dir)
+                raise
+            if outlives and run.status in GOING:
+                run.detach()
                 raise
 
 
@@ -265,4 +263,4 @@ def _stop(run: Run, run_dir: str) -> None:
         run.stop(timeout=_STOP_SECONDS)
     except IsgdError as error:
         click.echo(f"{error}", err=True)
-    click.echo(f"stopped; go on with --run {run_dir} --resume", err=True)
+    click.echo(f"stopped; resume with --run {run_dir} --resume", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +14,13 @@ from urllib.parse import unquote, urlsplit
 import zarr
 import zarr.errors
 from zarr.abc.store import Store
-from zarr.core.sync import sync as _sync
 from zarr.storage import FsspecStore, LocalStore
 
 from dask_isgd.errors import ConfigError, CorruptChunkError
 from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.local import LocalFolder
 from dask_isgd.storage.backends.object_store import ObjectFolder
+from dask_isgd.storage.backends.zarr_internals import wait
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
@@ -101,7 +101,7 @@ def children(store: Store, folder: str = "") -> list[str]:
         return [name.rstrip("/").rsplit("/", 1)[-1] async for name in store.list_dir(folder)]
 
     try:
-        return sorted({name for name in _wait(collect()) if name})
+        return sorted({name for name in wait(collect()) if name})
     except FileNotFoundError:
         return []
 
@@ -128,13 +128,7 @@ def has_key(store: Store, key: str) -> bool:
     """Whether ``key`` exists: a stat locally, one request remotely."""
     if isinstance(store, LocalStore):
         return bool((store.root / key).is_file())
-    return bool(_wait(store.exists(key)))
-
-
-def chunk_key(array: Array, coordinates: tuple[int, ...]) -> str:
-    """The store's key of one chunk (of one shard, where the array is sharded)."""
-    key = array.metadata.encode_chunk_key(coordinates)
-    return f"{array.path}/{key}" if array.path else key
+    return bool(wait(store.exists(key)))
 
 
 @contextmanager
@@ -156,8 +150,3 @@ def _corrupt(where: str, advice: str, error: Exception) -> CorruptChunkError:
     return CorruptChunkError(
         f"{where} cannot be decoded: {type(error).__name__}: {error}. Wanted the bytes that were written; {advice}"
     )
-
-
-def _wait(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    result: _T = _sync(coroutine)
-    return result

@@ -15,13 +15,13 @@ from dask_isgd.errors import DataError, EmptyDatasetError, LabelError, MissingCh
 from dask_isgd.storage.backends.stores import (
     Array,
     StorageOptions,
-    chunk_key,
     decoding,
     has_key,
     normalise,
     open_store,
     redact,
 )
+from dask_isgd.storage.backends.zarr_internals import chunk_key
 from dask_isgd.storage.data.layout import Layout, Normalisation, find_group, open_layout, read_normalisation
 from dask_isgd.storage.data.raw import RawArray, raw_array
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.metadata import ArrayV2Metadata
 from zarr.storage import LocalStore
 
-from dask_isgd.storage.backends.stores import Array, chunk_key
+from dask_isgd.storage.backends.stores import Array
+from dask_isgd.storage.backends.zarr_internals import chunk_key, plain_bytes
 
 _CHECKSUM_BYTES = 4
 
@@ -74,19 +73,12 @@ def raw_array(array: Array) -> RawArray | None:
         return None
     if array.shards is not None or tuple(array.chunks[1:]) != tuple(array.shape[1:]):
         return None
-    dtype, checksum = np.dtype(array.dtype), False
-    metadata = array.metadata
-    if isinstance(metadata, ArrayV2Metadata):
-        # One column in Fortran's order is one in C's.
-        if metadata.compressor is not None or metadata.filters or (metadata.order != "C" and array.ndim > 1):
-            return None
-    else:
-        first, *rest = metadata.codecs
-        if not isinstance(first, BytesCodec) or len(rest) > 1 or not all(isinstance(c, Crc32cCodec) for c in rest):
-            return None
-        checksum = bool(rest)
-        if first.endian is not None:
-            dtype = dtype.newbyteorder("<" if first.endian.value == "little" else ">")
+    plain = plain_bytes(array)
+    if plain is None:
+        return None
+    dtype = np.dtype(array.dtype)
+    if plain.byte_order != "=":
+        dtype = dtype.newbyteorder(plain.byte_order)
     count = -(-array.shape[0] // array.chunks[0])
     others = (0,) * (array.ndim - 1)
     return RawArray(
@@ -95,6 +87,6 @@ def raw_array(array: Array) -> RawArray | None:
         rows=int(array.chunks[0]),
         dtype=dtype,
         row_shape=tuple(int(extent) for extent in array.shape[1:]),
-        checksum=checksum,
+        checksum=plain.checksum,
         fill=np.asarray(array.fill_value if array.fill_value is not None else 0, dtype.newbyteorder("=")).item(),
     )

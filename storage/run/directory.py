@@ -18,7 +18,8 @@ from dask_isgd.storage.run.weights import WeightArray
 if TYPE_CHECKING:
     import xarray
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the settings and the columns of the history have other names than in 1."""
 KIND = "dask_isgd run"
 WANTS = ("run", "pause", "stop")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -116,7 +117,7 @@ class RunDirectory:
         parts = [part for part in _PARTS if part in there]
         if self.exists():
             if not overwrite:
-                raise self._taken()
+                raise self.taken()
             self._require_ours()
             # run.json last: an overwrite that is cut short still finds a run to overwrite.
             for part in (*parts, _RUN):
@@ -129,7 +130,7 @@ class RunDirectory:
         text = _encode(document)
         # A request that was sent twice meets its own first: no two runs have the same document.
         if not self.folder.create(_RUN, text) and (self.local or self.folder.read(_RUN) != text):
-            raise self._taken()
+            raise self.taken()
 
     def update(self, document: Mapping[str, Any]) -> None:
         """Replace run.json whole: a run that is resumed with other settings."""
@@ -165,8 +166,8 @@ class RunDirectory:
             )
         if document.get("format_version") != FORMAT_VERSION:
             raise RunMismatchError(
-                f"{place}: got format_version {document.get('format_version')!r}, wanted {FORMAT_VERSION}; "
-                "use the version of dask_isgd that wrote it"
+                f"{place}: got format version {document.get('format_version')!r}, this version of dask_isgd reads "
+                f"{FORMAT_VERSION}; use the version that wrote the run, or start a new run in another directory"
             )
         return document
 
@@ -191,10 +192,11 @@ class RunDirectory:
             found += (self.folder / part).sweep(seconds, recursive=True)
         return found + self.checkpoints().sweep(seconds)
 
-    def _taken(self) -> RunExistsError:
+    def taken(self) -> RunExistsError:
+        """The error for a directory that already holds a run."""
         return RunExistsError(
-            f"{self.url} holds a run already; pass resume=True to go on with it, "
-            "overwrite=True to delete it and begin anew, or choose another run directory"
+            f"{self.url} already holds a run. Pass resume=True to resume it, overwrite=True to delete it and "
+            "start again, or choose another directory"
         )
 
     def _require_ours(self) -> None:

@@ -52,7 +52,11 @@ def model() -> nn.Module:
 
 def check(folder, dataset=None, source=model, **changes) -> PreparedRun:
     dataset = data(folder) if dataset is None else dataset
-    return request.check(source, dataset, folder / "run", **{"learning": isgd.Learning(steps=10), **changes})
+    return request.prepare(
+        request.RunRequest(
+            model=source, data=dataset, run_dir=folder / "run", **{"learning": isgd.Learning(steps=10), **changes}
+        )
+    )
 
 
 def test_what_is_right_passes(tmp_path):
@@ -241,7 +245,7 @@ class TestNorms:
     def test_more_than_one_in_a_hundred_is_an_error(self, weights):
         norms = np.ones(500, "f4")
         norms[10:16] = np.nan
-        with pytest.raises(NonFiniteNormsError, match=r"chunk 0: 6 of 500 .*first: example 10.*wanted at most 1 %"):
+        with pytest.raises(NonFiniteNormsError, match=r"chunk 0: got 6 of 500 .*first: example 10.*wanted at most 1 %"):
             task._keep_former(norms, weights, 0, 0, strict=False)
 
     def test_weights_that_are_all_zero_draw_uniformly(self):

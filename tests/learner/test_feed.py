@@ -20,7 +20,7 @@ import zarr
 from feed_oracle import Explicit, uniform
 from numpy.testing import assert_allclose, assert_array_equal
 
-from dask_isgd.checks.request import check
+from dask_isgd.checks.request import RunRequest, prepare
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core.batch import Prepare
 from dask_isgd.errors import CorruptChunkError, MissingChunkError, StorageFullError, WaitTimeoutError
@@ -484,8 +484,15 @@ def test_a_pool_fed_by_the_runs_own_drawing_estimates_the_mean(tmp_path, gate):
     write_dataset(tmp_path / "d", "train", arrays, inputs="x", target="y", chunk_size=8, compressed=True)
     data = Dataset(tmp_path / "d")
     settings = Learning(steps=10, batch_size=32, cache_memory=2500, cache_disk=0)
-    plan = check(
-        logits, data, tmp_path / "run", learning=settings, scoring=Scoring(chunk_size=40), sampling=Sampling(gate=gate)
+    plan = prepare(
+        RunRequest(
+            model=logits,
+            data=data,
+            run_dir=tmp_path / "run",
+            learning=settings,
+            scoring=Scoring(chunk_size=40),
+            sampling=Sampling(gate=gate),
+        )
     )
     drawing = BatchSampler(plan.spec)
     assert drawing.open == (gate == "open")

@@ -107,7 +107,7 @@ class TestErrors:
 
     def test_a_run_that_exists(self, here):
         make_run(here / "r")
-        self.check(invoke("train", "digits", "--run", "r"), "holds a run already")
+        self.check(invoke("train", "digits", "--run", "r"), "already holds a run")
 
     @pytest.mark.parametrize("command", ["status", "plot"])
     def test_no_run(self, here, command):

@@ -16,7 +16,7 @@ from conftest import MODEL, SECRET, Home
 from distributed import Client
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import check, create
+from dask_isgd.checks.request import RunRequest, create, prepare
 from dask_isgd.config import to_mapping
 from dask_isgd.errors import ConfigError, RunExistsError, RunNotFoundError
 from dask_isgd.events import topic_of
@@ -87,7 +87,9 @@ def test_a_run_survives_the_death_of_its_learner_and_is_resumed(client: Client, 
 def test_a_spec_travels_with_its_options_and_shows_none(digits: Dataset, s3: Home):
     import pickle
 
-    plan = check(MODEL, digits, s3.url, learning=learning(steps=1), storage_options=s3.options)
+    plan = prepare(
+        RunRequest(model=MODEL, data=digits, run_dir=s3.url, learning=learning(steps=1), storage_options=s3.options)
+    )
     create(plan)
     spec = pickle.loads(pickle.dumps(plan.spec))  # noqa: S301
     assert spec.directory.document()["run"] == spec.run

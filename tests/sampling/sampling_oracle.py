@@ -1,4 +1,4 @@
-"""A sampler with one explicit weight an example and no sums: what the real one must agree with."""
+"""A sampler with one explicit weight per example and no sums: the real one must agree with it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Oracle:
         self.step = 0
 
     def update(self, chunk, weights, version):
-        mine = self.chunk_of == chunk
-        marked = mine & ~np.isnan(self.seen)
+        own = self.chunk_of == chunk
+        marked = own & ~np.isnan(self.seen)
         keep = marked if marked.any() and self.seen[marked].min() > version else np.zeros(self.n, bool)
         fresh = np.empty(self.n, np.float32)
-        fresh[mine] = weights
-        self._take(np.flatnonzero(mine & ~keep), fresh)
-        self.seen[mine & ~keep] = np.nan
+        fresh[own] = weights
+        self._replace(np.flatnonzero(own & ~keep), fresh)
+        self.seen[own & ~keep] = np.nan
         self.versions[chunk] = version
 
-    def _take(self, indices, fresh):
+    def _replace(self, indices, fresh):
         m = self.sampling.ema_decay
         for i in indices:
             old, new = float(self.w[i]), float(fresh[i])
@@ -36,8 +36,8 @@ class Oracle:
 
     def feedback(self, indices, norms, step):
         for i, norm in zip(indices, norms, strict=True):
-            self._take([i], np.full(self.n, norm, np.float32))
-            # What is kept per chunk is the oldest of all marks since it was replaced.
+            self._replace([i], np.full(self.n, norm, np.float32))
+            # A chunk keeps only the oldest of all marks since it was replaced.
             self.seen[i] = np.fmin(self.seen[i], step)
 
     def proposal(self):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from dask_isgd.sampling.draws import Edges, pick_shared, positions
+from dask_isgd.sampling.draws import Edges, positions, select_shared
 
 
 @pytest.mark.parametrize("kind", ["stratified", "systematic"])
@@ -43,34 +43,34 @@ def test_every_slot_of_the_minibatch_is_uniform_on_its_own(kind):
         pytest.param([0, 0, 3], 0.0, 2, 1.0, 0.0, id="leading zeros are skipped"),
         pytest.param([3, 0, 0], 1.0, 0, 1.0, 1.0, id="trailing zeros are skipped"),
         pytest.param([1, 0, 1], 0.5, 2, 0.5, 0.0, id="zeros between are skipped"),
-        pytest.param([5e-324, 5e-324], 1.0, 1, 0.5, 0.0, id="the least numbers there are"),
+        pytest.param([5e-324, 5e-324], 1.0, 1, 0.5, 0.0, id="the smallest positive numbers"),
     ],
 )
-def test_pick(masses, fraction, column, share, inside):
+def test_select(masses, fraction, column, share, inside):
     edges = np.cumsum(np.array([masses], np.float64), axis=1)
     row = Edges(edges, edges[:, -1])
-    for got in (row.pick(np.array([fraction])), pick_shared(edges[0], np.array([fraction]))):
+    for got in (row.select(np.array([fraction])), select_shared(edges[0], np.array([fraction]))):
         assert got.columns.tolist() == [column]
         assert got.shares[0] == pytest.approx(share)
-        assert got.inside[0] == pytest.approx(inside)
+        assert got.fractions[0] == pytest.approx(inside)
     assert row.shares(np.array([column]))[0] == pytest.approx(share)
 
 
-def test_picking_is_with_the_shares_even_where_rounding_is_coarse():
+def test_columns_are_selected_with_their_shares_even_if_rounding_is_coarse():
     edges = np.repeat(np.cumsum([[1.0, 1e16, 1.0, 3.0]], axis=1), 1001, axis=0)
     rows = Edges(edges, edges[:, -1])
-    picked = rows.pick(np.linspace(0, 1, 1001))
-    np.testing.assert_array_equal(picked.shares, rows.shares(picked.columns))
+    selected = rows.select(np.linspace(0, 1, 1001))
+    np.testing.assert_array_equal(selected.shares, rows.shares(selected.columns))
     every = [Edges(edges[:1], edges[:1, -1]).shares(np.array([column]))[0] for column in range(4)]
-    np.testing.assert_array_equal(picked.shares, np.array(every)[picked.columns])
+    np.testing.assert_array_equal(selected.shares, np.array(every)[selected.columns])
     assert sum(every) == pytest.approx(1, rel=1e-15)
 
 
-def test_what_lies_behind_the_total_is_never_picked():
-    """Padding: a short row's edges go on beyond its total."""
+def test_nothing_beyond_the_total_is_ever_selected():
+    """Padding: a short row's edges continue beyond its total."""
     edges = np.array([[1.0, 2.5, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]])
     rows = Edges(edges, np.array([2.0, 5.0]))
     for fraction in (0.0, 0.49, 0.5, 1.0):
-        assert rows.pick(np.full(2, fraction)).columns[0] == (fraction >= 0.5)
+        assert rows.select(np.full(2, fraction)).columns[0] == (fraction >= 0.5)
     assert rows.shares(np.array([0, 3])).tolist() == [0.5, 0.2]
     assert rows.shares(np.array([1, 0])).tolist() == [0.5, 0.4]

@@ -1,4 +1,4 @@
-"""What minibatches say about a candidate proposal, whatever is drawn from and however little is scored."""
+"""The gain of a candidate proposal from minibatches, whatever they are drawn from and however little is scored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from dask_isgd.config import Sampling
 from dask_isgd.sampling import Draw, GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks
-from dask_isgd.sampling.gate import SETTLED
+from dask_isgd.sampling.gate import PROBES_AFTER
 from dask_isgd.sampling.variance import VarianceMonitor, gradient_variance
 
 N, CHUNK = 4000, 100
@@ -22,50 +22,50 @@ def scored(norms, chunks=None, **settings):
 
 
 def closed():
-    """A gate that measured and found nothing."""
+    """A gate that measured no gain."""
     gate = Gate(Sampling())
-    for step in range(SETTLED):
+    for step in range(PROBES_AFTER):
         gate.observe(1.0, step)
     assert gate.probing
     return gate
 
 
-def test_all_draws_are_for_the_curves_and_none_is_kept():
+def test_all_draws_are_for_the_curves_and_are_returned_once():
     norms = np.random.default_rng(0).exponential(size=N)
     sampler, gate = scored(norms), Gate(Sampling(gate="open"))
-    evidence, rng = GainSamples(sampler), np.random.default_rng(1)
+    samples, rng = GainSamples(sampler), np.random.default_rng(1)
     draws = [sampler.draw(8, rng) for _ in range(3)]
     for draw in draws:
-        evidence.add(draw, norms[draw.indices], gate)
-    got, coefficients, candidate = evidence.take()
+        samples.add(draw, norms[draw.indices], gate)
+    got, coefficients, candidate = samples.take()
     np.testing.assert_array_equal(got, norms[np.concatenate([draw.indices for draw in draws])])
     np.testing.assert_array_equal(coefficients, np.concatenate([draw.coefficients for draw in draws]))
     np.testing.assert_allclose(candidate.candidate * coefficients, 1, rtol=1e-12)
-    got, coefficients, candidate = evidence.take()
+    got, coefficients, candidate = samples.take()
     assert (len(got), len(coefficients), candidate) == (0, 0, None)
 
 
 @pytest.mark.parametrize(
     ("gate", "draw", "known"),
     [
-        pytest.param(Gate(Sampling(gate="open")), "draw", "scored", id="open: what was scored"),
-        pytest.param(Gate(Sampling()), "draw_uniform", "scored", id="measuring: what was scored"),
-        pytest.param(closed(), "draw_uniform", "probed", id="closed: what is still scored"),
-        pytest.param(Gate(Sampling(uniform=True)), "draw_uniform", "none", id="uniform was asked for"),
-        pytest.param(Gate(Sampling(gate="open")), "draw_uniform", "scored", id="drawn while it was closed"),
+        pytest.param(Gate(Sampling(gate="open")), "draw", "scored", id="open: scored chunks"),
+        pytest.param(Gate(Sampling()), "draw_uniform", "scored", id="measuring: scored chunks"),
+        pytest.param(closed(), "draw_uniform", "probed", id="closed: chunks still scored"),
+        pytest.param(Gate(Sampling(uniform=True)), "draw_uniform", "none", id="uniform by configuration"),
+        pytest.param(Gate(Sampling(gate="open")), "draw_uniform", "scored", id="drawn while the gate was closed"),
     ],
 )
-def test_the_candidate_is_judged_on_what_it_knows(gate, draw, known):
+def test_the_candidate_is_judged_on_the_chunks_it_covers(gate, draw, known):
     norms = np.random.default_rng(0).exponential(size=N)
     sampler = scored(norms, chunks=range(20))
-    evidence, rng = GainSamples(sampler), np.random.default_rng(1)
+    samples, rng = GainSamples(sampler), np.random.default_rng(1)
     drawn = getattr(sampler, draw)(512, rng)
-    evidence.add(drawn, norms[drawn.indices], gate)
+    samples.add(drawn, norms[drawn.indices], gate)
     chunks = drawn.indices // CHUNK
     mask = {"scored": chunks < 20, "probed": np.isin(chunks, probe_chunks(40)) & (chunks < 20), "none": chunks < 0}[
         known
     ]
-    _, _, candidate = evidence.take()
+    _, _, candidate = samples.take()
     if known == "none":
         assert candidate is None
         return
@@ -75,28 +75,28 @@ def test_the_candidate_is_judged_on_what_it_knows(gate, draw, known):
 
 
 def test_draws_of_a_pool_count_with_the_proposal_of_the_sampler():
-    """Their own probabilities are those within the rows held."""
+    """The probabilities of such draws are those within the rows held."""
     norms = np.random.default_rng(0).exponential(size=N)
     sampler = scored(norms)
-    evidence, indices = GainSamples(sampler), np.arange(0, N, 7)
+    samples, indices = GainSamples(sampler), np.arange(0, N, 7)
     q = np.full(len(indices), 1 / 50)
-    evidence.add(Draw(indices, 1 / (50 * q) * 1.3, q), norms[indices], Gate(Sampling(gate="open")))
-    np.testing.assert_allclose(evidence.take()[2].candidate, N * sampler.probabilities(indices), rtol=1e-12)
+    samples.add(Draw(indices, 1 / (50 * q) * 1.3, q), norms[indices], Gate(Sampling(gate="open")))
+    np.testing.assert_allclose(samples.take()[2].candidate, N * sampler.probabilities(indices), rtol=1e-12)
 
 
-def test_probes_tell_the_gain_of_scoring_everything():
-    """A twentieth of the chunks is fresh, the others are as they were when norms were equal."""
+def test_probe_chunks_show_the_gain_of_scoring_everything():
+    """A twentieth of the chunks is fresh; the others date from when all norms were equal."""
     rng = np.random.default_rng(2)
     norms = rng.lognormal(sigma=1.0, size=N)
     sampler = scored(np.ones(N))
     for chunk in probe_chunks(sampler.n_chunks):
         sampler.update(chunk, norms[chunk * CHUNK : (chunk + 1) * CHUNK], 1)
-    gate, evidence, monitor = closed(), GainSamples(sampler), VarianceMonitor(kept=0.99)
+    gate, samples, monitor = closed(), GainSamples(sampler), VarianceMonitor(decay=0.99)
     for _ in range(200):
         for _ in range(10):
             drawn = sampler.draw_uniform(128, rng)
-            evidence.add(drawn, norms[drawn.indices], gate)
-        monitor.observe_candidate(*evidence.take()[2])
+            samples.add(drawn, norms[drawn.indices], gate)
+        monitor.observe_candidate(*samples.take()[2])
     probed = np.concatenate([np.arange(c * CHUNK, (c + 1) * CHUNK) for c in probe_chunks(sampler.n_chunks)])
     weights = sampler.probabilities(probed)
     assert monitor.candidate_gain == pytest.approx(gradient_variance(norms[probed], weights, 0.0).gain, rel=0.05)
@@ -105,12 +105,12 @@ def test_probes_tell_the_gain_of_scoring_everything():
     assert gradient_variance(norms, everything, 0.0).gain < 1.2, "the stale rest would have hidden it"
 
 
-def test_a_run_s_gate_shut_on_equal_norms_opens_on_skewed_and_shuts_again():
-    """With a scorer that does one chunk a step when it pays and one in twenty steps when it does not."""
+def test_the_gate_of_a_run_is_closed_on_equal_norms_opens_on_skewed_ones_and_closes_again():
+    """The scorer scores one chunk per step if that pays, and one in twenty steps if it does not."""
     rng = np.random.default_rng(3)
     sampling = Sampling(smoothing=0.3, ema_decay=0.5)
     sampler = ImportanceSampler(N, CHUNK, sampling)
-    gate, evidence, monitor = Gate(sampling), GainSamples(sampler), VarianceMonitor()
+    gate, samples, monitor = Gate(sampling), GainSamples(sampler), VarianceMonitor()
     versions, due, scorings = np.full(sampler.n_chunks, np.nan), 0.0, []
 
     def train(norms, first, steps):
@@ -125,10 +125,10 @@ def test_a_run_s_gate_shut_on_equal_norms_opens_on_skewed_and_shuts_again():
                 due = step + (20 if gate.probing else 1)
                 spent += 1
             draw = sampler.draw(64, rng) if gate.open else sampler.draw_uniform(64, rng)
-            evidence.add(draw, norms[draw.indices], gate)
+            samples.add(draw, norms[draw.indices], gate)
             sampler.feedback(draw.indices, norms[draw.indices], step)
             if step % 20 == 19:
-                drawn, coefficients, candidate = evidence.take()
+                drawn, coefficients, candidate = samples.take()
                 monitor.observe(drawn, coefficients, None, 0.0)
                 if candidate is not None:
                     monitor.observe_candidate(*candidate)
@@ -139,10 +139,10 @@ def test_a_run_s_gate_shut_on_equal_norms_opens_on_skewed_and_shuts_again():
     equal, skewed = np.ones(N), rng.exponential(size=N) ** 2
     assert not train(equal, 0, 400)
     assert not train(equal, 400, 400)
-    assert scorings[1] <= 0.05 * 400 + 1, "while closed, a probe"
+    assert scorings[1] <= 0.05 * 400 + 1, "while the gate is closed, probe chunks only"
     assert np.isfinite(monitor.candidate_gain)
     assert train(skewed, 800, 1200)
     assert monitor.candidate_gain > 1.3
-    assert monitor.gain > 1.3, "and what is drawn gains as said"
+    assert monitor.gain > 1.3, "and the actual draws gain as predicted"
     assert not train(equal, 2000, 1600)
-    assert gate.why.startswith("closed since step")
+    assert gate.reason.startswith("closed since step")

@@ -20,7 +20,7 @@ def feed(gate, gain, times=40, step=0):
 def test_closed_until_measured():
     gate = Gate(Sampling(gate="auto"))
     assert not gate.open
-    assert gate.why == "measuring, 0 of 20 observations with all chunks scored"
+    assert gate.reason == "measuring, 0 of 20 observations with all chunks scored"
     assert not feed(gate, 50.0, times=4)
     assert feed(gate, 50.0, times=1)
 
@@ -29,19 +29,19 @@ def test_opens_above_closes_halfway_to_one_and_holds_between():
     gate = Gate(Sampling(gate_gain=1.2))
     assert not feed(gate, 1.15, step=0)
     assert feed(gate, 1.3, step=100)
-    assert gate.why.startswith("open since step 10")
+    assert gate.reason.startswith("open since step 10")
     assert feed(gate, 1.15, step=200), "between the thresholds an open gate stays open"
     assert not feed(gate, 1.05, step=300)
-    assert gate.why.startswith("closed since step 30")
-    assert "opens above 1.20" in gate.why
+    assert gate.reason.startswith("closed since step 30")
+    assert "opens above 1.20" in gate.reason
     assert not feed(gate, 1.15, step=400), "and a closed one closed"
 
 
-def test_a_part_of_the_chunks_may_open_it_but_lets_no_scorer_rest():
-    """Unscored chunks have a prior for weights: a gain below one is no verdict on importance sampling."""
+def test_part_of_the_chunks_may_open_it_but_does_not_reduce_scoring():
+    """The weights of unscored chunks are a prior: a gain below one is no verdict on importance sampling."""
     gate = Gate(Sampling())
     for step in range(100):
-        gate.observe(0.96, step, whole=False)
+        gate.observe(0.96, step, all_scored=False)
     assert not gate.open
     assert not gate.probing
     assert STATES[gate.code] == "measuring"
@@ -52,9 +52,9 @@ def test_a_part_of_the_chunks_may_open_it_but_lets_no_scorer_rest():
         assert not again.probing
     again.observe(0.96, 20)
     assert again.probing
-    assert again.why.startswith("closed since")
+    assert again.reason.startswith("closed since")
     for step in range(20):
-        gate.observe(1.5, step, whole=False)
+        gate.observe(1.5, step, all_scored=False)
     assert gate.open
 
 
@@ -66,7 +66,7 @@ def test_one_lucky_measurement_opens_nothing():
 
 
 @pytest.mark.parametrize("gain", [np.nan, np.inf, 0.0, -1.0])
-def test_a_gain_that_says_nothing_changes_nothing(gain):
+def test_a_gain_without_meaning_changes_nothing(gain):
     gate = Gate(Sampling())
     feed(gate, 3.0)
     before = gate.state()
@@ -75,18 +75,18 @@ def test_a_gain_that_says_nothing_changes_nothing(gain):
 
 
 @pytest.mark.parametrize(
-    ("settings", "open_", "why"),
+    ("settings", "open_", "reason"),
     [
-        ({"gate": "open"}, True, "kept open"),
-        ({"uniform": True}, False, "uniform was"),
-        ({"uniform": True, "gate": "open"}, False, "uniform was"),
+        ({"gate": "open"}, True, "open by"),
+        ({"uniform": True}, False, "uniform by"),
+        ({"uniform": True, "gate": "open"}, False, "uniform by"),
     ],
 )
-def test_held_by_the_configuration(settings, open_, why):
+def test_a_configured_state_stays(settings, open_, reason):
     gate = Gate(Sampling(**settings))
     for gain in (0.1, 10.0):
         assert feed(gate, gain) is open_
-    assert gate.why.startswith(why)
+    assert gate.reason.startswith(reason)
     other = Gate(Sampling())
     feed(other, 0.5 if open_ else 9.0)
     gate.restore(other.state())
@@ -97,18 +97,18 @@ def test_held_by_the_configuration(settings, open_, why):
     ("settings", "gains", "code", "probing"),
     [
         pytest.param({"uniform": True}, [9.0] * 9, 0, False, id="uniform: nothing is scored at all"),
-        pytest.param({"gate": "open"}, [0.5] * 9, 1, False, id="kept open"),
+        pytest.param({"gate": "open"}, [0.5] * 9, 1, False, id="open by configuration"),
         pytest.param({}, [1.0] * 19, 2, False, id="measuring: with all scorers"),
         pytest.param({}, [1.0] * 20, 3, True, id="closed: a probe is enough"),
         pytest.param({}, [2.0] * 5, 4, False, id="open"),
     ],
 )
-def test_what_the_history_is_told_and_how_much_is_scored(settings, gains, code, probing):
+def test_the_code_in_the_history_and_how_much_is_scored(settings, gains, code, probing):
     gate = Gate(Sampling(**settings))
     for step, gain in enumerate(gains):
         gate.observe(gain, step)
     assert (gate.code, gate.probing) == (code, probing)
-    assert gate.why.split()[0].rstrip(",:") == STATES[code].split()[0].rstrip(",:")
+    assert gate.reason.split()[0].rstrip(",:") == STATES[code].split()[0].rstrip(",:")
 
 
 def test_state_and_restore():
@@ -120,11 +120,11 @@ def test_state_and_restore():
     for gain in (0.9, 1.0, 0.7, 1.01):
         first.observe(gain, 9)
         second.observe(gain, 9)
-        assert (first.open, first.gain, first.why) == (second.open, second.gain, second.why)
+        assert (first.open, first.gain, first.reason) == (second.open, second.gain, second.reason)
 
 
-def test_with_measured_gains_it_stays_shut_on_equal_norms_opens_on_skewed_and_shuts_again():
-    """Uniform draws while shut, as a learner would; the candidate knows the norms up to noise."""
+def test_with_measured_gains_it_stays_closed_on_equal_norms_opens_on_skewed_ones_and_closes_again():
+    """Draws are uniform while it is closed, as in a learner; the candidate knows the norms up to noise."""
     rng = np.random.default_rng(0)
     sampling = Sampling()
     gate, monitor = Gate(sampling), VarianceMonitor()

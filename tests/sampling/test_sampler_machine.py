@@ -1,4 +1,4 @@
-"""Any sequence of updates, feedback, publications, draws and restarts agrees with explicit per-example weights."""
+"""Any sequence of updates, feedback, publications and draws agrees with explicit per-example weights."""
 
 from __future__ import annotations
 
@@ -69,13 +69,6 @@ class SamplerMachine(RuleBasedStateMachine):
         assert (q[drawn.indices] > 0).all()
         np.testing.assert_allclose(drawn.probabilities, q[drawn.indices], rtol=1e-9, atol=1e-14)
         np.testing.assert_allclose(drawn.coefficients * drawn.probabilities * usable.sum(), 1, rtol=1e-12)
-
-    @rule()
-    def restart(self):
-        other = ImportanceSampler(self.sampler.n, self.sampler.chunk_size, self.sampling)
-        other.restore(self.sampler.state())
-        np.testing.assert_array_equal(other.probabilities(), self.sampler.probabilities())
-        self.sampler = other
 
     @precondition(lambda self: hasattr(self, "sampler"))
     @invariant()

@@ -7,7 +7,7 @@ import torch
 from conftest import MODEL
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import check, create
+from dask_isgd.checks.request import RunRequest, create, prepare
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.loss import cross_entropy
@@ -96,12 +96,14 @@ class Small(torch.nn.Module):
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
-    plan = check(
-        Small,
-        digits,
-        tmp_path / "run",
-        learning=isgd.Learning(steps=1, synchronous=exact),
-        scoring=isgd.Scoring(chunk_size=64),
+    plan = prepare(
+        RunRequest(
+            model=Small,
+            data=digits,
+            run_dir=tmp_path / "run",
+            learning=isgd.Learning(steps=1, synchronous=exact),
+            scoring=isgd.Scoring(chunk_size=64),
+        )
     )
     create(plan)
     model = models.build(Small, 0)
@@ -125,7 +127,7 @@ def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
 def test_a_thread_keeps_the_models_of_several_runs(digits, tmp_path):
     specs = []
     for i in range(task._RUNS + 1):
-        plan = check(MODEL, digits, tmp_path / str(i), learning=isgd.Learning(steps=1))
+        plan = prepare(RunRequest(model=MODEL, data=digits, run_dir=tmp_path / str(i), learning=isgd.Learning(steps=1)))
         create(plan)
         specs.append(plan.spec)
     tensors = dict(models.build(MODEL, 0).state_dict())
@@ -137,9 +139,18 @@ def test_a_thread_keeps_the_models_of_several_runs(digits, tmp_path):
 
 def test_a_resumed_run_is_scored_by_its_new_settings(digits, tmp_path):
     settings = {"learning": isgd.Learning(steps=1)}
-    first = check(MODEL, digits, tmp_path / "run", **settings)
+    first = prepare(RunRequest(model=MODEL, data=digits, run_dir=tmp_path / "run", **settings))
     create(first)
-    resumed = check(MODEL, digits, tmp_path / "run", resume=True, scoring=isgd.Scoring(method="loss"), **settings)
+    resumed = prepare(
+        RunRequest(
+            model=MODEL,
+            data=digits,
+            run_dir=tmp_path / "run",
+            resume=True,
+            scoring=isgd.Scoring(method="loss"),
+            **settings,
+        )
+    )
     assert resumed.spec.run == first.spec.run
     tensors = dict(models.build(MODEL, 0).state_dict())
     exact, loss = (task._model_for(plan.spec, tensors, 1, 0).engine.method for plan in (first, resumed))

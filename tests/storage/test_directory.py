@@ -10,6 +10,7 @@ import pytest
 
 from dask_isgd.errors import ConfigError, LeaseLostError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage import RunDirectory
+from dask_isgd.storage.run.directory import FORMAT_VERSION
 
 DOCUMENT = {"config": {"steps": 10}, "fingerprint": [1, 2]}
 
@@ -33,7 +34,7 @@ def fill(rundir):
 
 def test_a_new_run(rundir):
     assert rundir.exists()
-    assert rundir.document() == {**DOCUMENT, "format_version": 1}
+    assert rundir.document() == {**DOCUMENT, "format_version": FORMAT_VERSION}
     assert rundir.name == "run"
     assert rundir.weights.endswith("/run/weights.zarr")
     assert rundir.history.endswith("/run/history.zarr")
@@ -65,7 +66,7 @@ def test_overwrite_begins_anew_and_touches_nothing_foreign(rundir):
     old = rundir.leases().acquire({})
     rundir.folder.replace("notes.txt", b"mine")
     rundir.create({"second": True}, overwrite=True)
-    assert rundir.document() == {"second": True, "format_version": 1}
+    assert rundir.document() == {"second": True, "format_version": FORMAT_VERSION}
     assert rundir.folder.names() == ["leases", "notes.txt", "run.json"]
     assert rundir.control() == {"want": "run"}
     assert rundir.leases().acquire({}) == old + 1
@@ -85,7 +86,7 @@ def test_remove_undoes_create(rundir, home):
     assert not rundir.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}', '{"kind": "another"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": FORMAT_VERSION}', '{"kind": "another"}'])
 def test_another_programs_run_json_is_left_alone(home, text):
     home.folder.replace("run.json", text.encode())
     home.folder.replace("checkpoints/theirs", b"")
@@ -108,12 +109,12 @@ def test_parts_without_a_run_are_left_alone(home, part):
 
 
 def test_another_format(rundir):
-    document = {**json.loads(rundir.folder.read("run.json")), "format_version": 2}
+    document = {**json.loads(rundir.folder.read("run.json")), "format_version": 1}
     rundir.folder.replace("run.json", json.dumps(document).encode())
-    with pytest.raises(RunMismatchError, match="format_version 2, wanted 1"):
+    with pytest.raises(RunMismatchError, match=rf"got format version 1, .* reads {FORMAT_VERSION}; use the version"):
         rundir.document()
     rundir.create({}, overwrite=True)
-    assert rundir.document() == {"format_version": 1}
+    assert rundir.document() == {"format_version": FORMAT_VERSION}
 
 
 def test_of_many_creators_one_wins(home):

@@ -8,7 +8,7 @@ import torch
 from feed_oracle import uniform
 from numpy.testing import assert_allclose, assert_array_equal
 
-from dask_isgd.checks.request import check
+from dask_isgd.checks.request import RunRequest, prepare
 from dask_isgd.config import Learning, Scoring
 from dask_isgd.core.batch import Prepare
 from dask_isgd.errors import LabelError
@@ -106,10 +106,16 @@ def line():
 @pytest.mark.parametrize("least", [-100, -1])
 def test_negative_integers_are_numbers_where_the_loss_is_ones_own(tmp_path, least):
     data = dataset(tmp_path, X.astype("f4"), np.arange(N) + least)
-    plan = check(line, data, tmp_path / "run", loss=squares, learning=Learning(steps=1), scoring=Scoring())
+    plan = prepare(
+        RunRequest(
+            model=line, data=data, run_dir=tmp_path / "run", loss=squares, learning=Learning(steps=1), scoring=Scoring()
+        )
+    )
     assert plan.spec.examples == N
     with pytest.raises(LabelError, match="a loss of your own"):
-        check(line, data, tmp_path / "run", learning=Learning(steps=1), scoring=Scoring())
+        prepare(
+            RunRequest(model=line, data=data, run_dir=tmp_path / "run", learning=Learning(steps=1), scoring=Scoring())
+        )
 
 
 def test_a_dataset_that_names_its_classes_has_classes_whatever_the_loss(tmp_path):

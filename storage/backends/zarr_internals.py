@@ -1,0 +1,67 @@
+"""The parts of Zarr that are private or differ between its releases, each with its reason.
+
+A canary test (``tests/storage/test_zarr_internals.py``) fails when a release of Zarr moves or changes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.metadata import ArrayV2Metadata
+from zarr.core.sync import sync
+
+_T = TypeVar("_T")
+ByteOrder: TypeAlias = Literal["<", ">", "="]
+
+
+class PlainBytes(NamedTuple):
+    """How the bytes of an uncompressed chunk are to be read."""
+
+    byte_order: ByteOrder
+    """``"<"``, ``">"`` or ``"="``, where the dtype itself decides."""
+    checksum: bool
+    """Whether a CRC-32C of four bytes follows."""
+
+
+def wait(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine of a store on Zarr's own event loop and return its result.
+
+    The public interface of a store is asynchronous only, and a store may be bound to that loop.
+    """
+    result: _T = sync(coroutine)
+    return result
+
+
+def chunk_key(array: zarr.Array[Any], coordinates: tuple[int, ...]) -> str:
+    """The store's key of one chunk, or of one shard if the array is sharded.
+
+    The public interface does not name the file of a chunk.
+    """
+    key = array.metadata.encode_chunk_key(coordinates)
+    return f"{array.path}/{key}" if array.path else key
+
+
+def plain_bytes(array: zarr.Array[Any]) -> PlainBytes | None:
+    """How the chunks of ``array`` hold their values as plain bytes in C order; None if they are encoded otherwise.
+
+    The public ``compressors`` and ``filters`` know neither the byte order of format 3 nor the memory order of format 2.
+    """
+    metadata = array.metadata
+    if isinstance(metadata, ArrayV2Metadata):
+        # One column in Fortran's order is one in C's.
+        plain = metadata.compressor is None and not metadata.filters and (metadata.order == "C" or array.ndim == 1)
+        return PlainBytes("=", False) if plain else None
+    first, *rest = metadata.codecs
+    if not isinstance(first, BytesCodec) or len(rest) > 1 or not all(isinstance(c, Crc32cCodec) for c in rest):
+        return None
+    return PlainBytes(byte_order(first.endian), bool(rest))
+
+
+def byte_order(endian: Any) -> ByteOrder:
+    """The byte order of a ``BytesCodec``: its ``endian`` is an enumeration up to Zarr 3.2 and a string since 3.3."""
+    name = getattr(endian, "value", endian)
+    orders: dict[Any, ByteOrder] = {None: "=", "little": "<", "big": ">"}
+    return orders[name]
