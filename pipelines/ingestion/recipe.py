@@ -39,8 +39,7 @@ def ingest_recipe(path: str | Path, url: str | None = None) -> str:
     if not isinstance(content, Mapping) or not isinstance(content.get("source"), Mapping):
         raise ConfigError(f"{path}: got no source, wanted 'source:' with one of xarray, numpy, images, parquet")
     settings = {str(key).replace("-", "_"): value for key, value in content.items()}
-    hidden = ("source", "url", "client", "identity")
-    known = [name for name in inspect.signature(ingest).parameters if name not in hidden]
+    known = [name for name in inspect.signature(ingest).parameters if name not in ("source", "url", "client")]
     mistakes = []
     for key in sorted(settings.keys() - {*known, "source", "to"}):
         close = difflib.get_close_matches(key, [*known, "source", "to"], 1)
