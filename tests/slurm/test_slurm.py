@@ -197,24 +197,24 @@ def test_a_learner_whose_node_goes_down_resumes_on_another(slurm: LocalSlurm, lo
 
 
 def test_adapt_up_and_down_without_touching_the_learner(slurm: LocalSlurm, logs, digits, run_dir):
-    class FixedNeed(clusters.Need):
-        """A need that the test sets."""
+    class Told(clusters.Need):
+        """The need, said by the test."""
 
-        scorers = 2
+        says = 2
 
         def wanted(self, now, scorers, runs):
-            return self.scorers
+            return self.says
 
-    need = FixedNeed()
+    need = Told()
     with queue(logs, n_workers=0) as (cluster, client):
         (learner,) = cluster.job_id("learner")
         cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2, need=need)
         run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
         until(lambda: len(present(client)) == 3, "up to two scorers", logs)
         until(lambda: run.latest.get("examples_scored", 0), "scores", logs)
-        need.scorers = 0
+        need.says = 0
         until(lambda: list(present(client)) == ["learner"], "down to none", logs)
-        need.scorers = 1
+        need.says = 1
         until(lambda: len(present(client)) == 2, "up again", logs)
         assert cluster.job_id("learner") == [learner]
         assert run.latest["incarnation"] == 1, "the learner was never started again"
