@@ -1,4 +1,4 @@
-"""Evaluates published versions on the whole validation data, one version at a time."""
+"""Evaluates published versions on all of the validation data, one version at a time."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dask_isgd.errors import ModelError
+from dask_isgd.errors import ConfigError, ModelError
+from dask_isgd.names import named
 
 ModelSource = Callable[[], nn.Module] | str
 
@@ -23,14 +23,10 @@ def build(source: ModelSource, seed: int | None = None) -> nn.Module:
     """
     factory: Any = source
     if isinstance(source, str):
-        package, _, name = source.partition(":")
         try:
-            factory = getattr(importlib.import_module(package), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ModelError(
-                f"model: got {source!r}, wanted an importable 'package.module:name' ({error}); "
-                "check the spelling and that the package is installed"
-            ) from error
+            factory = named(source)
+        except ConfigError as error:
+            raise ModelError(f"model: {error}") from error
     if isinstance(factory, nn.Module):
         raise ModelError(
             f"model: got a module ({type(factory).__name__}), wanted a callable that builds one; "

@@ -26,7 +26,7 @@ def test_the_parts_are_equal_and_fill_the_room(room, runs):
         ([("a", 0.0), ("b", 3.0), ("a", 4.0)], 7.9, "ab"),  # a claim that is repeated
     ],
 )
-def test_a_run_that_falls_silent_is_left_out(claims, now, runs):
+def test_a_claim_expires(claims, now, runs):
     received = Claims()
     for run, at in claims:
         received.add(run, at)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from fake_worker import FakeWorker
 
+from dask_isgd.columns import ANNOUNCED
 from dask_isgd.learner import reporter as module
-from dask_isgd.learner.reporter import ANNOUNCED, COLUMNS, Reporter
+from dask_isgd.learner.reporter import COLUMNS, Reporter
 from dask_isgd.learner.trainer import Step
 
 OF_THE_LEARNER = {
