@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dask_isgd.callbacks.callback import Callback, Feeder
+from dask_isgd.callbacks.callback import Callback, CallbackRunner
 from dask_isgd.display.notebook import NotebookProgress, Shown, in_notebook
 from dask_isgd.errors import RunNotFoundError
 
@@ -43,23 +43,23 @@ def following(run: Followed, progress: Progress | None, callbacks: Sequence[Call
             if card is not None:  # however it ended: this is what a saved notebook shows
                 card(run.latest)
         return
-    feeder = Feeder(callbacks)
-    feeder.begin(run.name, run.document.get("config", {}))
+    runner = CallbackRunner(callbacks)
+    runner.begin(run.name, run.document.get("config", {}))
 
     def follow(values: Mapping[str, Any]) -> None:
         if tell is not None:
             tell(values)
-        if feeder.due:
-            feeder.look(run.history, run.evaluations)
+        if runner.due:
+            runner.update(run.history, run.evaluations)
 
     try:
         yield follow
     finally:
         if card is not None:
             card(run.latest)
-        feeder.look(run.history, run.evaluations)
+        runner.update(run.history, run.evaluations)
         try:
             summary = run.summary()
         except RunNotFoundError:  # it ended before its first report
             summary = {}
-        feeder.end(run.status, summary)
+        runner.end(run.status, summary)
