@@ -112,13 +112,13 @@ def random_rows(data: dict[str, Dataset], batches: int) -> Iterator[tuple[str, f
     del rows, plain
     tenth = size // 10
     ways: list[tuple[str, str, dict[str, Any]]] = [
-        ("in memory", "raw", {"memory": 2 * size}),
-        ("rows of uncompressed chunks", "raw", {"memory": tenth}),
-        ("local copy of zstd", "zstd", {"memory": tenth, "disk": 2 * size}),
-        ("pool, 10 % budget, zstd", "zstd", {"memory": tenth, "disk": 0}),
+        ("in memory", "raw", {"cache_memory": 2 * size}),
+        ("rows of uncompressed chunks", "raw", {"cache_memory": tenth}),
+        ("local copy of zstd", "zstd", {"cache_memory": tenth, "cache_disk": 2 * size}),
+        ("pool, 10 % budget, zstd", "zstd", {"cache_memory": tenth, "cache_disk": 0}),
     ]
     for name, kind, settings in ways:
-        source = open_source(data[kind], draws, Learning(steps=1, **{"disk": 0, **settings}))
+        source = open_source(data[kind], draws, Learning(steps=1, **{"cache_disk": 0, **settings}))
         if hasattr(source, "wait"):
             source.wait()
         if hasattr(source, "slots"):  # the steady state: what comes while it fills up is another matter

@@ -77,7 +77,7 @@ class Scored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """A version was evaluated on the whole validation data."""
+    """A version was evaluated on all of the validation data."""
 
     kind: ClassVar[str] = "evaluated"
     version: int

@@ -1,4 +1,4 @@
-"""Data in, experiments out: public datasets, models, recipes, and the command line that runs them.
+"""Public datasets, models, recipes, and the command line that runs them.
 
 >>> from dask_isgd.pipelines import PIPELINES
 >>> list(PIPELINES)
@@ -19,7 +19,7 @@ __all__ = ["PIPELINES", "Pipeline", "Recipe", "ingest", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ingest":  # Zarr and xarray only where they are wanted: the command line lists pipelines without
+    if name == "ingest":  # lazily: the command line lists pipelines without Zarr and xarray
         from dask_isgd.pipelines.ingestion.ingest import ingest
 
         return ingest
@@ -33,7 +33,7 @@ def _digits() -> Recipe:
         learning=Learning(
             steps=800, batch_size=64, learning_rate=0.1, publish_every=20, report_every=10, evaluate_every=100
         ),
-        # So few examples that the gate would hardly have opened by the end of the run.
+        # With so few examples the gate would hardly open before the end of the run.
         sampling=Sampling(gate="open"),
         validation="test",
     )

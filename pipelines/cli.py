@@ -6,7 +6,6 @@ Only options are dealt with here. What the commands do is imported when they run
 
 from __future__ import annotations
 
-import difflib
 import functools
 import signal
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import click
 
 from dask_isgd.errors import IsgdError
+from dask_isgd.names import nearest
 from dask_isgd.pipelines import PIPELINES, Recipe, load_recipe
 from dask_isgd.pipelines.commands.terminated import Terminated
 
@@ -90,8 +90,8 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
         if not Path(value).is_file():
             raise click.BadParameter(f"there is no file {value!r}.")
         return load_recipe(value, {name: pipeline.recipe for name, pipeline in PIPELINES.items()})
-    close = difflib.get_close_matches(value, PIPELINES, 1)
-    hint = f"Did you mean {close[0]!r}?" if close else f"Wanted {', '.join(PIPELINES)} or a RECIPE.yaml."
+    close = nearest(value, PIPELINES)
+    hint = f"Did you mean {close!r}?" if close else f"Wanted {', '.join(PIPELINES)} or a RECIPE.yaml."
     raise click.BadParameter(f"got {value!r}. {hint}")
 
 

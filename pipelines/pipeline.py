@@ -1,4 +1,4 @@
-"""A pipeline: a dataset that can be prepared, a model for it, and a recipe that trains it."""
+"""A pipeline: a dataset that can be prepared, a model for it, and a recipe that trains the model."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """Data in, experiment out. Cheap to list: nothing is imported before it is needed."""
+    """From a public dataset to an experiment. Pipelines are cheap to list: modules are imported on first use."""
 
     name: str
     about: str
-    """One line for people who choose."""
+    """Description in one line."""
     module: str
-    """Has ``prepare(url, *, source=None) -> url``."""
+    """Module with a function ``prepare(url, *, source=None) -> url``."""
     make_recipe: Callable[[], Recipe]
 
     def prepare(self, url: str, *, source: str | None = None) -> str:
-        """Write the dataset to ``url``, a path or URL, if it is not there yet; returns ``url``.
+        """Write the dataset to ``url``, a path or URL, if it is not there yet; return ``url``.
 
-        ``source`` is a folder with the original files, where the dataset has any.
+        ``source`` is a folder with the original files, if the dataset has any.
         """
         prepared: str = importlib.import_module(self.module).prepare(url, source=source)
         return prepared
 
     def model(self) -> nn.Module:
-        """A new model, with fresh parameters."""
+        """Return a new model with initial parameters."""
         from dask_isgd.core import models
 
         return models.build(self.recipe.model)
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, with the defaults of Dask's configuration as they are now."""
+        """The recipe, with the current defaults of Dask's configuration."""
         return self.make_recipe()

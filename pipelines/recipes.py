@@ -1,29 +1,27 @@
-"""A recipe: everything a run needs but a cluster and a directory, in code or in YAML."""
+"""A recipe: everything a run needs except a cluster and a directory, in code or in YAML."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-import yaml
-
-from dask_isgd.config import Learning, Sampling, Scoring, from_mapping
+from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.errors import ConfigError
+from dask_isgd.field_types import fits_text
+from dask_isgd.names import keys_underscored
+from dask_isgd.validation import Places, settings, validate
+from dask_isgd.yaml_file import read_yaml
 
-_CALLABLES = ("optimizer", "scheduler", "transform")
-_Settings = TypeVar("_Settings", Learning, Scoring, Sampling)
+_PARTS = {kind.__name__.lower(): kind.__name__ for kind in (Learning, Scoring, Sampling)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Recipe:
     """What is trained on what, and how.
 
-    In YAML the same keys, ``learning``, ``scoring`` and ``sampling`` being mappings::
+    In YAML the keys are the same; ``learning``, ``scoring`` and ``sampling`` are mappings::
 
         data: fashion-mnist                          # a pipeline's name, a path or a URL
         model: dask_isgd.pipelines.models:fashion_mnist
@@ -32,33 +30,27 @@ class Recipe:
         validation: test
     """
 
-    data: str
+    data: Annotated[str, fits_text("the name of a pipeline, a path or a URL")]
     """The name of a pipeline, or a path or URL of a dataset."""
-    model: str
+    model: Annotated[str, fits_text("'package.module:name' of a callable that builds the model")]
     """``"package.module:name"`` of a callable without arguments."""
     learning: Learning
-    scoring: Scoring = field(default_factory=Scoring)
-    sampling: Sampling = field(default_factory=Sampling)
-    validation: str | None = None
+    scoring: Scoring = dataclasses.field(default_factory=Scoring)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    validation: Annotated[str, fits_text("the name of a group of the dataset")] | None = None
     """The group of the dataset that is evaluated on; None: no evaluation."""
-    loss: str | None = None
+    loss: Annotated[str, fits_text("'package.module:name' of a loss per example")] | None = None
     """``"package.module:name"`` of a loss per example; None: cross entropy."""
 
 
 def load_recipe(path: str | Path, defaults: Mapping[str, Recipe] | None = None) -> Recipe:
-    """The recipe in a YAML file; every mistake in it is reported at once.
+    """Return the recipe in a YAML file. Raises ConfigError that lists every mistake in it.
 
     Keys may be spelled with hyphens. ``optimizer``, ``scheduler`` and ``transform`` are names,
-    ``package.module:name``. Where ``data`` is a key of ``defaults`` (the pipelines' recipes), what
-    the file leaves out is taken from there.
+    ``package.module:name``. If ``data`` is a key of ``defaults`` (the pipelines' recipes), what
+    the file leaves out comes from there.
     """
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); wanted a recipe in YAML") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path, "a recipe")
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: got {type(content).__name__}, wanted a mapping with data, model and learning")
     try:
@@ -68,71 +60,15 @@ def load_recipe(path: str | Path, defaults: Mapping[str, Recipe] | None = None) 
 
 
 def recipe_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Recipe] | None = None) -> Recipe:
-    """A recipe from plain values, as :func:`load_recipe` reads them."""
-    given = {str(key).replace("-", "_"): value for key, value in values.items()}
-    known = [f.name for f in dataclasses.fields(Recipe)]
-    mistakes = []
-    for key in given.keys() - set(known):
-        close = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        mistakes.append(f"Recipe: unknown key {key!r}; {hint}")
+    """Return a recipe from plain values, as :func:`load_recipe` reads them."""
+    given = keys_underscored(values)
     base = (defaults or {}).get(str(given.get("data")))
-    settings: dict[str, Any] = {}
-
-    def part(name: str, kind: type[_Settings]) -> None:
-        try:
-            settings[name] = _settings(kind, given.get(name), getattr(base, name, None))
-        except ConfigError as error:
-            mistakes.append(str(error))
-
-    part("learning", Learning)
-    part("scoring", Scoring)
-    part("sampling", Sampling)
-    for name in ("data", "model", "validation", "loss"):
-        settings[name] = given.get(name, getattr(base, name, None))
-        if not isinstance(settings[name], str) and (name in ("data", "model") or settings[name] is not None):
-            mistakes.append(f"Recipe.{name}: got {settings[name]!r}, wanted {_WANTED[name]}")
-    if mistakes:
-        raise ConfigError("\n".join(sorted(mistakes)))
-    return Recipe(**settings)
+    merged = {**_fields(base), **given}
+    for part in _PARTS:  # a part without a value under its key is one without settings
+        own = {} if given.get(part) is None else keys_underscored(given[part])
+        merged[part] = {**_fields(getattr(base, part, None)), **own} if isinstance(own, Mapping) else own
+    return validate(Recipe, merged, Places("Recipe", _PARTS))
 
 
-_WANTED = {
-    "data": "the name of a pipeline, a path or a URL",
-    "model": "'package.module:name' of a callable that builds the model",
-    "validation": "the name of a group of the dataset, or null",
-    "loss": "'package.module:name' of a loss per example, or null",
-}
-
-
-def named(name: str) -> Callable[..., Any]:
-    """The callable that ``"package.module:name"`` names."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"got {name!r}, wanted an importable 'package.module:name' ({error}); check the spelling"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"got {name!r}, which is no callable but {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
-
-
-def _settings(kind: type[_Settings], values: Any, base: _Settings | None) -> _Settings:
-    if values is None:
-        values = {}
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{kind.__name__}: got {values!r}, wanted a mapping of settings")
-    merged = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for name in _CALLABLES:
-        if isinstance(merged.get(name), str):
-            try:
-                merged[name] = named(merged[name])
-            except ConfigError as error:
-                raise ConfigError(f"{kind.__name__}.{name}: {error}") from error
-    if base is not None:
-        merged = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | merged
-    if kind is Learning and "steps" not in merged:
-        raise ConfigError("Learning.steps: got nothing, wanted a whole number at least 1")
-    return from_mapping(kind, merged)
+def _fields(value: Any) -> dict[str, Any]:
+    return {} if value is None else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

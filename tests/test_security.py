@@ -38,7 +38,7 @@ from dask_isgd.errors import CheckpointError, DataError, RunNotFoundError
 from dask_isgd.pipelines.datasets import svhn
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.pipelines.datasets.sources import Source
-from dask_isgd.pipelines.ingestion.tables import open_table
+from dask_isgd.pipelines.ingestion.tables.opening import open_table
 from dask_isgd.storage import Checkpoints, Dataset, RunDirectory, write_dataset
 from dask_isgd.storage.run.checkpoints import MANIFEST, TENSORS, _digest
 

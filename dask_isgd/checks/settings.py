@@ -1,8 +1,7 @@
-"""What can be wrong with settings that are each valid by themselves: found at ``fit``, all at once."""
+"""Checks at ``fit`` of settings that are valid one by one: every mistake is reported at once."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,13 +13,14 @@ from dask_isgd import config
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core import models
 from dask_isgd.errors import ConfigError
+from dask_isgd.names import hint, hyphenated
 from dask_isgd.storage import Dataset
 
 logger = logging.getLogger(__name__)
 
 
 def check_settings(learning: Learning, scoring: Scoring, sampling: Sampling, dataset: Dataset) -> None:
-    """Raise ConfigError with every mistake of the settings, of Dask's configuration too."""
+    """Raise ConfigError with every mistake in the settings and in Dask's configuration."""
     mistakes = [
         *_kinds(learning, scoring, sampling),
         *_unknown("isgd", dask.config.get("isgd"), config.DEFAULTS["isgd"]),
@@ -31,7 +31,7 @@ def check_settings(learning: Learning, scoring: Scoring, sampling: Sampling, dat
         raise ConfigError("\n".join(mistakes))
     if learning.batch_size > len(dataset):
         logger.warning(
-            "a minibatch of %d from %d examples: draws repeat some of them (Learning.batch_size)",
+            "Learning.batch_size: a minibatch of %d from %d examples draws some of them repeatedly",
             learning.batch_size,
             len(dataset),
         )
@@ -46,25 +46,24 @@ def _kinds(*settings: object) -> Iterator[str]:
 
 
 def _unknown(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
-    """Keys of Dask's configuration that mean nothing: a typing error in a file or a variable."""
-    names = {name.replace("_", "-"): name for name in given}
-    for name, spelt in names.items():
+    """Unknown keys in Dask's configuration: a typing error in a file or an environment variable."""
+    names = {hyphenated(name): name for name in given}
+    for name, spelling in names.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {path}.{close[0]}?" if close else f"known: {', '.join(known)}"
-            yield f"Dask's configuration: unknown key {path}.{spelt}; {hint}"
+            what_to_do = hint(name, known, lambda key: f"{path}.{key}")
+            yield f"Dask's configuration: unknown key {path}.{spelling}; {what_to_do}"
         elif isinstance(known[name], Mapping):
-            if isinstance(given[spelt], Mapping):
-                yield from _unknown(f"{path}.{name}", given[spelt], known[name])
+            if isinstance(given[spelling], Mapping):
+                yield from _unknown(f"{path}.{name}", given[spelling], known[name])
             else:
-                yield f"Dask's configuration: {path}.{name}: got {given[spelt]!r}, wanted a mapping"
+                yield f"Dask's configuration: {path}.{name}: got {given[spelling]!r}, wanted a mapping"
 
 
 def _device(learning: Learning) -> Iterator[str]:
     try:
         torch.empty(0, device=models.device_of(learning.device))
     except (RuntimeError, AssertionError) as error:
-        if learning.device.partition(":")[0] not in ("cuda", "mps", "xpu"):  # the learner's worker may have one
+        if learning.device.partition(":")[0] not in ("cuda", "mps", "xpu"):  # the learner's worker may have it
             yield f"Learning.device: got {learning.device!r}, wanted 'auto' or a torch device ({error})".splitlines()[0]
 
 

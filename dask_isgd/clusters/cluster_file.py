@@ -1,185 +1,68 @@
-"""A cluster in a file: ``cluster.yaml``, checked whole before anything is started.
+"""A cluster in a file: ``cluster.yaml``, checked completely before anything is started.
 
 ``docs/clusters.md`` explains the keys, ``examples/clusters/`` has a file for each kind.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dask.config
-import yaml
-from dask.utils import parse_bytes, parse_timedelta
 
+from dask_isgd.clusters.cluster_schema import MODELS, Queue
 from dask_isgd.clusters.jobqueue import QUEUES, job_options
 from dask_isgd.errors import ConfigError
+from dask_isgd.names import hint, hyphenated, keys_underscored, nearest
+from dask_isgd.validation import Places, validate
+from dask_isgd.yaml_file import read_yaml
 
-KINDS = ("local", "scheduler", "dask-cuda", *QUEUES)
+KINDS = (*MODELS, *QUEUES)
+LIFETIME = ("lifetime", "lifetime_stagger")
+"""Options of a job besides dask-jobqueue's: they become arguments of its worker."""
+_QUEUE_WAIT = 3600.0
+_ROLES = ("job", "learner", "scorer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What a ``cluster.yaml`` says; made by :func:`load_cluster`."""
+    """The cluster that a ``cluster.yaml`` describes; made by :func:`load_cluster`."""
 
     kind: str
     """``local``, ``scheduler``, ``dask-cuda`` or the name of a queue."""
     scorers: int | None = None
-    """Scorers (a queue: their jobs) to have from the start; None: the kind's default."""
+    """Scorers at the start (on a queue: scorers' jobs); None: the kind's default."""
     adapt: tuple[int, int] | None = None
-    """Least and most scorers where their number follows the need."""
+    """Least and most scorers, if their number adapts to the run; None: it is fixed."""
     learners: int = 1
+    """Workers for learners: one for each run that trains at the same time."""
     job: Mapping[str, Any] = field(default_factory=dict)
     """Options of every job, as dask-jobqueue spells them."""
     learner: Mapping[str, Any] = field(default_factory=dict)
+    """Options in which the learner's job differs."""
     scorer: Mapping[str, Any] = field(default_factory=dict)
+    """Options in which the scorers' jobs differ."""
     address: str | None = None
     scheduler_file: str | None = None
     gpus: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``LocalCUDACluster``."""
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the scheduler that is started here: host, port, interface, dashboard_address."""
+    """Options of the scheduler that runs in this process: host, port, interface, dashboard_address."""
     security: str | Mapping[str, str] | None = None
     """``"temporary"`` or paths: ca_file, cert, key."""
     shared_directory: str | None = None
     dask: Mapping[str, Any] = field(default_factory=dict)
     """Dask configuration, here and on the workers that are started."""
     wait: float | None = None
-    """Seconds to wait for the learner's worker, at the start and after it was lost; None: ``isgd.cluster.timeout``."""
-
-
-_QUEUING = "1 hour"
-
-# Each check returns what it wanted, or None if the value is that.
-_Check = Callable[[Any], str | None]
-
-
-def _whole(least: int) -> _Check:
-    def check(value: Any) -> str | None:
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return None if fits else f"a whole number at least {least}"
-
-    return check
-
-
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "a string"
-
-
-def _mapping(value: Any) -> str | None:
-    return None if isinstance(value, Mapping) and all(isinstance(k, str) for k in value) else "a mapping"
-
-
-def _scorers(value: Any) -> str | None:
-    wanted = "a whole number at least 0, or {minimum: 0, maximum: 8}"
-    if isinstance(value, Mapping):
-        low, high = value.get("minimum", 0), value.get("maximum")
-        fits = set(value) <= {"minimum", "maximum"} and _whole(0)(low) is None and _whole(1)(high) is None
-        return None if fits and low <= high else wanted
-    return None if _whole(0)(value) is None else wanted
-
-
-def _gpus(value: Any) -> str | None:
-    fits = (
-        isinstance(value, list) and value and all(isinstance(v, (int, str)) and not isinstance(v, bool) for v in value)
-    )
-    return None if fits else "a list of GPUs, such as [0, 1]"
-
-
-_FILES = ("ca_file", "cert", "key")
-
-
-def _security(value: Any) -> str | None:
-    if value == "temporary":
-        return None
-    given = {str(k).replace("-", "_"): v for k, v in value.items()} if isinstance(value, Mapping) else {}
-    fits = set(given) == set(_FILES) and all(isinstance(v, str) for v in given.values())
-    return None if fits else "temporary, or a mapping of ca-file, cert and key to paths"
-
-
-def _files(value: Any) -> str | None:
-    wrong = _security(value)
-    if wrong is None and value == "temporary":
-        return "a mapping of ca-file, cert and key to paths: those the running scheduler uses"
-    return wrong
-
-
-def _duration(value: Any) -> str | None:
-    try:
-        return None if not isinstance(value, bool) and parse_timedelta(value, default="s") > 0 else "a duration"
-    except (ValueError, TypeError, KeyError):
-        return "a duration such as '10 minutes'"
-
-
-def _memory(value: Any) -> str | None:
-    try:
-        return None if not isinstance(value, bool) and parse_bytes(value) > 0 else "memory such as '8GB'"
-    except (ValueError, TypeError, AttributeError):
-        return "memory such as '8GB'"
-
-
-def _any(value: Any) -> str | None:
-    return None  # dask-jobqueue knows
-
-
-def _lines(value: Any) -> str | None:
-    # HTCondor takes directives as a mapping
-    fits = isinstance(value, Mapping) or (isinstance(value, list) and all(isinstance(line, str) for line in value))
-    return None if fits else "a list of strings"
-
-
-def _walltime(value: Any) -> str | None:
-    # unquoted, YAML reads 04:00:00 as the number 14400
-    return None if isinstance(value, str) else "a string in quotes such as '04:00:00'"
-
-
-LIFETIME = ("lifetime", "lifetime_stagger")
-"""Options of a job beside dask-jobqueue's: they become arguments of its worker."""
-_JOB: dict[str, _Check] = {
-    **dict.fromkeys(LIFETIME, _duration),
-    "cores": _whole(1),
-    "processes": _whole(1),
-    "memory": _memory,
-    "walltime": _walltime,
-    "job_extra_directives": _lines,
-    "job_script_prologue": _lines,
-    "job_directives_skip": _lines,
-    "worker_extra_args": _lines,
-    **dict.fromkeys(("queue", "account", "python", "interface", "local_directory", "log_directory"), _text),
-}
-_SCHEDULER: dict[str, _Check] = {
-    **dict.fromkeys(("host", "interface", "dashboard_address"), _text),
-    "port": _whole(0),
-}
-_COMMON: dict[str, _Check] = {"security": _security, "dask": _mapping, "wait": _duration}
-_QUEUE: dict[str, _Check] = {
-    **_COMMON,
-    "scorers": _scorers,
-    "learners": _whole(1),
-    **dict.fromkeys(("job", "learner", "scorer", "scheduler"), _mapping),
-    "shared_directory": _text,
-}
-_KEYS: dict[str, dict[str, _Check]] = {
-    "local": {**_COMMON, "scorers": _scorers, "learners": _whole(1), "gpus": _gpus},
-    "scheduler": {**_COMMON, "security": _files, "address": _text, "scheduler_file": _text},
-    "dask-cuda": {**_COMMON, "options": _mapping},
-    **dict.fromkeys(QUEUES, _QUEUE),
-}
+    """Seconds to wait for the learner's worker, at the start and after a loss; None: ``isgd.cluster.timeout``."""
 
 
 def load_cluster(path: str | Path) -> ClusterConfig:
-    """The cluster a YAML file describes. Raises ConfigError that lists every mistake in it."""
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); wanted a cluster in YAML") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    """Return the cluster that a YAML file describes. Raises ConfigError that lists every mistake in it."""
+    content = read_yaml(path, "a cluster")
     try:
         return cluster_from_mapping(content)
     except ConfigError as error:
@@ -187,90 +70,56 @@ def load_cluster(path: str | Path) -> ClusterConfig:
 
 
 def cluster_from_mapping(content: Any) -> ClusterConfig:
-    """A cluster from plain values, as :func:`load_cluster` reads them."""
-    if _mapping(content) is not None:
+    """Return a cluster from plain values, as :func:`load_cluster` reads them."""
+    if not isinstance(content, Mapping):
         raise ConfigError(f"got {type(content).__name__}, wanted a mapping with the key cluster")
-    given = _underscored(content)
-    kind = given.pop("cluster", None)
+    given = keys_underscored(content)
+    kind = given.get("cluster")
     if kind not in KINDS:
-        raise ConfigError(f"cluster: got {kind!r}, wanted one of {', '.join(KINDS)}{_hint(str(kind), KINDS)}")
-    mistakes = _mistakes("", given, _KEYS[kind])
-    for name in ("job", "learner", "scorer"):
-        if kind in QUEUES and name in given and _mapping(given[name]) is None:
-            given[name] = _underscored(given[name])
-            mistakes += _mistakes(f"{name}.", given[name], {key: _JOB.get(key, _any) for key in _options(kind)})
-    if kind in QUEUES and "scheduler" in given and _mapping(given["scheduler"]) is None:
-        given["scheduler"] = _underscored(given["scheduler"])
-        mistakes += _mistakes("scheduler.", given["scheduler"], _SCHEDULER)
-    mistakes += _contradictions(kind, given)
-    if mistakes:
-        raise ConfigError("\n".join(sorted(mistakes)))
-    return _made(kind, given)
-
-
-def _options(kind: str) -> set[str]:
-    """What a job of this kind can be told; asking brings dask-jobqueue's defaults into Dask's configuration."""
-    return {*job_options(kind), *LIFETIME}
-
-
-def _underscored(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def _hint(key: str, known: Any) -> str:
-    close = difflib.get_close_matches(key, list(known), 1)
-    return f"; did you mean {close[0].replace('_', '-')!r}?" if close else ""
-
-
-def _mistakes(prefix: str, given: Mapping[str, Any], known: Mapping[str, _Check]) -> list[str]:
-    found = []
-    for key, value in given.items():
-        name = f"{prefix}{key.replace('_', '-')}"
-        if key not in known:
-            hint = _hint(key, known) or f"; known: {', '.join(k.replace('_', '-') for k in sorted(known))}"
-            found.append(f"{name}: unknown key{hint}")
-        elif (wanted := known[key](value)) is not None:
-            found.append(f"{name}: got {value!r}, wanted {wanted}")
-    return found
-
-
-def _contradictions(kind: str, given: Mapping[str, Any]) -> list[str]:
-    if kind == "scheduler" and ("address" in given) == ("scheduler_file" in given):
-        return ["address: wanted this, as in tcp://10.0.0.1:8786, or scheduler-file, not both"]
-    if kind not in QUEUES:
-        return []
-    found = []
-    parts: dict[str, Mapping[str, Any]] = {}
-    for name in ("job", "learner", "scorer"):
-        part = given.get(name)
-        parts[name] = part if isinstance(part, Mapping) else {}
-    _options(kind)
-    section = f"jobqueue.{kind}"
-    for need in ("cores", "memory", *(["disk"] if kind == "htcondor" else [])):
-        if need not in parts["job"] and dask.config.get(f"{section}.{need}", None) is None:
-            found += [
-                f"{role}.{need}: got nothing, wanted it here or under job"
-                for role in ("learner", "scorer")
-                if need not in parts[role]
-            ]
-    if parts["learner"].get("processes", 1) != 1:
-        found.append("learner.processes: a learner is one process; for several runs at a time say learners: 2")
-    if given.get("security") == "temporary" and "shared_directory" not in given:
-        found.append("shared-directory: wanted with security: temporary; the jobs read their keys there")
-    return found
-
-
-def _made(kind: str, given: dict[str, Any]) -> ClusterConfig:
-    scorers = given.pop("scorers", None)
+        close = nearest(str(kind), KINDS)
+        suggestion = f"; did you mean {close!r}?" if close is not None else ""
+        raise ConfigError(f"cluster: got {kind!r}, wanted one of {', '.join(KINDS)}{suggestion}")
+    also = [*_unknown_options(kind, given), *_contradictions(kind, given)]
+    values = validate(MODELS.get(kind, Queue), given, Places(spell=hyphenated), also).given()
+    del values["cluster"]
+    scorers = values.pop("scorers", None)
     if isinstance(scorers, Mapping):
-        given["adapt"] = (scorers.get("minimum", 0), scorers["maximum"])
+        values["adapt"] = (scorers.get("minimum", 0), scorers["maximum"])
         scorers = scorers.get("minimum", 0)
-    if "gpus" in given:
-        given["gpus"] = tuple(map(str, given["gpus"]))
-    if isinstance(given.get("security"), Mapping):
-        given["security"] = _underscored(given["security"])
-    if "options" in given:
-        given["options"] = _underscored(given["options"])
-    wait = given.get("wait", _QUEUING if kind in QUEUES else None)
-    given["wait"] = None if wait is None else float(parse_timedelta(wait, default="s"))
-    return ClusterConfig(kind=kind, scorers=scorers, **given)
+    if kind in QUEUES:
+        values.setdefault("wait", _QUEUE_WAIT)
+    return ClusterConfig(kind=kind, scorers=scorers, **values)
+
+
+def _jobs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    parts = {role: given.get(role) for role in _ROLES}
+    return {role: keys_underscored(part) if isinstance(part, Mapping) else {} for role, part in parts.items()}
+
+
+def _unknown_options(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """Unknown options of a queue's jobs. dask-jobqueue loads its defaults into Dask's configuration on import."""
+    if kind not in QUEUES:
+        return
+    known = [hyphenated(name) for name in sorted({*job_options(kind), *LIFETIME})]
+    for role, options in _jobs(given).items():
+        for key in map(hyphenated, options):
+            if key not in known:
+                yield f"{role}: unknown key {key!r}; {hint(key, known)}"
+
+
+def _contradictions(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """Mistakes in keys that are each valid by themselves."""
+    if kind == "scheduler" and ("address" in given) == ("scheduler_file" in given):
+        yield "address: wanted this, as in tcp://10.0.0.1:8786, or scheduler-file, not both"
+    if kind not in QUEUES:
+        return
+    jobs = _jobs(given)
+    for need in ("cores", "memory", *(["disk"] if kind == "htcondor" else [])):
+        if need not in jobs["job"] and dask.config.get(f"jobqueue.{kind}.{need}", None) is None:
+            for role in ("learner", "scorer"):
+                if need not in jobs[role]:
+                    yield f"{role}.{need}: got nothing, wanted it here or under job"
+    if jobs["learner"].get("processes", 1) != 1:
+        yield "learner.processes: a learner is one process; for several runs at a time write learners: 2"
+    if given.get("security") == "temporary" and "shared_directory" not in given:
+        yield "shared-directory: wanted with security: temporary; the jobs read their keys there"

@@ -12,7 +12,6 @@ extra ``jobqueue``: ``pip install 'dask_isgd[jobqueue]'``.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import sys
@@ -24,6 +23,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
+from dask_isgd.names import hint
 from dask_isgd.runtime import dask_internals
 from dask_isgd.runtime.placement import LEARNER, SCORER
 
@@ -82,9 +82,7 @@ def with_learner(kind: type[Any]) -> type[Any]:
             self._learner_options, self._n_learners = dict(learner or {}), learners
             known = _options_of(kind.job_cls)
             for key in self._learner_options.keys() - known:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-                raise ConfigError(f"learner: unknown key {key!r}; {hint}")
+                raise ConfigError(f"learner: unknown key {key!r}; {hint(key, sorted(known))}")
             if self._learner_options.get("processes", 1) != 1:
                 raise ConfigError("learner.processes: a learner is one process; for several learners set learners=…")
             section = f"jobqueue.{kwargs.get('config_name') or kind.job_cls.default_config_name()}"

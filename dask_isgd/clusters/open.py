@@ -15,6 +15,7 @@ from dask_isgd.clusters import jobqueue
 from dask_isgd.clusters.cluster_file import LIFETIME, ClusterConfig
 from dask_isgd.clusters.local import LocalCluster
 from dask_isgd.errors import ConfigError, WaitTimeoutError
+from dask_isgd.names import hyphenated
 from dask_isgd.runtime import dask_internals
 
 
@@ -104,7 +105,7 @@ def queue_options(config: ClusterConfig) -> dict[str, Any]:
         for name in LIFETIME:
             if name in options:
                 seconds = parse_timedelta(options.pop(name), default="s")
-                arguments += [f"--{name.replace('_', '-')}", f"{seconds:g}s"]
+                arguments += [f"--{hyphenated(name)}", f"{seconds:g}s"]
         if arguments:
             options["worker_extra_args"] = arguments
         if prologue:

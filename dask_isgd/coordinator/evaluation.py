@@ -1,4 +1,4 @@
-"""Evaluates published versions on the whole validation data, one version at a time."""
+"""Evaluates published versions on all of the validation data, one version at a time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Evaluator:
         self._last: tuple[int, int] = (0, -spec.learning.evaluate_every)
         self._placement: Mapping[str, Any] = {}
         self._histories: dict[int, History] = {}
-        self._tries = 0
+        self._failures = 0
+        """How often the evaluation of the current version was lost."""
         self._began = time.monotonic()
 
     @property
@@ -68,10 +69,10 @@ class Evaluator:
         if self._current is None:
             self._start()
 
-    def _start(self) -> None:
+    def _start(self, failures: int = 0) -> None:
         assert self._next is not None
         (self._current, self._placement), self._next = self._next, None
-        self._sum, self._tries = Evaluation(0, 0.0, 0.0), 0
+        self._sum, self._failures = Evaluation(0, 0.0, 0.0), failures
         length = len(self._spec.validation or ())
         size = max(self._spec.scoring.batch_size, -(-length // _MOST_PARTS))
         for part, start in enumerate(range(0, length, size)):
@@ -100,16 +101,16 @@ class Evaluator:
             if isinstance(task.result, Evaluation):
                 self._sum += task.result
                 continue
-            # Lost with a worker, or failed: this version is skipped, and a later one is evaluated as a whole.
+            # Lost with a worker, or failed: this version is skipped, unless it is the last one, which is tried again.
             logger.warning("evaluation of version %d: %r", task.order[1], task.result)
             self._tasks.cancel()
-            self._tries += 1
-            parameters, self._current = self._current, None
+            parameters, self._current, failures = self._current, None, 0
             if not task.lost and not isinstance(task.result, OSError | KilledWorker):
                 raise task.result
-            if parameters.version >= self._spec.learning.steps and self._tries < _TRIES:
-                self._next = (parameters, self._placement)
-                self._start()
+            if self._next is None and parameters.version >= self._spec.learning.steps and self._failures + 1 < _TRIES:
+                self._next, failures = (parameters, self._placement), self._failures + 1
+            if self._next is not None:
+                self._start(failures)
             return
         if self._current is not None and len(self._tasks) == 0:
             yield self._complete(self._current)

@@ -1,7 +1,7 @@
 """Runs that train on one cluster at the same time share its scorers in equal parts.
 
 Every coordinator claims its share once per second on a topic that all coordinators receive. There is no
-central allocator, so the end of one run does not stop the others: a run that falls silent is left out,
+central allocator, so the end of one run does not stop the others: a run that stops claiming is left out,
 and its share goes to the others.
 """
 
@@ -36,7 +36,7 @@ def part(room: int, run: str, runs: Collection[str]) -> int:
 
 
 class Claims:
-    """The runs that claimed a share lately, at most five seconds ago."""
+    """The runs that claimed a share less than five seconds ago."""
 
     def __init__(self) -> None:
         self._received: dict[str, float] = {}

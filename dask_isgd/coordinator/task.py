@@ -38,7 +38,7 @@ from dask_isgd.scorer.task import ScoreReport, score
 
 logger = logging.getLogger(__name__)
 
-_SILENCE = 5.0
+_CATCH_UP_AFTER = 5.0
 _POLL = 0.05
 _TRIES = 3
 
@@ -141,7 +141,7 @@ class Coordinator(LongTask):
         if self._must_fetch and self.earlier_outcome is None:
             self._must_fetch = False
             self._fetch_parameters()
-        if time.monotonic() - self._last_received > _SILENCE:
+        if time.monotonic() - self._last_received > _CATCH_UP_AFTER:
             self._last_received = time.monotonic()
             self.events.catch_up()
         for task in self.tasks.completed():

@@ -1,4 +1,4 @@
-"""Rows of a dataset as tensors on a device."""
+"""Conversion of a dataset's rows to tensors on a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = NDArray[Any] | Tensor
 
 
 class Prepare:
-    """Rows of a dataset as tensors on a device, normalised there.
+    """Turns rows of a dataset into tensors on a device, normalised there.
 
     Floats become float32; integer targets int64. An input with a normalisation becomes
     ``(x - mean) / std`` in float32, any other integer input stays as it is (tokens).
@@ -48,10 +48,10 @@ class Prepare:
 
 
 def as_tensor(array: Array) -> Tensor:
-    """``array`` as a tensor of a dtype torch computes with; shares its memory where it can."""
+    """Return ``array`` as a tensor of a dtype that torch computes with; it shares the memory if possible."""
     if isinstance(array, Tensor):
         return array
-    if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch knows little arithmetic on these
+    if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch supports little arithmetic on these
         array = array.astype(np.int64)
     if not array.flags.writeable or not array.flags.c_contiguous:
         array = np.array(array)

@@ -1,8 +1,7 @@
-"""From what a user passes as ``model`` to a module, and from a module to plain tensors."""
+"""Models: built from what a user passes as ``model``, and converted to plain tensors and back."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,26 +10,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dask_isgd.errors import ModelError
+from dask_isgd.errors import ConfigError, ModelError
+from dask_isgd.names import named
 
 ModelSource = Callable[[], nn.Module] | str
 
 
 def build(source: ModelSource, seed: int | None = None) -> nn.Module:
-    """The module that ``source`` builds: a callable without arguments or ``"package.module:name"``.
+    """Return the module that ``source`` builds: a callable without arguments or ``"package.module:name"``.
 
     With ``seed`` the initial parameters are those of ``torch.manual_seed(seed)``.
     """
     factory: Any = source
     if isinstance(source, str):
-        package, _, name = source.partition(":")
         try:
-            factory = getattr(importlib.import_module(package), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ModelError(
-                f"model: got {source!r}, wanted an importable 'package.module:name' ({error}); "
-                "check the spelling and that the package is installed"
-            ) from error
+            factory = named(source)
+        except ConfigError as error:
+            raise ModelError(f"model: {error}") from error
     if isinstance(factory, nn.Module):
         raise ModelError(
             f"model: got a module ({type(factory).__name__}), wanted a callable that builds one; "
@@ -50,12 +46,12 @@ def build(source: ModelSource, seed: int | None = None) -> nn.Module:
 
 
 def name_of(source: ModelSource) -> str:
-    """A readable name of a model source."""
+    """Return a readable name of a model source."""
     return source if isinstance(source, str) else str(getattr(source, "__qualname__", type(source).__name__))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; tied tensors once, under their first name."""
+    """Return parameters and buffers by name; tied tensors once, under their first name."""
     tensors: dict[str, Tensor] = dict(module.named_parameters())
     persistent = module.state_dict(keep_vars=True)
     tensors.update((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
@@ -63,7 +59,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def signature(module: nn.Module) -> dict[str, list[Any]]:
-    """Names, shapes and dtypes of the state: what a resumed run must match."""
+    """Return names, shapes and dtypes of the state, which must be the same when a run is resumed."""
     return {
         name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
         for name, tensor in state_of(module).items()
@@ -81,7 +77,7 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device a setting names; ``"auto"`` is cuda, mps or cpu, the first there is."""
+    """Return the device that a setting names; ``"auto"`` is the first available one of cuda, mps and cpu."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -92,7 +88,7 @@ def device_of(name: str) -> torch.device:
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Tensors as numpy arrays, and the dtypes of those numpy does not know (bfloat16, as int16)."""
+    """Return tensors as numpy arrays, and the dtypes of those that numpy lacks (bfloat16, as int16)."""
     odd = {name: "bfloat16" for name, t in tensors.items() if t.dtype == torch.bfloat16}
     arrays = {
         name: (t.view(torch.int16) if name in odd else t).detach().cpu().contiguous().numpy()
@@ -102,6 +98,6 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> tuple[dict[str, NDArray[Any]], d
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], odd: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors that ``to_arrays`` was given."""
+    """Return the tensors that ``to_arrays`` was given."""
     tensors = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
     return {name: t.view(getattr(torch, odd[name])) if name in odd else t for name, t in tensors.items()}

@@ -1,4 +1,4 @@
-"""What every task of a run is told: one small frozen record that pickles whole."""
+"""The specification of a run, which each of its tasks receives: one small frozen record that can be pickled."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dask_isgd.storage import Dataset, RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A run: where it lives, what it trains and how."""
+    """A run: where it is stored, what it trains and how."""
 
     run: str
     """Unique id of the run; part of every key, topic and Variable."""
     url: str
-    """Of the run directory."""
+    """URL of the run directory."""
     model: ModelSource
     data: Dataset
     validation: Dataset | None
@@ -28,12 +28,12 @@ class RunSpec:
     scoring: Scoring
     sampling: Sampling
     chunk: int
-    """Examples a scoring chunk."""
+    """Examples per scoring chunk."""
     attempt: int
-    """Number of this start of the run; each ``fit`` has its own, greater than those before."""
+    """Number of this start of the run; each ``fit`` has a greater one than those before."""
     detach: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Of the run directory, for fsspec: they may be secrets, so no repr, log, event or file holds them."""
+    """Options of the run directory for fsspec: they may be secrets, so no repr, log, event or file contains them."""
 
     @property
     def loss_function(self) -> Loss:
@@ -57,5 +57,5 @@ class RunSpec:
 
     @property
     def variable(self) -> str:
-        """The Dask ``Variable`` that holds the newest parameters."""
+        """The Dask ``Variable`` that holds the latest parameters."""
         return f"isgd-params-{self.run}-{self.attempt}"

@@ -53,7 +53,7 @@ class LatestJobWorker:
             self._raise()
         if not done:
             raise WaitTimeoutError(
-                f"{self._name}: not done within {self._timeout:g} s; does the store or scheduler answer?"
+                f"{self._name}: not done within {self._timeout:g} s; is the store or the scheduler responding?"
             )
 
     def close(self) -> None:

@@ -47,12 +47,12 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     """
     worker, client = get_worker(), get_client()
     own, spare = _torch_threads(spec, worker)
-    torch_threads.learner(own)
+    torch_threads.start_learner(own)
     try:
         learner = Learner(spec, worker, client, worker.get_current_task(), own, spare)
         return learner.result(learner.run())
     finally:
-        torch_threads.learner_left()
+        torch_threads.end_learner()
 
 
 def _torch_threads(spec: RunSpec, worker: Worker) -> tuple[int, int]:
@@ -200,7 +200,7 @@ class Learner(LongTask):
             self.batch_sampler,
             seconds=self.checkpointer.seconds(),
             learning_rate=float(self.trainer.optimizer.param_groups[0]["lr"]),
-            threads=torch_threads.learner_has(self._threads + self._spare * self.batch_sampler.idle),
+            threads=torch_threads.resize_learner(self._threads + self._spare * self.batch_sampler.idle),
         )
 
     def _pause(self) -> None:

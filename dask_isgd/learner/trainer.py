@@ -31,16 +31,16 @@ _MEDIAN_AFTER = 20
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step leaves behind."""
+    """The result of one optimizer step."""
 
     loss: float
     """(1/B) Σ c L: unbiased for the mean loss over the dataset."""
     norms: NDArray[np.float64] | None
-    """(B,) gradient norms of the drawn examples at the parameters before the step, where known."""
+    """(B,) gradient norms of the drawn examples at the parameters before the step, if known."""
     mean_gradient_sq_norm: float
     """Unbiased estimate of ||μ||², the squared norm of the mean gradient; NaN unless probed."""
     gradient_norm: float
-    """Of the weighted gradient, before clipping; NaN where nothing clips or probes."""
+    """Norm of the weighted gradient before clipping; NaN if the step neither clips nor probes."""
     clipped: bool
 
 
@@ -74,13 +74,13 @@ class Trainer:
     ) -> Step:
         """Update the parameters with the coefficient-weighted minibatch.
 
-        ``coefficients`` (B,) are 1/(N q) of the draw. With ``norms`` the examples' norms come out
-        of the backward pass where the model allows. With ``probe`` they are computed in any case, and
-        ||μ||² is estimated, without bias if the draws are independent: from the norms and that of the gradient, or,
-        where the backward pass gives no norms, as the dot product of two halves' gradients.
+        ``coefficients`` (B,) are 1/(N q) of the draw. With ``norms`` the examples' norms are computed
+        in the backward pass if the model allows it. With ``probe`` they are computed in any case, and
+        ||μ||² is estimated, without bias if the draws are independent: from the norms of examples and gradient,
+        or as the dot product of two halves' gradients if the backward pass cannot compute norms.
         ``indices`` (B,) only name examples in errors.
         """
-        # Masks of step k are those of (seed, k), whatever ran before: a resumed run draws the same.
+        # Random masks of step k depend on (seed, k) alone, so that a resumed run draws the same ones.
         _reseed(self.device, _mix(self.learning.seed, step))
         if self.learning.transform is not None:
             inputs = (self.learning.transform(*inputs),) if len(inputs) == 1 else self.learning.transform(*inputs)
@@ -89,8 +89,8 @@ class Trainer:
         capture = (norms or probe) and self._captures
         found = self._engine_norms(inputs, targets) if probe and not capture else None
         self.optimizer.zero_grad(set_to_none=False)
-        apart = probe and not capture and batch > 1
-        halves = (slice(0, batch // 2), slice(batch // 2, batch)) if apart else (slice(0, batch),)
+        split = probe and not capture and batch > 1
+        halves = (slice(0, batch // 2), slice(batch // 2, batch)) if split else (slice(0, batch),)
         total, parts, first = 0.0, [], None
         for rows in halves:
             named = None if indices is None else indices[rows]
@@ -101,7 +101,7 @@ class Trainer:
             if len(halves) == 2 and first is None:
                 first = [_gradient(p).clone() for p in self.parameters]
         if capture:
-            # None: the model has layers whose norms its backward pass does not give
+            # None: the model has layers whose norms the backward pass cannot compute
             self._captures = all(part is not None for part in parts)
             found = torch.cat([part for part in parts if part is not None]) if self._captures else None
         known = None if found is None else found.double().cpu().numpy()
@@ -129,11 +129,11 @@ class Trainer:
             weighted = torch.dot(losses.float(), scale)
             value = float(weighted.detach())
             if not math.isfinite(value):
-                self._not_finite(step, losses.detach(), indices)
+                self._raise_not_finite(step, losses.detach(), indices)
             weighted.backward()  # type: ignore[no-untyped-call]
             return value, captured.norms(scale=scale) if captured is not None else None
 
-    def _not_finite(self, step: int, losses: Tensor, indices: NDArray[np.int64] | None) -> None:
+    def _raise_not_finite(self, step: int, losses: Tensor, indices: NDArray[np.int64] | None) -> None:
         bad = torch.nonzero(~torch.isfinite(losses)).flatten().cpu().numpy()
         named = bad if indices is None else indices[bad]
         raise NonFiniteLossError(
@@ -173,7 +173,7 @@ class Trainer:
         return norm, norm > bound
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint keeps that is a tensor: model and optimizer, by flat names."""
+        """Return all tensors that a checkpoint keeps, of model and optimizer, by flat names."""
         flat = {f"model.{name}": t.detach() for name, t in models.state_of(self.model).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             flat.update(
@@ -182,7 +182,7 @@ class Trainer:
         return flat
 
     def state(self) -> dict[str, Any]:
-        """The rest, as plain JSON: hyperparameters, counters, the schedule, recent gradient norms."""
+        """Return the rest as plain JSON: hyperparameters, counters, the schedule, recent gradient norms."""
         optimizer = self.optimizer.state_dict()
         plain = {
             str(index): {k: v for k, v in state.items() if not isinstance(v, Tensor)}
@@ -195,7 +195,7 @@ class Trainer:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Continue where ``tensors()`` and ``state()`` were taken."""
+        """Continue from ``tensors()`` and ``state()``."""
         models.load(self.model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         slots: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in state["optimizer"]["state"].items()}
         for name, tensor in tensors.items():
@@ -225,7 +225,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _reseed(device: torch.device, seed: int) -> None:
-    """``torch.manual_seed`` for the devices in use only: it takes 0.3 ms to look at all the others."""
+    """``torch.manual_seed`` for the device in use only: visiting all others takes 0.3 ms."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -234,5 +234,5 @@ def _reseed(device: torch.device, seed: int) -> None:
 
 
 def _mix(seed: int, step: int) -> int:
-    """One well-mixed 32-bit seed (torch's CPU generator looks at no more bits) of a run's step."""
+    """Return one well-mixed 32-bit seed (torch's CPU generator uses no more bits) for a step of a run."""
     return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])

@@ -56,7 +56,7 @@ class WeightReader:
         self._requests.put(None)
         self._thread.join(self._timeout)
         if self._thread.is_alive():
-            raise WaitTimeoutError(f"weight reader: not done within {self._timeout:g} s; does the store answer?")
+            raise WaitTimeoutError(f"weight reader: not done within {self._timeout:g} s; is the store responding?")
 
     def _work(self) -> None:
         while (request := self._requests.get()) is not None:

@@ -2,19 +2,19 @@
 
 ::
 
-    engine      gradient_norms, NormEngine: the audit once, then the fast pass and the fallback
-    training    capture_norms: the norms of a training step, from its own backward pass
-    audit       which parameters the fast rules serve, proved on a few examples -> NormPlan
-    observe     what one ordinary pass shows of the graph
-    coupling    examples that depend on each other: refused
-    capture     hooks that take each layer's term as its gradient arrives
-    fallback    one example's gradient at a time: vmap, or a loop
-    rules/      one small file per family of layers, in one registry
-    layouts     where the batch is in a layer that does not lead with it
-    expansion   parameters of no layer with a rule, given out as one copy an example
-    attention   nn.MultiheadAttention, opened so that rules can see its layers
-    state       leaves the user's model as it was
-    examples    inputs, targets and losses, example by example
+    engine              gradient_norms, NormEngine: the audit once, then the fast pass and the fallback
+    training_capture    capture_norms: the norms of a training step, from its own backward pass
+    audit               which parameters the fast rules serve, proved on a few examples -> NormPlan
+    graph_trace         the graph of one ordinary forward pass
+    coupling            detects examples that depend on each other, and refuses them
+    capture             hooks that compute each layer's term when its gradient arrives
+    fallback            one example's gradient at a time: vmap, or a loop
+    rules/              one small file per family of layers, in one registry
+    batch_layouts       where the batch is in a layer that does not have it first
+    per_example_copies  parameters of no layer with a rule, replaced with one copy per example
+    attention           nn.MultiheadAttention, decomposed into layers that have rules
+    model_state         restores the user's model
+    tensor_trees        inputs, targets and losses, example by example
 """
 
 from dask_isgd.norms.engine import NormEngine, gradient_norms

@@ -1,13 +1,13 @@
 """Which parameters the fast rules serve: proved on a few examples of the user's own data.
 
-A rule sees calls of its module and nothing else, so for each parameter it is checked that
+A rule sees calls of its module and nothing else, so for each parameter the audit checks that
 
-- autograd's graph reaches it as often as captured calls explain (no use behind the module's back);
-- the module's output leads with the batch, and example k's loss depends on row k only;
+- autograd's graph reaches it as often as captured calls explain (no use outside the module's calls);
+- the module's output has the batch first, and example k's loss depends on row k only;
 - the rule's norms of two examples are autograd's.
 
-A parameter that fails goes to the fallback, with the reason. Examples that depend on each other in the
-whole model have no gradient of their own: ModelError.
+A parameter that fails is served by the fallback, with the reason. If examples depend on each other in the
+whole model, they have no gradient of their own: ModelError.
 """
 
 from __future__ import annotations
@@ -22,55 +22,59 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
-from dask_isgd.norms.batch_layouts import Layout, guesses
-from dask_isgd.norms.capture import Capture, Site, fast_pass
-from dask_isgd.norms.coupling import close, refuse_changed_losses, refuse_mixed_inputs
+from dask_isgd.norms.batch_layouts import BatchLayout, possible_layouts
+from dask_isgd.norms.capture import Capture, CapturedLayer, fast_pass
+from dask_isgd.norms.coupling import agree, check_inputs_independent, check_losses_independent
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
-from dask_isgd.norms.graph_trace import Seen, candidates, observe
+from dask_isgd.norms.graph_trace import GraphTrace, layers_with_rules, trace_graph
 from dask_isgd.norms.model_state import random_state, set_random_state, trainable
-from dask_isgd.norms.per_example_copies import Shape, copies
+from dask_isgd.norms.per_example_copies import Shape, copy_shapes
 from dask_isgd.norms.tensor_trees import Loss, take, tensors
 
 logger = logging.getLogger("dask_isgd.norms")
 
+LayerParameters = dict[str, dict[str, str]]
+"""Layers with a rule, by name: their parameters, own name -> name in the model."""
+
 
 @dataclass(frozen=True)
 class NormPlan:
-    """How the norms of one model are taken."""
+    """How the norms of one model are computed."""
 
-    sites: tuple[Site, ...]
+    layers: tuple[CapturedLayer, ...]
     copies: Mapping[str, Shape]
-    """Parameters given out as one copy an example, and its shape."""
+    """Parameters replaced with one copy per example, and the copy's shape."""
     calls: tuple[tuple[str, int], ...]
-    """(layer, dimensions of its output) of every call a pass must make, in order."""
-    fired: frozenset[int]
-    """The calls whose gradient must arrive."""
+    """(layer, dimensions of its output) of every call that a pass must make, in order."""
+    arrived: frozenset[int]
+    """Indices of the calls whose gradient must arrive."""
     fallback: tuple[str, ...]
-    """Parameters taken one example at a time."""
+    """Parameters whose gradients are computed one example at a time."""
     by_vmap: bool
+    """Whether the fallback uses vmap, not a loop."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why each parameter of the fallback is there."""
-    sure: bool = True
-    """False where the audit's losses were not finite: to be repeated on the next batch."""
+    conclusive: bool = True
+    """False if the audit's losses were not finite: it must be repeated on the next batch."""
 
-    def explains(self, capture: Capture, size: int) -> bool:
-        """Whether a pass over ``size`` examples went the way the audit proved."""
+    def matches(self, capture: Capture, size: int) -> bool:
+        """Return whether a pass over ``size`` examples made the calls that the audit proved."""
         return (
             tuple(capture.calls) == self.calls
-            and self.fired == set(capture.fired)
+            and self.arrived == set(capture.arrived)
             and not capture.changed
             and all(term.shape == (size,) for term in capture.terms.values())
         )
 
     @property
-    def leaves_forward_alone(self) -> bool:
-        """Whether an ordinary training step holds all the norms, none of its tensors exchanged for another."""
-        return not (self.fallback or self.copies or any(site.layout.shared for site in self.sites))
+    def forward_unchanged(self) -> bool:
+        """Whether an ordinary training step yields all the norms, without replacing any of its tensors."""
+        return not (self.fallback or self.copies or any(layer.layout.shared for layer in self.layers))
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """The audit's batch, and what autograd says about two of its examples."""
+class _AuditBatch:
+    """The audit's batch, and autograd's norms of two of its examples."""
 
     model: nn.Module
     loss: Loss
@@ -78,204 +82,219 @@ class _Trial:
     targets: Any
     size: int
     random: list[Tensor]
-    own: dict[str, dict[str, str]]
-    """Layers with a rule: their parameters, own name -> name in the model."""
-    truth: dict[int, dict[str, Tensor]]
+    """The random state before the first pass."""
+    parameters: LayerParameters
+    reference: dict[int, dict[str, Tensor]]
     """Example -> parameter -> squared norm."""
 
-    def wrong(self, sites: tuple[Site, ...], copies: Mapping[str, Shape]) -> tuple[Capture, dict[str, str]]:
-        """A fast pass, and the parameters whose norms are not autograd's, with the reason."""
+    def mismatches(
+        self, layers: tuple[CapturedLayer, ...], copies: Mapping[str, Shape]
+    ) -> tuple[Capture, dict[str, str]]:
+        """Run a fast pass; return its capture and the parameters whose norms are not autograd's, with the reason."""
         set_random_state(self.model, self.random)
-        served = {name: (site.layer, key) for site in sites for name, key in _served(site, self.own).items()}
+        names = {
+            layer.name: [self.parameters[layer.name][key] for key in (*layer.unshared, *layer.shared)]
+            for layer in layers
+        }
         try:
-            capture, _ = fast_pass(self.model, self.loss, self.inputs, self.targets, sites, copies, self.size)
+            capture, _ = fast_pass(self.model, self.loss, self.inputs, self.targets, layers, copies, self.size)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            if not (sites or copies):
+            if not (layers or copies):
                 raise
-            why = f"the fast pass fails ({type(error).__name__}: {str(error).splitlines()[0]})"
-            return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], why)
-        groups: dict[str, list[str]] = {site.layer: [self.own[site.layer][key] for key in site.alone] for site in sites}
-        groups |= {name: [name] for site in sites for name in site.shared.values()}
-        groups |= {name: [name] for name in copies}
-        wrong = {name: capture.changed[layer] for name, (layer, _) in served.items() if layer in capture.changed}
-        for key, names in groups.items():
-            for k, squares in self.truth.items():
-                wanted = sum(float(squares[name]) for name in names)
-                got = float(capture.terms[key][k]) ** 2 if key in capture.terms else 0.0
-                # Norms below 1e-18 leave float32 as they are squared.
-                floor = 1e-36 + 1e-6 * sum(float(square) for square in squares.values())
-                if not close(got, wanted, self.inputs, self.model, floor=floor):
-                    why = f"its rule gives {got**0.5:.6g} where autograd gives {wanted**0.5:.6g}"
-                    wrong |= {name: why for name in names if name not in wrong}
+            reason = f"the fast pass fails ({type(error).__name__}: {str(error).splitlines()[0]})"
+            served = [name for group in names.values() for name in group]
+            return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], reason)
+        wrong = {name: reason for layer, reason in capture.changed.items() for name in names[layer]}
+        for term, group in self._terms(layers, copies).items():
+            mismatch = self._mismatch(capture.terms.get(term), group)
+            if mismatch is not None:
+                wrong |= {name: mismatch for name in group if name not in wrong}
         return capture, wrong
+
+    def _terms(self, layers: tuple[CapturedLayer, ...], copies: Mapping[str, Shape]) -> dict[str, list[str]]:
+        """Return the parameters, by their names in the model, that each term of a capture covers."""
+        terms = {layer.name: [self.parameters[layer.name][key] for key in layer.unshared] for layer in layers}
+        terms |= {name: [name] for layer in layers for name in layer.shared.values()}
+        return terms | {name: [name] for name in copies}
+
+    def _mismatch(self, term: Tensor | None, names: list[str]) -> str | None:
+        """Return how a term (B,) of the norms differs from autograd's over the parameters ``names``, if it does."""
+        for k, squares in self.reference.items():
+            wanted = sum(float(squares[name]) for name in names)
+            got = float(term[k]) ** 2 if term is not None else 0.0
+            # Norms below 1e-18 leave the range of float32 when squared.
+            floor = 1e-36 + 1e-6 * sum(float(square) for square in squares.values())
+            if not agree(got, wanted, self.inputs, self.model, floor=floor):
+                return f"its rule gives {got**0.5:.6g}, autograd gives {wanted**0.5:.6g}"
+        return None
 
 
 def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
-    """The plan for a model in its present mode; call inside ``preserved``.
+    """Return the plan for a model in its current mode; must be called inside ``preserved``.
 
-    Raises ModelError for a loss of the wrong shape, examples that depend on each other, and a loss
+    Raises ModelError for a loss of the wrong shape, for examples that depend on each other, and for a loss
     that no trainable parameter reaches.
     """
     parameters = trainable(model)
     if not parameters:
         raise ModelError("got a model without a trainable parameter, wanted at least one with requires_grad=True")
-    size = _odd_size(model, inputs)
+    size = _unique_size(model, inputs)
     rows = torch.arange(size) % len(tensors(inputs)[0])
     inputs, targets = take(inputs, rows), take(targets, rows)
     before = random_state(model)
-    seen = observe(model, loss, inputs, targets, size)
+    trace = trace_graph(model, loss, inputs, targets, size)
     deterministic = all(torch.equal(a, b) for a, b in zip(before, random_state(model), strict=True))
-    spots = seen.losses.detach().nan_to_num(0).topk(2).indices.tolist()
-    truth = {
-        k: dict(zip(parameters, parameter_squares(seen.losses[k], list(parameters.values()), retain=True), strict=True))
-        for k in spots
+    examples = trace.losses.detach().nan_to_num(0).topk(2).indices.tolist()
+    values = list(parameters.values())
+    reference = {
+        k: dict(zip(parameters, parameter_squares(trace.losses[k], values, retain=True), strict=True)) for k in examples
     }
-    refuse_mixed_inputs(model, loss, inputs, targets)
+    check_inputs_independent(model, loss, inputs, targets)
     if deterministic:
-        refuse_changed_losses(model, loss, inputs, targets, seen.losses.detach(), spots)
-    own = candidates(model)
-    trial = _Trial(model, loss, inputs, targets, size, before, own, truth)
-    layouts = _layouts(trial, seen)
-    reasons = _unexplained(model, own, seen, layouts)
-    shapes = _copies(trial, [name for name in reasons if not any(name in names.values() for names in own.values())])
-    reasons = {name: why for name, why in reasons.items() if name not in shapes}
-    while True:
-        if reasons and not deterministic:
-            why = "dropout is on, and one pass must serve all parameters"
-            reasons |= {name: why for name in parameters if name not in reasons}
-        sites = _sites(own, reasons, seen.calls, layouts)
-        shapes = {name: shape for name, shape in shapes.items() if name not in reasons}
-        capture, wrong = trial.wrong(sites, shapes)
-        if not wrong:
-            break
-        reasons |= wrong
+        check_losses_independent(model, loss, inputs, targets, trace.losses.detach(), examples)
+    batch = _AuditBatch(model, loss, inputs, targets, size, before, layers_with_rules(model), reference)
+    layers, copies, capture, reasons = _served(batch, trace, list(parameters), deterministic=deterministic)
     fallback = tuple(name for name in parameters if name in reasons)
-    by_vmap, why = _vmap_fits(model, loss, inputs, targets, fallback, spots) if fallback else (False, "")
-    _report(model, reasons, why)
+    by_vmap, loop_reason = _vmap_fits(batch, fallback, examples) if fallback else (False, "")
+    _log_fallback(model, reasons, loop_reason)
     return NormPlan(
-        sites=sites,
-        copies=shapes,
+        layers=layers,
+        copies=copies,
         calls=tuple(capture.calls),
-        fired=frozenset(capture.fired),
+        arrived=frozenset(capture.arrived),
         fallback=fallback,
         by_vmap=by_vmap,
         reasons=reasons,
-        sure=bool(torch.isfinite(seen.losses).all()),
+        conclusive=bool(torch.isfinite(trace.losses).all()),
     )
 
 
-def _layouts(trial: _Trial, seen: Seen) -> dict[str, Layout]:
-    """Where the batch is in layers that do not lead with it, as far as autograd agrees."""
+def _served(
+    batch: _AuditBatch, trace: GraphTrace, names: list[str], *, deterministic: bool
+) -> tuple[tuple[CapturedLayer, ...], dict[str, Shape], Capture, dict[str, str]]:
+    """Return the layers and copies whose norms are autograd's, their pass, and why other parameters are not served."""
+    layouts = _layouts(batch, trace)
+    reasons = _unexplained(batch, trace, layouts)
+    ruled = {name for own in batch.parameters.values() for name in own.values()}
+    copies = _copies(batch, [name for name in reasons if name not in ruled])
+    reasons = {name: reason for name, reason in reasons.items() if name not in copies}
+    while True:
+        if reasons and not deterministic:
+            reason = "dropout is on, and one pass must serve all parameters"
+            reasons |= {name: reason for name in names if name not in reasons}
+        layers = _captured_layers(batch.parameters, reasons, trace.calls, layouts)
+        copies = {name: shape for name, shape in copies.items() if name not in reasons}
+        capture, wrong = batch.mismatches(layers, copies)
+        if not wrong:
+            return layers, copies, capture, reasons
+        reasons |= wrong
+
+
+def _layouts(batch: _AuditBatch, trace: GraphTrace) -> dict[str, BatchLayout]:
+    """Return where the batch is in layers that do not have it first, if autograd agrees."""
     found = {}
-    for layer, shape in seen.shapes.items():
-        for layout in guesses(shape, trial.size):
-            keys = frozenset(trial.own[layer])
-            site = Site(layer, keys if seen.calls[layer] == 1 else frozenset(), {}, layout)
-            if site.alone and not trial.wrong((site,), {})[1]:
-                found[layer] = layout
+    for name, shape in trace.shapes.items():
+        for layout in possible_layouts(shape, batch.size):
+            keys = frozenset(batch.parameters[name])
+            layer = CapturedLayer(name, keys if trace.calls[name] == 1 else frozenset(), {}, layout)
+            if layer.unshared and not batch.mismatches((layer,), {})[1]:
+                found[name] = layout
                 break
     return found
 
 
-def _copies(trial: _Trial, names: list[str]) -> dict[str, Shape]:
-    """The parameters that can be given out as one copy an example, and its shape."""
+def _copies(batch: _AuditBatch, names: list[str]) -> dict[str, Shape]:
+    """Return the parameters that one copy per example can replace, and the copy's shape."""
     found: dict[str, Shape] = {}
     known: dict[tuple[type[nn.Module], str, Shape], list[Shape]] = {}
     for name in names:
         parent, _, key = name.rpartition(".")
-        shape = tuple(trial.model.get_parameter(name).shape)
-        kind = (type(trial.model.get_submodule(parent)), key, shape)
-        if kind not in known:  # the many of one kind are tried once, and proved together
-            known[kind] = [copy for copy in copies(shape) if not trial.wrong((), {name: copy})[1]][:1]
+        shape = tuple(batch.model.get_parameter(name).shape)
+        kind = (type(batch.model.get_submodule(parent)), key, shape)
+        if kind not in known:  # parameters of one kind are tried once, and proved together
+            known[kind] = [copy for copy in copy_shapes(shape) if not batch.mismatches((), {name: copy})[1]][:1]
         found |= dict.fromkeys([name], *known[kind]) if known[kind] else {}
     return found
 
 
-def _unexplained(
-    model: nn.Module, own: dict[str, dict[str, str]], seen: Seen, layouts: Mapping[str, Layout]
-) -> dict[str, str]:
-    """The parameters no captured calls explain, and why."""
+def _unexplained(batch: _AuditBatch, trace: GraphTrace, layouts: Mapping[str, BatchLayout]) -> dict[str, str]:
+    """Return the parameters whose uses no captured calls explain, and why."""
     captured: Counter[str] = Counter()
-    home: dict[str, str] = {}
-    for layer, names in own.items():
+    ruled: set[str] = set()
+    for layer, names in batch.parameters.items():
         for name in names.values():
-            captured[name] += seen.calls[layer]
-            home[name] = layer
+            captured[name] += trace.calls[layer]
+            ruled.add(name)
     reasons = {}
-    for name, parameter in trainable(model).items():
-        uses = seen.edges[id(parameter)]
-        if name not in home:
-            owner = model.get_submodule(name.rpartition(".")[0])
+    for name, parameter in trainable(batch.model).items():
+        uses = trace.uses[id(parameter)]
+        if name not in ruled:
+            owner = batch.model.get_submodule(name.rpartition(".")[0])
             reasons[name] = f"no rule for {type(owner).__name__}"
         elif uses != captured[name]:
             reasons[name] = f"used {uses} times, {captured[name]} of them through layers with a rule"
-    for layer, why in seen.mixed.items():
+    for layer, reason in trace.mixed.items():
         if layer not in layouts:
-            reasons |= {name: why for name in own[layer].values() if name not in reasons}
+            reasons |= {name: reason for name in batch.parameters[layer].values() if name not in reasons}
     return reasons
 
 
-def _sites(
-    own: dict[str, dict[str, str]], reasons: dict[str, str], calls: Counter[str], layouts: Mapping[str, Layout]
-) -> tuple[Site, ...]:
+def _captured_layers(
+    parameters: LayerParameters, reasons: dict[str, str], calls: Counter[str], layouts: Mapping[str, BatchLayout]
+) -> tuple[CapturedLayer, ...]:
+    """Return the layers with a rule, without the parameters that have a reason not to be served."""
     uses: Counter[str] = Counter()
-    for layer, names in own.items():
+    for layer, names in parameters.items():
         for name in names.values():
             uses[name] += calls[layer]
-    sites = []
-    for layer, names in own.items():
+    layers = []
+    for layer, names in parameters.items():
         fast = {key: name for key, name in names.items() if name not in reasons}
-        alone = frozenset(key for key, name in fast.items() if uses[name] <= 1)
-        shared = {key: name for key, name in fast.items() if key not in alone}
+        unshared = frozenset(key for key, name in fast.items() if uses[name] <= 1)
+        shared = {key: name for key, name in fast.items() if key not in unshared}
         if fast:
-            sites.append(Site(layer, alone, shared, layouts.get(layer, Layout.FIRST)))
-    return tuple(sites)
+            layers.append(CapturedLayer(layer, unshared, shared, layouts.get(layer, BatchLayout.FIRST)))
+    return tuple(layers)
 
 
-def _served(site: Site, own: dict[str, dict[str, str]]) -> dict[str, str]:
-    """The parameters a site serves, name in the model -> own name."""
-    return {own[site.layer][key]: key for key in (*site.alone, *site.shared)}
+def _vmap_fits(batch: _AuditBatch, names: tuple[str, ...], examples: list[int]) -> tuple[bool, str]:
+    """Return whether vmap runs this model and agrees with a plain loop on two examples; otherwise, why not.
 
-
-def _vmap_fits(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, names: tuple[str, ...], spots: list[int]
-) -> tuple[bool, str]:
-    """Whether vmap runs this model and agrees with a plain loop on two examples; why not, otherwise.
-
-    Compared in eval mode: with dropout on, the two draw differently.
+    They are compared in eval mode: with dropout on, the two draw different masks.
     """
-    rows = torch.tensor(spots)
-    inputs, targets = take(inputs, rows), take(targets, rows)
+    model, rows = batch.model, torch.tensor(examples)
+    inputs, targets = take(batch.inputs, rows), take(batch.targets, rows)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        wanted, _ = squares_by_loop(model, loss, inputs, targets, names)
+        wanted, _ = squares_by_loop(model, batch.loss, inputs, targets, names)
         try:
-            got, _ = squares_by_vmap(model, loss, inputs, targets, names)
-        except Exception as error:  # whatever vmap says: the loop needs none of it
+            got, _ = squares_by_vmap(model, batch.loss, inputs, targets, names)
+        except Exception as error:  # vmap may raise anything; the loop has none of its restrictions
             return False, f"vmap fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     finally:
         for module, training in modes.items():
             module.training = training
     for a, b in zip(got.tolist(), wanted.tolist(), strict=True):
-        if not close(a, b, inputs, model, floor=1e-36):
-            return False, f"vmap gives {a**0.5:.6g} where autograd gives {b**0.5:.6g}"
+        if not agree(a, b, inputs, model, floor=1e-36):
+            return False, f"vmap gives {a**0.5:.6g}, autograd gives {b**0.5:.6g}"
     return True, ""
 
 
-def _odd_size(model: nn.Module, inputs: Any) -> int:
-    """A few examples, as many as no other dimension has: a layer that leads with something else shows."""
+def _unique_size(model: nn.Module, inputs: Any) -> int:
+    """Return a small batch size that no other dimension has, so that a layer without the batch first shows."""
     taken: set[int] = {n for parameter in model.parameters() for n in parameter.shape}
     taken |= {n for tensor in tensors(inputs) for n in tensor.shape[1:]}
     sizes: list[int] = [5, 7, 11, 13, 17, 19, *range(23, 1000, 2)]
     return next(size for size in sizes if size not in taken)
 
 
-def _report(model: nn.Module, reasons: dict[str, str], why: str) -> None:
-    if reasons:
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in reasons.items():
-            by_reason.setdefault(reason, []).append(name)
-        listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
-        how = f"by a loop, as {why}" if why else "by vmap"
-        logger.warning("%s: exact norms one example at a time, %s, for %s", type(model).__name__, how, listed)
+def _log_fallback(model: nn.Module, reasons: dict[str, str], loop_reason: str) -> None:
+    if not reasons:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
+    how = f"by a loop, because {loop_reason}" if loop_reason else "by vmap"
+    logger.warning("%s: exact norms are computed one example at a time, %s, for %s", type(model).__name__, how, listed)

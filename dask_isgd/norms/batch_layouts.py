@@ -1,15 +1,15 @@
-"""Where the batch is in a layer's input and output, when it does not come first.
+"""Where the batch dimension is in a layer's input and output, if it does not come first.
 
 ::
 
-    (B, ...)       FIRST    the rule of thumb
+    (B, ...)       FIRST    the usual case
     (T, B, ...)    SECOND   positions first
     (B T, ...)     FOLDED   positions folded into the batch
-    (1, T, ...)    ONE      shared by all examples, say an embedding of positions
-    (T, ...)       NONE     the same without the leading one
+    (1, T, ...)    ONE      shared by all examples, for example an embedding of positions
+    (T, ...)       NONE     the same without the leading dimension
 
-The first three are other views of the same tensor. What the examples share is computed once for all of them, so its
-gradient is a sum over the batch; it is handed on as one copy an example, and those have a gradient of their own.
+The first three are different views of the same tensor. What the examples share is computed once for all of them, so its
+gradient is a sum over the batch; it is passed on as one copy per example, and each copy has its own gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from enum import Enum
 from torch import Tensor
 
 
-class Layout(Enum):
+class BatchLayout(Enum):
     FIRST = "batch first"
     SECOND = "batch second"
     FOLDED = "positions folded into the batch"
@@ -29,31 +29,31 @@ class Layout(Enum):
     @property
     def shared(self) -> bool:
         """Whether the examples share the output."""
-        return self in (Layout.ONE, Layout.NONE)
+        return self in (BatchLayout.ONE, BatchLayout.NONE)
 
-    def first(self, tensor: Tensor, size: int) -> Tensor:
-        """The tensor with the batch of ``size`` first."""
+    def batch_first(self, tensor: Tensor, size: int) -> Tensor:
+        """Return the tensor with the batch of ``size`` first."""
         match self:
-            case Layout.FIRST:
+            case BatchLayout.FIRST:
                 return tensor
-            case Layout.SECOND:
+            case BatchLayout.SECOND:
                 return tensor.transpose(0, 1)
-            case Layout.FOLDED:
+            case BatchLayout.FOLDED:
                 return tensor.reshape(size, len(tensor) // max(size, 1), *tensor.shape[1:])
-            case Layout.ONE:
+            case BatchLayout.ONE:
                 return tensor.expand(size, *tensor.shape[1:])
-            case Layout.NONE:
+            case BatchLayout.NONE:
                 return tensor.expand(size, *tensor.shape)
 
 
-def guesses(shape: tuple[int, ...], size: int) -> list[Layout]:
-    """The layouts that an output of this shape may have; ``size`` is unlike any other dimension."""
+def possible_layouts(shape: tuple[int, ...], size: int) -> list[BatchLayout]:
+    """Return the layouts that an output of this shape may have; no other dimension equals ``size``."""
     if not shape or shape[0] == size:
         return []
     if shape[0] == 1:
-        return [Layout.ONE]
+        return [BatchLayout.ONE]
     if len(shape) > 1 and shape[1] == size:
-        return [Layout.SECOND]
+        return [BatchLayout.SECOND]
     if shape[0] % size == 0:
-        return [Layout.FOLDED]
-    return [Layout.NONE]
+        return [BatchLayout.FOLDED]
+    return [BatchLayout.NONE]

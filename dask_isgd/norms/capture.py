@@ -1,13 +1,13 @@
-"""Hooks that take each layer's term of the norms as its gradient arrives.
+"""Hooks that compute each layer's term of the norms when its gradient arrives.
 
-A forward hook keeps what the layer's rule needs of the input; a tensor hook on the output hands the
-gradient to the rule and lets both go. No gradient of a weight's size is formed here.
+A forward hook saves what the layer's rule needs of the input; a tensor hook on the output passes the
+gradient to the rule and releases both. No gradient of a weight's size is formed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dask_isgd.norms.batch_layouts import Layout
+from dask_isgd.norms.batch_layouts import BatchLayout
 from dask_isgd.norms.model_state import frozen
 from dask_isgd.norms.per_example_copies import Shape, expanded
-from dask_isgd.norms.rules import Kept, Rule, rule_of
+from dask_isgd.norms.rules import Rule, Saved, rule_of
 from dask_isgd.norms.tensor_trees import Loss, autocast_on, call, checked_losses, row_norms, wide
 
 WORKSPACE = 1 << 24
@@ -26,16 +26,16 @@ WORKSPACE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Site:
+class CapturedLayer:
     """A layer whose rule serves some of its parameters."""
 
-    layer: str
+    name: str
     """The module's name in the model."""
-    alone: frozenset[str] = frozenset()
-    """Its parameters that nothing else uses: the rule gives their norms at the call."""
+    unshared: frozenset[str] = frozenset()
+    """Its parameters that nothing else uses: the rule returns their norms at the call."""
     shared: Mapping[str, str] = field(default_factory=dict)
-    """Its parameters used at several calls, by their names in the model: gradients are summed first."""
-    layout: Layout = Layout.FIRST
+    """Its parameters used at several calls, with their names in the model: gradients are summed first."""
+    layout: BatchLayout = BatchLayout.FIRST
     """Where the batch is in its input and output."""
 
 
@@ -43,62 +43,66 @@ class Site:
 class Call:
     """One call of a layer, until its gradient has arrived."""
 
-    site: Site
+    layer: CapturedLayer
     rule: Rule
     module: nn.Module
-    kept: Kept
+    saved: Saved
     versions: tuple[int, ...]
+    """Version counters of the saved tensors: they reveal a change in place."""
     shape: torch.Size
+    """Shape of the output."""
 
 
 class Capture:
     """The terms of one forward and backward pass.
 
     Forward passes between :meth:`open` and :meth:`close` are captured while ``recording`` is True. Turn it off
-    before backward: a checkpointed layer runs again there, and that is no second use of its parameters.
+    before backward: a checkpointed layer runs again there, and that is not a second use of its parameters.
     """
 
-    def __init__(self, model: nn.Module, sites: tuple[Site, ...], size: int) -> None:
+    def __init__(self, model: nn.Module, layers: tuple[CapturedLayer, ...], size: int) -> None:
         self.model = model
-        self.sites = sites
+        self.layers = layers
         self.size = size
         self.recording = False
         self.calls: list[tuple[str, int]] = []
         """(layer, dimensions of its output) of each call, in order."""
-        self.fired: list[int] = []
-        """The calls whose gradient has arrived."""
+        self.arrived: list[int] = []
+        """Indices of the calls whose gradient has arrived."""
         self.changed: dict[str, str] = {}
-        """Layers whose terms can't be had, and why."""
+        """Layers whose terms cannot be computed, and why."""
         self.terms: dict[str, Tensor] = {}
-        """Norms by layer, or by parameter where it is shared: (B,) each."""
+        """Norms by layer, or by parameter if it is shared: (B,) each."""
         self._anchor: Tensor | None = None
         self._handles: list[RemovableHandle] = []
         self._summands: dict[str, list[tuple[Call, str, Tensor]]] = {}
 
     def open(self) -> None:
-        for site in self.sites:
-            module = self.model.get_submodule(site.layer)
+        """Register the hooks."""
+        for layer in self.layers:
+            module = self.model.get_submodule(layer.name)
             rule = rule_of(module)
             assert rule is not None
-            called = partial(self._called, site, rule, frozenset(site.shared))
+            hook = partial(self._forward_hook, layer, rule, frozenset(layer.shared))
             # First among the hooks: the layer's own output, not what a user's hook makes of it.
-            self._handles.append(module.register_forward_hook(called, prepend=True, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
 
     def close(self) -> None:
+        """Remove the hooks."""
         self.recording = False
         while self._handles:
             self._handles.pop().remove()
 
     @property
     def anchor(self) -> Tensor:
-        """What backward must reach in a model whose parameters are frozen."""
+        """A tensor that backward must reach in a model whose parameters are frozen."""
         if self._anchor is None:
             self._anchor = torch.zeros((), requires_grad=True)
         return self._anchor
 
-    def _called(
+    def _forward_hook(
         self,
-        site: Site,
+        layer: CapturedLayer,
         rule: Rule,
         shared: frozenset[str],
         module: nn.Module,
@@ -109,48 +113,47 @@ class Capture:
         if not (self.recording and torch.is_grad_enabled()):
             return None
         x = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-        x = site.layout.first(x.detach(), self.size)
-        kept = rule.keep(module, x, site.alone, shared)
-        call = Call(site, rule, module, kept, tuple([tensor._version for tensor in kept]), output.shape)
+        x = layer.layout.batch_first(x.detach(), self.size)
+        saved = rule.save(module, x, layer.unshared, shared)
+        call = Call(layer, rule, module, saved, tuple([tensor._version for tensor in saved]), output.shape)
         index = len(self.calls)
-        self.calls.append((site.layer, output.ndim))
-        point, entered = gradient_point(output), False
-        if site.layout.shared:
-            point, entered = site.layout.first(output, self.size).clone(), True
+        self.calls.append((layer.name, output.ndim))
+        point, replaced = gradient_point(output), False
+        if layer.layout.shared:
+            point, replaced = layer.layout.batch_first(output, self.size).clone(), True
             call.shape = point.shape
         if not point.requires_grad:
-            # The first layer of a frozen model: nothing before it needs a gradient, backward must still reach it.
-            point, entered = _Entry.apply(point, self.anchor), True  # type: ignore[no-untyped-call]
-        point.register_hook(partial(self._arrived, index, call))  # type: ignore[no-untyped-call]
-        return point.view(call.shape) if entered else None
+            # The first layer of a frozen model: nothing before it needs a gradient, but backward must reach it.
+            point, replaced = _Anchored.apply(point, self.anchor), True  # type: ignore[no-untyped-call]
+        point.register_hook(partial(self._gradient_hook, index, call))  # type: ignore[no-untyped-call]
+        return point.view(call.shape) if replaced else None
 
-    def _arrived(self, index: int, call: Call, gradient: Tensor | None) -> None:
-        kept, call.kept = call.kept, ()
+    def _gradient_hook(self, index: int, call: Call, gradient: Tensor | None) -> None:
+        saved, call.saved = call.saved, ()
         if gradient is None:
             return
-        layer = call.site.layer
-        self.fired.append(index)
-        if call.versions != tuple([tensor._version for tensor in kept]):
-            self.changed[layer] = "its input is changed in place after the call"
+        self.arrived.append(index)
+        if call.versions != tuple([tensor._version for tensor in saved]):
+            self.changed[call.layer.name] = "its input is changed in place after the call"
             return
-        if autocast_on(gradient.device.type):  # the user's forward pass is; norms are taken in what it gave
+        if autocast_on(gradient.device.type):  # for the user's forward pass; norms have the dtype of its results
             with torch.autocast(gradient.device.type, enabled=False):
-                self._take(call, kept, gradient.detach())
+                self._add_call(call, saved, gradient.detach())
         else:
-            self._take(call, kept, gradient.detach())
+            self._add_call(call, saved, gradient.detach())
 
-    def _take(self, call: Call, kept: Kept, gradient: Tensor) -> None:
-        layer, alone = call.site.layer, call.site.alone
+    def _add_call(self, call: Call, saved: Saved, gradient: Tensor) -> None:
+        layer = call.layer
         if gradient.shape != call.shape:
             gradient = gradient.reshape(call.shape)
-        if not call.site.layout.shared:
-            gradient = call.site.layout.first(gradient, self.size)
-        if alone:
-            self._add(layer, call.rule.norms(call.module, kept, gradient, alone))
-        for own, name in call.site.shared.items():
-            self._summands.setdefault(name, []).append((_with(call, kept), own, gradient))
+        if not layer.layout.shared:
+            gradient = layer.layout.batch_first(gradient, self.size)
+        if layer.unshared:
+            self._add_term(layer.name, call.rule.norms(call.module, saved, gradient, layer.unshared))
+        for own, name in layer.shared.items():
+            self._summands.setdefault(name, []).append((replace(call, saved=saved), own, gradient))
 
-    def _add(self, key: str, term: Tensor) -> None:
+    def _add_term(self, key: str, term: Tensor) -> None:
         self.terms[key] = torch.hypot(self.terms[key], term) if key in self.terms else term
 
     def finish(self) -> None:
@@ -164,18 +167,18 @@ class Capture:
                 step = max(1, WORKSPACE // max(1, self.model.get_parameter(name).numel()))
                 norms = []
                 for start in range(0, max(size, 1), step):
-                    part = slice(start, start + step)
+                    rows = slice(start, start + step)
                     total: Tensor | None = None
                     for call, own, gradient in uses:
-                        kept = tuple(tensor[part] for tensor in call.kept)
-                        term = call.rule.gradient(call.module, kept, gradient[part], own)
+                        saved = tuple(tensor[rows] for tensor in call.saved)
+                        term = call.rule.gradient(call.module, saved, gradient[rows], own)
                         total = term if total is None else total + term
                     assert total is not None
                     norms.append(row_norms(total))
-                self._add(name, torch.cat(norms))
+                self._add_term(name, torch.cat(norms))
 
     def squares(self, size: int, device: torch.device) -> Tensor:
-        """Σ of the squares of all terms: (B,) float64."""
+        """Return the sum of the squares of all terms, (B,) float64."""
         terms = [term if term.device == device else term.to(device) for term in self.terms.values()]
         stacked = torch.stack(terms) if terms else torch.zeros(1, size, device=device)
         return stacked.to(wide(stacked)).square_().sum(0)
@@ -186,17 +189,17 @@ def fast_pass(
     loss: Loss,
     inputs: Any,
     targets: Any,
-    sites: tuple[Site, ...],
+    layers: tuple[CapturedLayer, ...],
     copies: Mapping[str, Shape],
     size: int,
     *,
     only: int | None = None,
 ) -> tuple[Capture, Tensor]:
-    """One forward and backward pass that forms no weight gradient: the terms, and the losses (B,).
+    """Run one forward and backward pass that forms no weight gradient; return its capture and the losses (B,).
 
-    With ``only``, of that example's loss alone.
+    With ``only``, the backward pass is of that example's loss alone.
     """
-    capture = Capture(model, sites, size)
+    capture = Capture(model, layers, size)
     with frozen(model), expanded(model, copies, size) as leaves:
         try:
             capture.open()
@@ -218,7 +221,7 @@ def fast_pass(
 
 
 def gradient_point(output: Tensor) -> Tensor:
-    """The tensor whose gradient is the output's and whose hooks survive what comes next.
+    """Return the tensor that has the output's gradient and whose hooks survive later operations.
 
     Linear returns a view of a matrix for inputs of three and more dimensions. An in-place activation on a
     view rewrites the view's history, so that a hook on it never fires; a hook on the matrix does.
@@ -229,7 +232,7 @@ def gradient_point(output: Tensor) -> Tensor:
     return output
 
 
-class _Entry(torch.autograd.Function):
+class _Anchored(torch.autograd.Function):
     """The identity, in place (no copy, and an in-place activation may follow), that backward must reach."""
 
     @staticmethod
@@ -240,7 +243,3 @@ class _Entry(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None
-
-
-def _with(call: Call, kept: Kept) -> Call:
-    return Call(call.site, call.rule, call.module, kept, call.versions, call.shape)

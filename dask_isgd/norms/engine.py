@@ -1,4 +1,4 @@
-"""Exact gradient norms of each example, at the price of about a forward and half a backward pass."""
+"""Exact gradient norms of each example, at the cost of about a forward and half a backward pass."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ConfigError, ModelError
-from dask_isgd.norms.attention import Attentions
+from dask_isgd.norms.attention import AttentionLayers
 from dask_isgd.norms.audit import NormPlan, audit
 from dask_isgd.norms.capture import fast_pass
 from dask_isgd.norms.coupling import mixes_rows, same_losses
 from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
-from dask_isgd.norms.model_state import preserved, random_state, refuse, set_random_state
+from dask_isgd.norms.model_state import check_supported, preserved, random_state, set_random_state
 from dask_isgd.norms.tensor_trees import (
     Loss,
     batch_size,
@@ -30,15 +30,15 @@ METHODS = ("exact", "bound", "loss")
 
 
 class NormEngine:
-    """Per-example norms of one model, batch after batch; the audit runs on the first.
+    """Computes per-example norms of one model, batch after batch; the audit runs on the first batch.
 
     ``method``: ``"exact"``, ||∂L_n/∂θ||₂ over all trainable parameters; ``"bound"``, the norm of the
     gradient with respect to the model's output, forward only for the body (Katharopoulos and Fleuret
     2018, arXiv 1803.00942); ``"loss"``, the loss itself, at least 0. ``train_mode``: whether the model
-    runs in train mode, with dropout drawn from a copy of the random state. ``micro_batch``: at most so
-    many examples at once.
+    runs in train mode, with dropout drawn from a copy of the random state. ``micro_batch``: the largest
+    number of examples at once.
 
-    The plan is kept while the model keeps its layers, its parameters and what of them is trainable.
+    The plan stays in use while the model's layers, its parameters, and which of them are trainable stay the same.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class NormEngine:
         self.train_mode = train_mode
         self.micro_batch = micro_batch
         self.plan: NormPlan | None = None
-        """What the audit found; None before the first batch."""
+        """The result of the audit; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
-        self._attentions = Attentions(model)
+        self._attention = AttentionLayers(model)
         self._compared: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
-        """Norms and losses of a batch: (B,) float32 each, on the device of the losses.
+        """Return norms and losses of a batch: (B,) float32 each, on the device of the losses.
 
-        The model is left exactly as it was, also after an exception. Raises ModelError for a loss that
+        The model is unchanged afterwards, also after an exception. Raises ModelError for a loss that
         is not one per example and for models that couple the examples of a batch.
         """
         size = batch_size(inputs, targets)
@@ -77,16 +77,16 @@ class NormEngine:
             return empty, empty.clone()
         step = self.micro_batch or size
         with preserved(self.model, self.train_mode):
-            refuse(self.model)
+            check_supported(self.model)
             inputs, targets = detached(inputs), detached(targets)
             parts = [
-                self._slice(take(inputs, rows), take(targets, rows), min(size - rows.start, step))
+                self._micro(take(inputs, rows), take(targets, rows), min(size - rows.start, step))
                 for rows in (slice(start, start + step) for start in range(0, size, step))
             ]
         squares, losses = (torch.cat(column) for column in zip(*parts, strict=True))
         return squares.sqrt().float() if self.method != "loss" else squares.float(), losses.float()
 
-    def _slice(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
+    def _micro(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
         if self.method == "exact":
             return self._exact(inputs, targets, size)
         with torch.no_grad():
@@ -111,22 +111,22 @@ class NormEngine:
         return squares, losses.detach()
 
     def _exact(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
-        with self._attentions.opened() as opened:
-            found = self._planned(inputs, targets, size, opened=opened)
-            if found is None:  # another model, or control flow the audit did not see
+        with self._attention.decomposed() as decomposed:
+            found = self._by_plan(inputs, targets, size, decomposed=decomposed)
+            if found is None:  # another model, or control flow that the audit did not meet
                 self.plan = None
-                found = self._planned(inputs, targets, size, opened=opened)
+                found = self._by_plan(inputs, targets, size, decomposed=decomposed)
         if found is None:
             names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
             found = squares_by_loop(self.model, self.loss, inputs, targets, names)
         return found
 
-    def _planned(self, inputs: Any, targets: Any, size: int, *, opened: bool) -> tuple[Tensor, Tensor] | None:
-        """Squares and losses by the plan, made first where there is none; None if the pass did not follow it."""
+    def _by_plan(self, inputs: Any, targets: Any, size: int, *, decomposed: bool) -> tuple[Tensor, Tensor] | None:
+        """Return squares and losses by the plan, made first if there is none; None if the pass did not follow it."""
         structure = (*structure_of(self.model), *(tensor.ndim for tensor in tensors((inputs, targets))))
-        if self.plan is None or not self.plan.sure or structure != self._structure:
+        if self.plan is None or not self.plan.conclusive or structure != self._structure:
             before = random_state(self.model)
-            with torch.no_grad():  # errors speak of the user's batch, not of the audit's
+            with torch.no_grad():  # errors concern the user's batch, not the audit's
                 checked_losses(self.loss, call(self.model, inputs), targets, size)
             self.plan, self._structure = audit(self.model, self.loss, inputs, targets), structure
             self._compared.clear()
@@ -134,8 +134,8 @@ class NormEngine:
         plan = self.plan
         squares: Tensor | None = None
         losses: Tensor | None = None
-        if plan.sites or plan.copies:
-            found = self._fast(plan, inputs, targets, size, as_it_is=plan.leaves_forward_alone and not opened)
+        if plan.layers or plan.copies:
+            found = self._by_fast_pass(plan, inputs, targets, size, unchanged=plan.forward_unchanged and not decomposed)
             if found is None:
                 return None
             squares, losses = found
@@ -148,38 +148,38 @@ class NormEngine:
         assert losses is not None
         return squares, losses
 
-    def _fast(
-        self, plan: NormPlan, inputs: Any, targets: Any, size: int, *, as_it_is: bool
+    def _by_fast_pass(
+        self, plan: NormPlan, inputs: Any, targets: Any, size: int, *, unchanged: bool
     ) -> tuple[Tensor, Tensor] | None:
         before = random_state(self.model)
         try:
-            capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.sites, plan.copies, size)
+            capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.layers, plan.copies, size)
             after = random_state(self.model)
-            if not plan.explains(capture, size):
+            if not plan.matches(capture, size):
                 return None
-            if not as_it_is and not self._keeps_apart(plan, inputs, targets, losses, before):
+            if not unchanged and not self._examples_apart(plan, inputs, targets, losses, before):
                 return None
         except (RuntimeError, TypeError, ValueError, IndexError):
-            if as_it_is:
+            if unchanged:
                 raise
             return None
         set_random_state(self.model, after)
         return capture.squares(size, losses.device), losses
 
-    def _keeps_apart(self, plan: NormPlan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
-        """Whether a forward pass with copies and opened attention gives the model's own losses, each its own.
+    def _examples_apart(self, plan: NormPlan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
+        """Return whether a pass with copies and decomposed attention keeps the model's losses and the examples apart.
 
-        Copies that broadcast one way for the audit's shapes might go another way for these: asked once a set of shapes.
+        Copies may broadcast differently for these shapes than for the audit's: checked once per set of shapes.
         """
         shapes = tuple(tensor.shape for tensor in tensors((inputs, targets)))
         if shapes in self._compared:
             return True
         size = len(losses)
         set_random_state(self.model, before)
-        with torch.no_grad(), self._attentions.closed():
+        with torch.no_grad(), self._attention.restored():
             plain = checked_losses(self.loss, call(self.model, inputs), targets, size)
         set_random_state(self.model, before)
-        last, _ = fast_pass(self.model, self.loss, inputs, targets, plan.sites, plan.copies, size, only=size - 1)
+        last, _ = fast_pass(self.model, self.loss, inputs, targets, plan.layers, plan.copies, size, only=size - 1)
         if not same_losses(losses, plain, inputs, self.model):
             return False
         if any(mixes_rows(term, size - 1) for term in last.terms.values()):
@@ -189,8 +189,8 @@ class NormEngine:
 
 
 def structure_of(model: nn.Module) -> tuple[Any, ...]:
-    """What a plan depends on: the modules, the parameters, and which of them are trainable."""
-    # Asked at every training step: no generators of prefixed names, which take ten times as long.
+    """Return what a plan depends on: the modules, the parameters, and which of them are trainable."""
+    # Called at every training step: generators of prefixed names would take ten times as long.
     found: list[Any] = []
     ahead: list[tuple[str, nn.Module | None]] = [("", model)]
     seen: set[int] = set()
@@ -217,11 +217,11 @@ def gradient_norms(
     train_mode: bool = False,
     micro_batch: int | None = None,
 ) -> Tensor:
-    """||∂L_n/∂θ||₂ of each example's own loss with respect to all trainable parameters: (B,) float32.
+    """Return ||∂L_n/∂θ||₂ of each example's own loss with respect to all trainable parameters: (B,) float32.
 
-    ``loss(output, target)`` gives one loss per example, (B,). ``inputs`` is a tensor, a tuple
+    ``loss(output, target)`` returns one loss per example, (B,). ``inputs`` is a tensor, a tuple
     (``model(*inputs)``) or a mapping (``model(**inputs)``). The other arguments are those of
-    :class:`NormEngine`, which is the thing to keep for more than one batch of a model.
+    :class:`NormEngine`; create one to compute the norms of more than one batch of a model.
 
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> x, y = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.zeros(2)

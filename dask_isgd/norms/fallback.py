@@ -1,6 +1,6 @@
-"""Exact gradients one example at a time, for what no rule serves: vmap in chunks, or a loop.
+"""Exact gradients one example at a time, for parameters that no rule serves: vmap in chunks, or a loop.
 
-A gradient is that of the example alone in a batch of one.
+Each gradient is that of the example in a batch of one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORKSPACE = 1 << 26
 def squares_by_vmap(
     model: nn.Module, loss: Loss, inputs: Any, targets: Any, names: Iterable[str]
 ) -> tuple[Tensor, Tensor]:
-    """Σ ||∂L_n/∂θ||² over the parameters ``names``, and the losses: (B,) float64, (B,).
+    """Return Σ ||∂L_n/∂θ||² over the parameters ``names``, (B,) float64, and the losses, (B,).
 
     Fails for models that vmap cannot run (control flow on values, in-place writes to buffers).
     """
@@ -44,24 +44,24 @@ def squares_by_vmap(
     def one(parameters: dict[str, Tensor], *example: Tensor) -> tuple[Tensor, Tensor]:
         inputs_1, targets_1 = with_tensors((inputs, targets), [leaf[None] for leaf in example])
 
-        def lost(parameters: dict[str, Tensor]) -> Tensor:
-            return checked_losses(loss, _called(model, parameters, inputs_1), targets_1, 1)[0]
+        def loss_of(parameters: dict[str, Tensor]) -> Tensor:
+            return checked_losses(loss, _functional_output(model, parameters, inputs_1), targets_1, 1)[0]
 
-        gradients, value = grad_and_value(lost)(parameters)
+        gradients, value = grad_and_value(loss_of)(parameters)
         squares = [square_norms(gradient[None])[0] for gradient in gradients.values()]
         return torch.stack(squares).sum(), value.detach()
 
     elements = sum(parameter.numel() for parameter in parameters.values())
     chunk = min(size, max(1, WORKSPACE // max(1, elements)))
     with frozen(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of batching rules that torch has only a slow form of
+        warnings.simplefilter("ignore")  # torch warns of operations that it has only slow batching rules for
         squares, losses = vmap(one, in_dims=(None, *([0] * len(leaves))), chunk_size=chunk, randomness="different")(
             parameters, *leaves
         )
     return squares, losses
 
 
-def _called(model: nn.Module, parameters: dict[str, Tensor], inputs: Any) -> Any:
+def _functional_output(model: nn.Module, parameters: dict[str, Tensor], inputs: Any) -> Any:
     inputs = on_tensors(torch.clone, inputs)
     if isinstance(inputs, dict):
         return functional_call(model, parameters, (), inputs)
@@ -71,7 +71,7 @@ def _called(model: nn.Module, parameters: dict[str, Tensor], inputs: Any) -> Any
 def squares_by_loop(
     model: nn.Module, loss: Loss, inputs: Any, targets: Any, names: Iterable[str]
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`squares_by_vmap`, by one ordinary backward pass an example: nothing autograd runs fails here."""
+    """Return the same as :func:`squares_by_vmap`, by one ordinary backward pass per example: it runs any model."""
     parameters = [model.get_parameter(name) for name in names]
     size = len(tensors(inputs)[0])
     squares, losses = [], []
@@ -85,7 +85,7 @@ def squares_by_loop(
 
 
 def parameter_squares(value: Tensor, parameters: list[nn.Parameter], *, retain: bool = False) -> Tensor:
-    """||∂value/∂θ||² of each parameter: (len(parameters),) float64; 0 where it plays no part."""
+    """Return ||∂value/∂θ||² of each parameter, (len(parameters),) float64; 0 if the value does not depend on it."""
     dtype = wide(value)
     if not value.requires_grad:
         return torch.zeros(len(parameters), dtype=dtype, device=value.device)

@@ -1,4 +1,4 @@
-"""What one ordinary forward pass shows: which layers ran, what the losses depend on, whose rows are whose."""
+"""The graph of one ordinary forward pass: which layers ran, what the losses depend on, which rows are whose."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.capture import gradient_point
-from dask_isgd.norms.coupling import coupled, mixes_rows
+from dask_isgd.norms.coupling import coupling_error, mixes_rows
 from dask_isgd.norms.model_state import trainable
 from dask_isgd.norms.rules import rule_of
 from dask_isgd.norms.tensor_trees import Loss, call, checked_losses, tensors
 
 
-def candidates(model: nn.Module) -> dict[str, dict[str, str]]:
-    """Layers that have a rule: their trainable parameters it serves, own name -> name in the model."""
+def layers_with_rules(model: nn.Module) -> dict[str, dict[str, str]]:
+    """Return the layers that have a rule, with the parameters it serves: own name -> name in the model."""
     names = {id(parameter): name for name, parameter in trainable(model).items()}
     found = {}
     for layer, module in model.named_modules():
@@ -36,73 +36,90 @@ def candidates(model: nn.Module) -> dict[str, dict[str, str]]:
 
 
 @dataclass
-class Seen:
-    """What one ordinary forward pass, with gradients of the parameters on, showed."""
+class GraphTrace:
+    """The graph of one ordinary forward pass with gradients of the parameters enabled."""
 
     losses: Tensor
     calls: Counter[str]
     """Calls of each layer that the losses depend on."""
-    edges: Counter[int]
+    uses: Counter[int]
     """Uses of each parameter in the graph of the losses, by id."""
     mixed: dict[str, str]
     """Layers whose output rows are not the examples, and why."""
     shapes: dict[str, torch.Size]
-    """Of the output of those that do not lead with the batch."""
+    """Output shapes of the layers whose output does not have the batch first."""
 
 
-def observe(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) -> Seen:
-    """Run the audit's batch and look at the graph; ModelError if a loss depends on another example's rows."""
-    outputs: list[tuple[str, Tensor, torch.Size, Any]] = []
-    recording = True
+@dataclass(frozen=True)
+class _Output:
+    """The output of one call of a layer ("": of the model)."""
 
-    def watch(layer: str, module: nn.Module, args: Any, output: Any) -> None:
-        if recording and isinstance(output, Tensor):
-            point = gradient_point(output)
-            outputs.append((layer, point, output.shape, point.grad_fn))
+    layer: str
+    point: Tensor
+    shape: torch.Size
+    node: Any
 
-    modules = dict(model.named_modules())
-    handles = [
-        modules[layer].register_forward_hook(lambda m, a, o, layer=layer: watch(layer, m, a, o), prepend=True)
-        for layer in candidates(model)
-    ]
-    try:
-        output = call(model, inputs)
-        recording = False
-        losses = checked_losses(loss, output, targets, size)
-    finally:
-        for handle in handles:
-            handle.remove()
-    edges, nodes = _edges(losses)
-    if not edges.keys() & {id(parameter) for parameter in model.parameters()}:
+
+def trace_graph(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) -> GraphTrace:
+    """Run the audit's batch and trace its graph; ModelError if a loss depends on another example's rows."""
+    output, losses, outputs = _recorded_pass(model, loss, inputs, targets, size)
+    uses, nodes = _uses(losses)
+    if not uses.keys() & {id(parameter) for parameter in model.parameters()}:
         raise ModelError(
             "the loss depends on no trainable parameter: got a graph that is cut, wanted losses computed from the "
             "model's output without detach(), item(), numpy() or no_grad()"
         )
-    watched = [("", t, t.shape) for t in tensors(output) if t.requires_grad]
-    watched += [(layer, point, shape) for layer, point, shape, node in outputs if node in nodes]
-    calls = Counter(layer for layer, _, _, node in outputs if node in nodes)
+    outputs = [found for found in outputs if found.node in nodes]
+    calls = Counter(found.layer for found in outputs)
+    outputs = [_Output("", t, t.shape, None) for t in tensors(output) if t.requires_grad] + outputs
     mixed: dict[str, str] = {}
     shapes: dict[str, torch.Size] = {}
-    for layer, _, shape in watched:
-        if layer and (not shape or shape[0] != size):
-            mixed[layer] = f"its output has shape {tuple(shape)}, which does not lead with the batch ({size})"
-            shapes[layer] = shape
+    for found in outputs:
+        if found.layer and (not found.shape or found.shape[0] != size):
+            mixed[found.layer] = f"its output has shape {tuple(found.shape)}, without the batch of {size} first"
+            shapes[found.layer] = found.shape
     k = size - 1
-    gradients = torch.autograd.grad(losses[k], [t for _, t, _ in watched], allow_unused=True, retain_graph=True)
-    for (layer, _, shape), gradient in zip(watched, gradients, strict=True):
-        if gradient is None or layer in mixed or not shape or shape[0] != size:
+    gradients = torch.autograd.grad(losses[k], [found.point for found in outputs], allow_unused=True, retain_graph=True)
+    for found, gradient in zip(outputs, gradients, strict=True):
+        if gradient is None or found.layer in mixed or not found.shape or found.shape[0] != size:
             continue
-        if mixes_rows(gradient.reshape(shape), k):
-            if not layer:
-                raise coupled("one example's loss has a gradient with respect to another's output")
-            mixed[layer] = "one example's loss depends on other rows of its output"
-    return Seen(losses, calls, edges, mixed, shapes)
+        if mixes_rows(gradient.reshape(found.shape), k):
+            if not found.layer:
+                raise coupling_error("one example's loss has a gradient with respect to another's output")
+            mixed[found.layer] = "one example's loss depends on other rows of its output"
+    return GraphTrace(losses, calls, uses, mixed, shapes)
 
 
-def _edges(losses: Tensor) -> tuple[Counter[int], dict[Any, None]]:
-    """Edges into each parameter's AccumulateGrad node, by the parameter's id; and every node."""
+def _recorded_pass(
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int
+) -> tuple[Any, Tensor, list[_Output]]:
+    """Return the model's output, the losses (B,), and the outputs of the layers with a rule, in order."""
+    outputs: list[_Output] = []
+    recording = True
+
+    def record(layer: str, output: Any) -> None:
+        if recording and isinstance(output, Tensor):
+            point = gradient_point(output)
+            outputs.append(_Output(layer, point, output.shape, point.grad_fn))
+
+    modules = dict(model.named_modules())
+    handles = [
+        modules[layer].register_forward_hook(lambda m, args, out, layer=layer: record(layer, out), prepend=True)
+        for layer in layers_with_rules(model)
+    ]
+    try:
+        output = call(model, inputs)
+        recording = False
+        return output, checked_losses(loss, output, targets, size), outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _uses(losses: Tensor) -> tuple[Counter[int], dict[Any, None]]:
+    """Return the number of edges into each parameter's AccumulateGrad node, by the parameter's id; and every node."""
     nodes: dict[Any, None] = {}
-    edges: Counter[int] = Counter()
+    uses: Counter[int] = Counter()
     ahead = [losses.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -111,7 +128,7 @@ def _edges(losses: Tensor) -> tuple[Counter[int], dict[Any, None]]:
         nodes[node] = None
         for following, _ in node.next_functions:
             if following is not None and hasattr(following, "variable"):
-                edges[id(following.variable)] += 1
+                uses[id(following.variable)] += 1
             else:
                 ahead.append(following)
-    return edges, nodes
+    return uses, nodes

@@ -1,4 +1,4 @@
-"""The user's model, left exactly as it was."""
+"""The state of the user's model, which computing norms must not change."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dask_isgd.errors import ModelError
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters by name; a shared one appears once."""
+    """Return the trainable parameters by name; a shared one appears once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def refuse(model: nn.Module) -> None:
-    """ModelError where examples have no gradient of their own, or a forward pass would change the parameters."""
+def check_supported(model: nn.Module) -> None:
+    """Raise ModelError if examples have no gradient of their own, or a forward pass would change the parameters."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             if module.max_norm is not None:
@@ -36,8 +36,8 @@ def refuse(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ModelError(
                 f"got {type(module).__name__} {name!r} normalising by the batch's own statistics, which couples the "
-                "examples: no example has a gradient of its own. Wanted a model that treats examples apart: score in "
-                "eval mode (train_mode=False, with running statistics) or use GroupNorm or LayerNorm"
+                "examples: no example has a gradient of its own. Wanted a model that treats examples independently: "
+                "score in eval mode (train_mode=False, with running statistics) or use GroupNorm or LayerNorm"
             )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
@@ -45,11 +45,12 @@ def refuse(model: nn.Module) -> None:
 
 
 def random_state(model: nn.Module) -> list[Tensor]:
-    """The state of every generator a forward pass may draw from."""
+    """Return the state of every random generator that a forward pass may use."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _cuda_devices(model))]
 
 
 def set_random_state(model: nn.Module, states: list[Tensor]) -> None:
+    """Restore what ``random_state`` returned."""
     torch.set_rng_state(states[0])
     for device, state in zip(_cuda_devices(model), states[1:], strict=True):
         torch.cuda.set_rng_state(state, device)
@@ -57,7 +58,7 @@ def set_random_state(model: nn.Module, states: list[Tensor]) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside: backward forms none of a weight's size."""
+    """Let no parameter require a gradient inside, so that backward forms none of a weight's size."""
     parameters = list(trainable(model).values())
     try:
         for parameter in parameters:
@@ -70,17 +71,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
-    """Run the model in a mode (None: as it stands) and leave no trace.
+    """Run the model in a mode (None: the current one) and restore it afterwards.
 
     Restores mode, buffers, random state and hooks of parameters, also after an exception. Hooks of
-    parameters are silent inside: the norm is of the loss's gradient, not of what a hook makes of it.
-    Gradients are on whatever the caller has set, and nothing inside touches ``.grad``.
+    parameters are disabled inside: the norm is of the loss's gradient, not of what a hook makes of it.
+    Gradients are enabled, whatever the caller has set, and nothing inside changes ``.grad``.
     """
     with ExitStack() as undo:
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         undo.callback(set_random_state, model, random_state(model))
-        # In eval mode without gradients attention takes a fused path that calls none of its layers.
+        # In eval mode without gradients attention takes a fused path that does not call its layers.
         undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         for module in model.modules():

@@ -1,8 +1,8 @@
-"""Parameters that no layer's rule serves, given out as one copy an example.
+"""Parameters that no layer's rule serves, replaced with one copy per example.
 
-Where a parameter only meets activations element by element, or in products that broadcast (scales, positions, class
-tokens, the norms of many a library), a copy (B, 1…, *shape) in its place computes the same, and its gradient
-is that of each example. Which copy fits, if any does, is found out and proved by the audit.
+If a parameter only meets activations element by element, or in products that broadcast (scales, positions, class
+tokens, many libraries' normalisation layers), a copy (B, 1…, *shape) in its place computes the same, and its gradient
+is that of each example. The audit determines and proves which shape fits, if any does.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 Shape = tuple[int, ...]
 
 
-def copies(shape: Shape) -> list[Shape]:
-    """What one example's copy of a parameter may look like, likelier shapes first."""
+def copy_shapes(shape: Shape) -> list[Shape]:
+    """Return the shapes that one example's copy of a parameter may have, more likely ones first."""
     found: list[Shape] = [shape[1:]] if len(shape) > 1 and shape[0] == 1 else []
     return found + [(1,) * ones + shape for ones in range(4 if len(shape) < 2 else 2)]
 
 
 @contextmanager
 def expanded(model: nn.Module, shapes: Mapping[str, Shape], size: int) -> Iterator[dict[str, Tensor]]:
-    """Each parameter named replaced by ``size`` copies inside, leaves that require a gradient; handed out by name."""
+    """Replace each named parameter with ``size`` copies inside; yield the copies by name, leaves with gradients."""
     leaves: dict[str, Tensor] = {}
     places: list[tuple[nn.Module, str, nn.Parameter, Tensor]] = []
     for name, shape in shapes.items():

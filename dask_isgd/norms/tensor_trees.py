@@ -1,7 +1,7 @@
 """Inputs, targets and losses, example by example.
 
 Inputs are a tensor, a tuple (``model(*inputs)``) or a mapping (``model(**inputs)``); every
-tensor inside leads with the batch, anything else is passed on as it is.
+tensor inside has the batch first, anything else is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 def on_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """``value`` with every tensor in it replaced by ``function(tensor)``."""
+    """Return ``value`` with every tensor in it replaced by ``function(tensor)``."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
         items = {key: on_tensors(function, item) for key, item in value.items()}
         if type(value) is dict or not isinstance(value, MutableMapping):
             return items
-        other = copy.copy(value)  # a library's own kind of output, with attributes of the same names
+        other = copy.copy(value)  # a library's own output type, with attributes of the same names
         for key, item in items.items():
             other[key] = item
         return other
@@ -40,48 +40,48 @@ def on_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """Every tensor in ``value``, in the order of :func:`on_tensors`."""
+    """Return every tensor in ``value``, in the order of :func:`on_tensors`."""
     found: list[Tensor] = []
     on_tensors(found.append, value)
     return found
 
 
 def with_tensors(value: Any, leaves: list[Tensor] | tuple[Tensor, ...]) -> Any:
-    """``value`` with its tensors replaced, in order, by ``leaves``."""
+    """Return ``value`` with its tensors replaced, in order, by ``leaves``."""
     remaining = iter(leaves)
     return on_tensors(lambda _: next(remaining), value)
 
 
 def take(value: Any, rows: Tensor | slice) -> Any:
-    """The examples ``rows`` of ``value``."""
+    """Return the examples ``rows`` of ``value``."""
     return on_tensors(lambda tensor: tensor[rows.to(tensor.device) if isinstance(rows, Tensor) else rows], value)
 
 
 def detached(value: Any) -> Any:
-    """``value`` cut from any graph; inference tensors are copied, as autograd cannot save them."""
+    """Return ``value`` detached from any graph; inference tensors are copied, because autograd cannot save them."""
     return on_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor.detach(), value)
 
 
 def batch_size(inputs: Any, targets: Any) -> int:
-    """B, the length every tensor of inputs and targets has in common."""
+    """Return B, the common length of every tensor of inputs and targets."""
     leading = [(kind, t) for kind, value in (("inputs", inputs), ("targets", targets)) for t in tensors(value)]
     if not any(kind == "inputs" for kind, _ in leading):
         raise ModelError(
-            f"got {type(inputs).__name__} inputs without a tensor, wanted tensors that lead with the batch"
+            f"got {type(inputs).__name__} inputs without a tensor, wanted tensors that have the batch first"
         )
     size = leading[0][1].shape[0] if leading[0][1].ndim else None
     for kind, tensor in leading:
         if tensor.ndim == 0 or tensor.shape[0] != size:
             raise ModelError(
                 f"got {kind} of shape {tuple(tensor.shape)}, wanted the batch of {size} first in every tensor; "
-                "keep what the examples share inside the model"
+                "store what the examples share in the model"
             )
     assert size is not None
     return size
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for a batch; it gets copies, as it may write into its inputs and is run again."""
+    """Return the model's output for a batch. The model gets copies: it may modify its inputs, and is run again."""
     inputs = on_tensors(torch.clone, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
@@ -91,7 +91,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def checked_losses(loss: Loss, output: Any, targets: Any, size: int) -> Tensor:
-    """One loss per example, shape (``size``,); ModelError for anything else."""
+    """Return one loss per example, shape (``size``,); ModelError for anything else."""
     losses = loss(output, targets)
     if not isinstance(losses, Tensor):
         raise ModelError(f"the loss returned {type(losses).__name__}, wanted a tensor of shape ({size},)")
@@ -99,19 +99,19 @@ def checked_losses(loss: Loss, output: Any, targets: Any, size: int) -> Tensor:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(output)) or type(output).__name__
         raise ModelError(
             f"the loss returned shape {tuple(losses.shape)} and {losses.dtype}, wanted one floating-point loss per "
-            f"example, shape ({size},); the model's output has shape {shapes}. Use reduction='none' and, where one "
+            f"example, shape ({size},); the model's output has shape {shapes}. Use reduction='none' and, if an "
             "example has several terms, sum or average over all dimensions but the first"
         )
     return losses
 
 
 def square_norms(rows: Tensor) -> Tensor:
-    """||row||² over all dimensions but the first: (B, ...) -> (B,) float64 (float32 where the device has none)."""
+    """Return ||row||² over all dimensions but the first: (B, ...) -> (B,) float64 (float32 if the device has none)."""
     return row_norms(rows).to(wide(rows)).square()
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """||row|| over all dimensions but the first: (B, ...) -> (B,) float32 or wider."""
+    """Return ||row|| over all dimensions but the first: (B, ...) -> (B,) float32 or wider."""
     single = torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else None
     norms: Tensor = torch.linalg.vector_norm(
         rows if rows.ndim == 2 else rows.flatten(1) if rows.ndim > 1 else rows[:, None], dim=1, dtype=single
@@ -120,10 +120,10 @@ def row_norms(rows: Tensor) -> Tensor:
 
 
 def autocast_on(kind: str) -> bool:
-    """Whether operations on devices of this kind are autocast."""
+    """Return whether operations on devices of this kind are autocast."""
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """The dtype that squares are summed in: squares of small norms leave float32's range."""
+    """Return the dtype in which squares are summed: squares of small norms leave the range of float32."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64

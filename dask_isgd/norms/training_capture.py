@@ -15,15 +15,15 @@ from dask_isgd.errors import ModelError
 from dask_isgd.norms.audit import NormPlan, audit
 from dask_isgd.norms.capture import Capture
 from dask_isgd.norms.engine import structure_of
-from dask_isgd.norms.model_state import preserved, refuse
+from dask_isgd.norms.model_state import check_supported, preserved
 from dask_isgd.norms.tensor_trees import batch_size, detached, tensors
 
 _PLANS: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], NormPlan | None]] = WeakKeyDictionary()
-"""The plan of each model trained under a capture, and the structure it was made for; None: there is none."""
+"""The plan of each model trained under a capture (None: no plan serves it), with the structure it was made for."""
 
 
 class TrainingNorms:
-    """What :func:`capture_norms` hands out: ask it for the norms after the backward pass."""
+    """The capture of one training step, from :func:`capture_norms`; it has the norms after the backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -33,24 +33,24 @@ class TrainingNorms:
         self._auditing = False
 
     def norms(self, *, scale: Tensor) -> Tensor | None:
-        """||∂L_n/∂θ||₂ of the minibatch just trained on: (B,) float32.
+        """Return ||∂L_n/∂θ||₂ of the minibatch just trained on: (B,) float32.
 
-        ``scale`` (B,) is what each example's loss was multiplied by before backward: c_m/M, times a loss
-        scale where there is one. None where the backward pass does not hold the norms: a layer without
-        a rule, another number of forward passes than one. Ask a ``NormEngine`` then.
+        ``scale`` (B,) is the factor of each example's loss before backward: c_m/M, times a loss
+        scale if there is one. None if the backward pass does not yield the norms: a layer has no
+        rule, or there was not exactly one forward pass. Use a ``NormEngine`` then.
         """
         capture, plan = self._capture, self._plan
         if capture is None or plan is None:
             return None
         capture.finish()
         size = len(scale)
-        if not plan.explains(capture, size):
+        if not plan.matches(capture, size):
             return None
         return capture.squares(size, scale.device).sqrt_().div_(scale).abs_().float()
 
     def _open(self) -> None:
-        before = self._model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
-        self._handles = [before, self._model.register_forward_hook(self._after)]
+        before = self._model.register_forward_pre_hook(self._before_forward, prepend=True, with_kwargs=True)
+        self._handles = [before, self._model.register_forward_hook(self._after_forward)]
 
     def _close(self) -> None:
         while self._handles:
@@ -58,7 +58,7 @@ class TrainingNorms:
         if self._capture is not None:
             self._capture.close()
 
-    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too
             return
         if self._capture is None:
@@ -72,18 +72,18 @@ class TrainingNorms:
             if self._plan is None:
                 self._close()
                 return
-            self._capture = Capture(model, self._plan.sites, len(tensors((args, kwargs))[0]))
+            self._capture = Capture(model, self._plan.layers, len(tensors((args, kwargs))[0]))
             self._capture.open()
         self._capture.recording = True
 
-    def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._capture is not None:
             self._capture.recording = False
 
 
 @contextmanager
 def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
-    """Take the examples' gradient norms out of one training step: forward and backward go inside.
+    """Capture the examples' gradient norms in one training step: forward and backward run inside.
 
     ::
 
@@ -93,8 +93,8 @@ def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
         norms = capture.norms(scale=coefficients / B)           # (B,) or None
 
     The training is the same to the bit as without. The first forward pass of a model runs the audit on a
-    few of its examples, with a probe in the place of the loss: that each example's loss depends on its own
-    row of the output is the caller's to know (``NormEngine`` checks it).
+    few of its examples, with a substitute for the loss: the caller must ensure that each example's loss depends on its
+    own row of the output only (``NormEngine`` checks it).
     """
     captured = TrainingNorms(model)
     captured._open()
@@ -107,26 +107,26 @@ def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
 def _plan_of(
     model: nn.Module, structure: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> NormPlan | None:
-    """The model's plan in its present mode, remembered; None if the fast rules do not serve it whole."""
+    """Return the model's plan in its current mode, cached; None if the fast rules do not serve all its parameters."""
     inputs = kwargs if kwargs and not args else args
     plan: NormPlan | None = None
     try:
         if not (args and kwargs) and batch_size(inputs, ()):
             with preserved(model, None):
-                refuse(model)
-                plan = audit(model, _probe, detached(inputs), ())
-    except ModelError:  # the engine, asked next, says what is wrong
+                check_supported(model)
+                plan = audit(model, _row_loss, detached(inputs), ())
+    except ModelError:  # the engine, used instead, reports what is wrong
         plan = None
-    if plan is not None and not plan.sure:
+    if plan is not None and not plan.conclusive:
         return None
-    if plan is not None and not plan.leaves_forward_alone:
+    if plan is not None and not plan.forward_unchanged:
         plan = None
     _PLANS[model] = structure, plan
     return plan
 
 
-def _probe(output: Any, targets: Any) -> Tensor:
-    """A loss per example that depends on every element of its output and on nothing else."""
+def _row_loss(output: Any, targets: Any) -> Tensor:
+    """Return a loss per example that depends on every element of its output and on nothing else."""
     parts = []
     for tensor in tensors(output):
         if tensor.is_floating_point():

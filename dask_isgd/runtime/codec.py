@@ -1,7 +1,7 @@
-"""Parameters on their way to the scorers: in half the bytes if asked, in dtypes that Dask carries.
+"""Parameters as they are sent to the scorers: in half the bytes if configured, in dtypes that Dask can send.
 
-A bfloat16 tensor cannot be sent as it is: whoever asks for it waits for ever (distributed 2026.8). It
-travels as int16, the same bits, and its name says so.
+Dask cannot send a bfloat16 tensor: a task that needs it waits for ever (distributed 2026.8). It is sent
+as int16 with the same bits, and its name is marked.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 _MARK = ":bfloat16"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What parameters can be published in; any score leaves the gradient unbiased, a coarse one too."""
+"""Dtypes in which parameters can be published; the gradient stays unbiased however coarse the scores are."""
 
 
-def dtype_of(tensor: Tensor, wanted: str | None) -> torch.dtype:
-    """The dtype a tensor is published in: floats in the one that is wanted, if any, all else in its own."""
-    return DTYPES[wanted] if wanted is not None and tensor.is_floating_point() else tensor.dtype
+def dtype_of(tensor: Tensor, dtype: str | None) -> torch.dtype:
+    """Return the dtype in which a tensor is published: floats as ``dtype`` if given, everything else in its own."""
+    return DTYPES[dtype] if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Views that Dask carries out of band.
+    """Return views of the tensors in dtypes that Dask can send.
 
     >>> list(pack({"weight": torch.zeros(2, dtype=torch.bfloat16), "bias": torch.zeros(2)}))
     ['weight:bfloat16', 'bias']
@@ -37,7 +37,7 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What :func:`pack` was given, without a copy."""
+    """Return what :func:`pack` was given, without a copy."""
     return {
         name.removesuffix(_MARK): tensor.view(torch.bfloat16) if name.endswith(_MARK) else tensor
         for name, tensor in tensors.items()

@@ -36,11 +36,11 @@ def publish(
     version: int,
     timeout: float = 30.0,
 ) -> Parameters:
-    """Make a version the newest: scatter it on this worker and put its future into the Variable.
+    """Make a version the latest: scatter it on this worker and put its future into the Variable.
 
-    The tensors are not copied: whoever publishes must not write to them until nobody holds the
-    version any more. A plain ``dict`` of float32 tensors goes out of band (an ``OrderedDict`` or
-    bfloat16 does not). Keys are never used again: a second scatter under one key leaves two values.
+    The tensors are not copied, so the caller must not write to them as long as the version is held
+    anywhere. Dask sends a plain ``dict`` of float32 tensors without copying them (unlike an
+    ``OrderedDict``). Keys are never reused: a second scatter under one key leaves two values.
     """
     key = f"params-{run}-{incarnation}-{version}-{uuid.uuid4().hex[:8]}"
     future = client.scatter({key: tensors}, hash=False, timeout=timeout)[key]
@@ -49,14 +49,14 @@ def publish(
 
 
 def newest(client: Client, variable: str, timeout: float) -> Parameters | None:
-    """The newest published version, or None where there is none yet.
+    """Return the latest published version, or None if there is none yet.
 
-    Raises WaitTimeoutError where nobody has opened the Variable.
+    Raises WaitTimeoutError if the Variable has not been opened.
     """
     try:
         future = Variable(variable, client=client).get(timeout=timeout)
     except TimeoutError as error:
-        raise WaitTimeoutError(f"{variable}: not there within {timeout:g} s; has the run been started?") from error
+        raise WaitTimeoutError(f"{variable}: no Variable within {timeout:g} s; has the run been started?") from error
     if not isinstance(future, Future):
         return None
     _, incarnation, version, _ = str(future.key).rsplit("-", 3)
@@ -64,20 +64,10 @@ def newest(client: Client, variable: str, timeout: float) -> Parameters | None:
 
 
 def open_variable(client: Client, variable: str) -> None:
-    """Make the Variable, with nothing published; to ask for a missing one is an error in the scheduler's log."""
+    """Create the Variable with nothing published; reading a missing one logs an error on the scheduler."""
     Variable(variable, client=client).set(None)
 
 
 def forget(client: Client, variable: str) -> None:
-    """Drop the scheduler's hold on the newest version."""
+    """Delete the Variable, and with it the scheduler's reference to the latest version."""
     Variable(variable, client=client).delete()
-
-
-def result(future: Future[Any], timeout: float) -> Any:
-    """A future's result within ``timeout`` seconds, or WaitTimeoutError naming its key."""
-    try:
-        return future.result(timeout=timeout)
-    except TimeoutError as error:
-        raise WaitTimeoutError(
-            f"{future.key}: no result within {timeout:g} s (status {future.status}); is a worker there to run it?"
-        ) from error

@@ -1,4 +1,4 @@
-"""A scorer's way through the data: chunk after chunk, the next read while this one is scored."""
+"""Reads a scorer's data chunk after chunk, the next one while this one is scored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from dask_isgd.storage import Dataset, Rows
 
 _READ_BYTES = 16 << 20
-"""Bytes read at a time: few enough that the first batch comes soon, enough that a read is worth its call."""
+"""Bytes per read: few enough that the first batch is available soon, enough to outweigh the cost of a call."""
 
 _Key = tuple[object, ...]
 
@@ -20,9 +20,9 @@ _Key = tuple[object, ...]
 class CachedChunkReader:
     """Reads spans of rows, and keeps those that fit into ``memory`` bytes for the next pass.
 
-    What is kept stays: every span is wanted once a pass, so whatever was thrown out to make room would
-    be wanted before what took its place. Only what has another tag goes: an earlier run's. For several
-    threads at once.
+    A span that is kept is never evicted for another one of the same tag: each is needed once per pass, so
+    the evicted span would be needed before the one that replaced it. Spans of other tags, which are earlier
+    runs, are evicted. Thread-safe.
     """
 
     def __init__(self, memory: int) -> None:
@@ -33,34 +33,34 @@ class CachedChunkReader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept."""
+        """Bytes in the cache."""
         return self._bytes
 
     def batches(self, dataset: Dataset, start: int, stop: int, batch: int, *, tag: object = None) -> Iterator[Rows]:
-        """Rows ``start`` to ``stop`` in batches of ``batch``, the last shorter; read-only where they are kept.
+        """Yield rows ``start`` to ``stop`` in batches of ``batch``, the last one shorter; read-only if they are kept.
 
-        A thread reads ahead inside the span, by a read of some chunks. ``tag`` tells apart datasets
-        that look alike, such as one that was written anew between two runs.
-        Raises MissingChunkError and CorruptChunkError at the first batch of a read that meets one.
+        A thread reads ahead inside the span, by one read of some chunks. ``tag`` distinguishes datasets
+        that look alike, such as one that was rewritten between two runs.
+        Raises MissingChunkError and CorruptChunkError at the first batch of a read with such a chunk.
         """
         key = (tag, dataset.url, dataset.group, dataset.input_names, dataset.target_name, start, stop)
-        kept = self._take(key)
+        kept = self._cached(key)
         if kept is not None:
             yield from _cut(kept, batch)
             return
         read: list[Rows] | None = [] if (stop - start) * _row_bytes(dataset) <= self.memory else None
-        with ThreadPoolExecutor(1, thread_name_prefix="isgd-scan") as reader:
-            yield from _cut(_ahead(reader, dataset, start, stop, batch, read), batch)
+        with ThreadPoolExecutor(1, thread_name_prefix="isgd-reader") as thread:
+            yield from _cut(_read_ahead(thread, dataset, start, stop, batch, read), batch)
         if read is not None:
             self._keep(key, read)
 
     def clear(self) -> None:
-        """Give back everything that is kept."""
+        """Empty the cache."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
 
-    def _take(self, key: _Key) -> list[Rows] | None:
+    def _cached(self, key: _Key) -> list[Rows] | None:
         with self._lock:
             return self._kept.get(key)
 
@@ -69,35 +69,35 @@ class CachedChunkReader:
         with self._lock:
             if key in self._kept:
                 return
-            foreign = [other for other in self._kept if other[0] != key[0]]
-            while foreign and self._bytes + size > self.memory:
-                self._bytes -= _nbytes(self._kept.pop(foreign.pop(0)))
+            others = [other for other in self._kept if other[0] != key[0]]
+            while others and self._bytes + size > self.memory:
+                self._bytes -= _nbytes(self._kept.pop(others.pop(0)))
             if self._bytes + size <= self.memory:
                 self._kept[key] = rows
                 self._bytes += size
 
 
-def _ahead(
-    reader: ThreadPoolExecutor, dataset: Dataset, start: int, stop: int, batch: int, read: list[Rows] | None
+def _read_ahead(
+    thread: ThreadPoolExecutor, dataset: Dataset, start: int, stop: int, batch: int, read: list[Rows] | None
 ) -> Iterator[Rows]:
-    """Rows as they are read, one read ahead of whoever asks; ``read`` collects them, if there is one."""
-    step = _rows_a_read(dataset, batch)
+    """Yield rows as they are read, one read ahead of the caller, and append them to ``read`` if it is a list."""
+    step = _rows_per_read(dataset, batch)
     spans = [(first, min(first + step, stop)) for first in range(start, stop, step)]
-    coming: Future[Rows] | None = reader.submit(dataset.read, *spans[0]) if spans else None
+    pending: Future[Rows] | None = thread.submit(dataset.read, *spans[0]) if spans else None
     for following in [*spans[1:], None]:
-        if coming is None:
+        if pending is None:
             return
-        rows = coming.result()
-        coming = reader.submit(dataset.read, *following) if following is not None else None
+        rows = pending.result()
+        pending = thread.submit(dataset.read, *following) if following is not None else None
         if read is not None:
             for array in (*rows.inputs, rows.target):
-                array.flags.writeable = False  # a model that works in place must not reach what is kept
+                array.flags.writeable = False  # a model that works in place must not change the cache
             read.append(rows)
         yield rows
 
 
-def _rows_a_read(dataset: Dataset, batch: int) -> int:
-    """About ``_READ_BYTES`` in whole chunks; in whole batches too, where these agree soon, to spare a copy."""
+def _rows_per_read(dataset: Dataset, batch: int) -> int:
+    """Return the rows of about ``_READ_BYTES`` in whole chunks, if possible also in whole batches: it saves a copy."""
     row = _row_bytes(dataset)
     unit = math.lcm(dataset.chunk_size, batch)
     if unit * row > 2 * _READ_BYTES:
@@ -106,7 +106,7 @@ def _rows_a_read(dataset: Dataset, batch: int) -> int:
 
 
 def _cut(parts: Iterable[Rows], batch: int) -> Iterator[Rows]:
-    """The same rows, ``batch`` at a time; the last batch is shorter."""
+    """Yield the same rows, ``batch`` at a time; the last batch is shorter."""
     left: Rows | None = None
     for part in parts:
         rows = part if left is None else _joined(left, part)
@@ -139,6 +139,6 @@ _shared = CachedChunkReader(0)
 
 
 def shared_reader(memory: int) -> CachedChunkReader:
-    """The scan of this process, whose threads share what is kept; the budget is the last one asked for."""
+    """Return the reader of this process, whose threads share its cache; the latest ``memory`` is its budget."""
     _shared.memory = memory
     return _shared

@@ -1,7 +1,7 @@
 """The short tasks: score one chunk, evaluate one part of the validation data.
 
-Both take the parameters of one published version, a flat dict of tensors that Dask brought here
-and that the next task of this worker shares: it is copied into a model of this thread's own.
+Both take the parameters of one published version, a flat dict of tensors that Dask has transferred to
+this worker. Its tasks share the dict, so each thread copies it into a model of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dask_isgd.core.batch import Prepare
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import CorruptChunkError
 from dask_isgd.norms import NormEngine, checked_losses
+from dask_isgd.order import Order
 from dask_isgd.runtime import codec, torch_threads
 from dask_isgd.sampling.bad_norms import check_norms
 from dask_isgd.scorer.adaptive_batch import AdaptiveBatch
@@ -31,14 +32,14 @@ from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
 
-_RUNS = 4
-"""Models a thread keeps where several runs share the scorers: to build one costs more than a task."""
-_local = threading.local()
+_MOST_REPLICAS = 4
+"""Replicas that a thread keeps if several runs share the scorers: to build one costs more than a task."""
+_thread = threading.local()
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What a scoring task tells the coordinator."""
+    """The result of a scoring task."""
 
     chunk: int
     incarnation: int
@@ -48,7 +49,7 @@ class ScoreReport:
     loss: float
     """Sum of the examples' losses."""
     bad: int
-    """Norms that were NaN, infinite or negative; those examples keep their former weight."""
+    """Number of norms that were NaN, infinite or negative; those examples keep their former weight."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ class Evaluation:
     examples: int
     loss: float
     wrong: float
-    """Examples whose highest output is not their target; NaN where targets are no classes."""
+    """Number of examples whose highest output is not their target; NaN if targets are not classes."""
 
     def __add__(self, other: Evaluation) -> Evaluation:
         return Evaluation(self.examples + other.examples, self.loss + other.loss, self.wrong + other.wrong)
 
 
-class _Local:
-    """A run in one thread: its model, the version that holds, the norm engine, the batch that fits, the weights."""
+class _Replica:
+    """What one thread keeps for a run: its model and the version loaded, norm engine, batch size, weights."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.device = models.device_of(spec.learning.device)
@@ -73,74 +74,76 @@ class _Local:
         self.loss = spec.loss_function
         self.engine = NormEngine(self.model, self.loss, method=spec.scoring.method, train_mode=spec.scoring.train_mode)
         self.prepare = Prepare(spec.data, self.device)
-        self.fitting = AdaptiveBatch(spec.scoring.batch_size, fixed=spec.learning.synchronous)
-        self.held: tuple[int, int] | None = None
+        self.adaptive_batch = AdaptiveBatch(spec.scoring.batch_size, fixed=spec.learning.synchronous)
+        self.order: Order | None = None
         self.spec = spec
-        """The first this thread was given: its datasets are open, those of each task's own copy are not."""
+        """The first one of this thread: its datasets are open, unlike those of each task's own copy."""
 
     @cached_property
     def weights(self) -> WeightArray:
-        """Opened once: that takes longer than to write a chunk."""
+        """The weight array, opened once: that takes longer than to write a chunk."""
         return self.spec.directory.open_weights()
 
     def norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Norms and losses of a batch, each (B,)."""
+        """Return norms and losses of a batch, each (B,)."""
         norms_B, losses_B = self.engine(inputs if len(inputs) > 1 else inputs[0], targets)
         return norms_B, losses_B
 
     def outputs(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and wrongness (NaN where targets are no classes) of a batch, each (B,)."""
+        """Return losses and errors (0 or 1, NaN if targets are not classes) of a batch, each (B,)."""
         with torch.no_grad():
             output = self.model(*inputs)
             return checked_losses(self.loss, output, targets, len(targets)), _wrong(output, targets)
 
-    def hold(self, tensors: dict[str, Tensor], incarnation: int, version: int) -> None:
-        if self.held != (incarnation, version):
+    def load(self, tensors: dict[str, Tensor], order: Order) -> None:
+        """Load a version into the model unless it is there already."""
+        if self.order != order:
             models.load(self.model, codec.unpack(tensors))
-            self.held = (incarnation, version)
+            self.order = order
 
 
-def _model_for(spec: RunSpec, tensors: dict[str, Tensor], incarnation: int, version: int) -> _Local:
-    held: dict[tuple[str, int], _Local] = _local.__dict__.setdefault("models", {})
+def _replica_for(spec: RunSpec, tensors: dict[str, Tensor], incarnation: int, version: int) -> _Replica:
+    """Return this thread's replica of a run, with a version loaded."""
+    replicas: dict[tuple[str, int], _Replica] = _thread.__dict__.setdefault("replicas", {})
     key = spec.run, spec.attempt  # a resumed run may have other settings
-    local = held.pop(key, None) or _Local(spec)
-    while len(held) >= _RUNS:
-        del held[next(iter(held))]  # the one unused for longest
-    held[key] = local
-    local.hold(tensors, incarnation, version)
-    return local
+    replica = replicas.pop(key, None) or _Replica(spec)
+    while len(replicas) >= _MOST_REPLICAS:
+        del replicas[next(iter(replicas))]  # the least recently used
+    replicas[key] = replica
+    replica.load(tensors, (incarnation, version))
+    return replica
 
 
 def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: int, version: int) -> ScoreReport:
-    """Score one scoring chunk with one version of the parameters and write its weights whole.
+    """Score one scoring chunk with one version of the parameters and write its weights as a whole.
 
     Raises NonFiniteNormsError if more than one norm in a hundred is bad, a DataError for a chunk
-    that is missing or corrupt, OSError if the weights cannot be written, LeaseLostError where the
-    run is exact and its learner has a successor.
+    that is missing or corrupt, OSError if the weights cannot be written, LeaseLostError if the
+    run is synchronous and its learner has a successor.
     """
     began = time.perf_counter()
-    torch_threads.scorer(spec.scoring.threads)
-    local = _model_for(spec, tensors, incarnation, version)
-    spec = local.spec
+    torch_threads.start_scorer(spec.scoring.threads)
+    replica = _replica_for(spec, tensors, incarnation, version)
+    spec = replica.spec
     start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)
     norms = np.empty(stop - start, np.float32)
     loss, first = 0.0, 0
-    scan = shared_reader(spec.scoring.cache_memory_bytes)
-    for rows in scan.batches(spec.data, start, stop, spec.scoring.batch_size, tag=spec.run):
-        inputs, targets = local.prepare(rows.inputs, rows.target)
-        norms_B, losses_B = local.fitting(local.norms, inputs, targets)
+    reader = shared_reader(spec.scoring.cache_memory_bytes)
+    for rows in reader.batches(spec.data, start, stop, spec.scoring.batch_size, tag=spec.run):
+        inputs, targets = replica.prepare(rows.inputs, rows.target)
+        norms_B, losses_B = replica.adaptive_batch(replica.norms, inputs, targets)
         norms[first : first + len(targets)] = norms_B.cpu().numpy()
         first += len(targets)
         loss += float(losses_B.double().sum())
-    bad = _keep_former(norms, local.weights, chunk, start, strict=spec.learning.synchronous)
-    if spec.learning.synchronous:  # a straggler's weights are as good as any elsewhere
+    bad = _keep_former(norms, replica.weights, chunk, start, strict=spec.learning.synchronous)
+    if spec.learning.synchronous:  # in other runs late weights are as good as any
         spec.directory.leases("learner").lease(incarnation).check()
-    local.weights.write(chunk, norms)
+    replica.weights.write(chunk, norms)
     return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
 
 
 def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, start: int, *, strict: bool) -> int:
-    """Put the former weights, NaN where those are damaged and not ``strict``, in the place of bad norms; how many."""
+    """Replace bad norms by the former weights, or NaN if those are corrupt and not ``strict``; return how many."""
     bad = np.flatnonzero(check_norms(norms, f"chunk {chunk}", start))
     if len(bad):
         try:
@@ -156,22 +159,22 @@ def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, s
 def evaluate(
     tensors: dict[str, Tensor], spec: RunSpec, start: int, stop: int, incarnation: int, version: int
 ) -> Evaluation:
-    """Loss and errors of one version on rows ``start`` to ``stop`` of the validation data."""
-    torch_threads.scorer(spec.scoring.threads)
-    local = _model_for(spec, tensors, incarnation, version)
-    spec = local.spec
+    """Return loss and errors of one version on rows ``start`` to ``stop`` of the validation data."""
+    torch_threads.start_scorer(spec.scoring.threads)
+    replica = _replica_for(spec, tensors, incarnation, version)
+    spec = replica.spec
     assert spec.validation is not None
-    training = local.model.training
-    local.model.eval()
+    training = replica.model.training
+    replica.model.eval()
     total = Evaluation(0, 0.0, 0.0)
     try:
-        scan = shared_reader(spec.scoring.cache_memory_bytes)
-        for rows in scan.batches(spec.validation, start, stop, spec.scoring.batch_size, tag=spec.run):
-            inputs, targets = local.prepare(rows.inputs, rows.target)
-            losses_B, wrong_B = local.fitting(local.outputs, inputs, targets)
+        reader = shared_reader(spec.scoring.cache_memory_bytes)
+        for rows in reader.batches(spec.validation, start, stop, spec.scoring.batch_size, tag=spec.run):
+            inputs, targets = replica.prepare(rows.inputs, rows.target)
+            losses_B, wrong_B = replica.adaptive_batch(replica.outputs, inputs, targets)
             total += Evaluation(len(targets), float(losses_B.double().sum()), float(wrong_B.double().sum()))
     finally:
-        local.model.train(training)
+        replica.model.train(training)
     return total
 
 

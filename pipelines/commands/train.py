@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dask_isgd.errors import IsgdError, WaitTimeoutError
+from dask_isgd.names import named
 from dask_isgd.pipelines import PIPELINES, Recipe
 from dask_isgd.pipelines.commands.terminated import Terminated
-from dask_isgd.pipelines.recipes import named
 
 if TYPE_CHECKING:
     from dask_isgd.clusters import ClusterConfig

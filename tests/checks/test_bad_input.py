@@ -14,7 +14,6 @@ from torch import nn
 import dask_isgd as isgd
 from dask_isgd.checks import request
 from dask_isgd.checks.request import PreparedRun, create
-from dask_isgd.config import from_mapping
 from dask_isgd.errors import (
     ConfigError,
     DataError,
@@ -83,7 +82,7 @@ class TestSettings:
     )
     def test_the_nearest_key_is_suggested(self, kind, values, says):
         with pytest.raises(ConfigError, match=re.escape(says)):
-            from_mapping(kind, values)
+            kind(**values)
 
     def test_the_nearest_choice_is_suggested(self):
         with pytest.raises(ConfigError, match="did you mean 'stratified'"):
@@ -114,7 +113,7 @@ class TestSettings:
 
     def test_a_minibatch_larger_than_the_data_is_said(self, tmp_path, caplog):
         check(tmp_path)
-        assert "a minibatch of 128 from 40 examples: draws repeat" in caplog.text
+        assert "a minibatch of 128 from 40 examples draws some of them repeatedly" in caplog.text
 
     def test_one_example_is_enough(self, tmp_path):
         dataset = data(tmp_path, x=X[:1], y=Y[:1])

@@ -1,4 +1,4 @@
-"""What the learner does beside its loop: buffers are never written while held, errors come back."""
+"""What the learner does beside its loop: buffers are not written while they are held, and errors are raised later."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_tensors_that_change_their_kind_get_buffers_of_their_own():
     assert snapshots.take({"a": torch.zeros(4)})["a"].shape == (4,)
 
 
-def test_the_newest_offer_replaces_the_one_that_waits():
+def test_the_latest_offer_replaces_the_one_that_waits():
     background, done, gate = LatestJobWorker("test", 10).open(), [], threading.Event()
     background.offer(lambda: (gate.wait(10), done.append("first")))
     background.offer(lambda: done.append("second"))
@@ -65,7 +65,7 @@ def test_an_error_is_raised_by_the_next_call():
     background.close()
 
 
-def test_nothing_is_waited_for_without_end():
+def test_every_wait_has_a_timeout():
     gate = threading.Event()
     background = LatestJobWorker("the store", 0.05).open()
     background.offer(gate.wait)

@@ -1,4 +1,4 @@
-"""How the learner takes over weights: those of an earlier incarnation, and rewritten chunks."""
+"""How the learner reads weights: those of an earlier incarnation, and rewritten chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A learner that leaves in order is waited for, however long its steps are: on a simulated clock."""
+"""Checkpoints: a learner that leaves in order commits its last step, and a model of any dtype resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distributed import Client
 from torch import nn
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import check, create
+from dask_isgd.checks.request import RunRequest, create, prepare
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import LeaseLostError
@@ -30,7 +30,7 @@ WAIT = 120
 
 
 class Clock:
-    """Stands in for the module ``time``: whoever sleeps lets the others act."""
+    """Stands in for the module ``time``: a sleep lets the others act."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -54,12 +54,12 @@ class Clock:
 class Leaver:
     """A learner in the middle of a long step when its worker begins to leave."""
 
-    def __init__(self, clock: Clock, run: RunDirectory, *, leaves_at: float, step_ends_at: float, looks: bool) -> None:
+    def __init__(self, clock: Clock, run: RunDirectory, *, leaves_at: float, step_ends_at: float, checks: bool) -> None:
         self.run, self.lease = run, run.leases().acquire({})
         run.checkpoints().commit(100, self.lease.incarnation, {"a": np.zeros(1)}, {})
         self.fenced = False
         self.watcher = DepartureWatcher(lambda: clock.now >= leaves_at, self.lease.leaving)
-        if looks:
+        if checks:
             for look in np.arange(0.0, step_ends_at, _POLL):
                 clock.at(float(look), self.watcher.check)
         clock.at(step_ends_at, self.leave)
@@ -77,7 +77,7 @@ class Leaver:
 
 
 def succeed(clock: Clock, run: RunDirectory, arrives_at: float) -> int:
-    """The step a successor goes on from: it waits for who leaves, takes the lease, reads the newest checkpoint."""
+    """Return the step that a successor resumes from, once its predecessor has left and it has the lease."""
     clock.sleep(arrives_at)
     mine = run.leases()
     mine.await_leaving(GRACE)
@@ -88,24 +88,24 @@ def succeed(clock: Clock, run: RunDirectory, arrives_at: float) -> int:
 
 
 @pytest.mark.parametrize(
-    ("step_ends_at", "looks", "goes_on_from"),
+    ("step_ends_at", "checks", "resumes_from"),
     [
         (1.02, True, 137),  # a short step
-        (6.0, True, 137),  # a long one: the word is given in its middle
-        (6.0, False, 100),  # nobody looks during the step: the successor fences it, and its steps are lost
+        (6.0, True, 137),  # a long one: the departure is announced in its middle
+        (6.0, False, 100),  # nothing checks during the step: the successor fences it, and its steps are lost
         (90.0, True, 100),  # longer than the grace: its worker is gone by then
     ],
 )
-def test_the_successor_goes_on_from_the_last_step_of_a_learner_that_leaves(
-    tmp_path, monkeypatch, step_ends_at, looks, goes_on_from
+def test_the_successor_resumes_from_the_last_step_of_a_learner_that_leaves(
+    tmp_path, monkeypatch, step_ends_at, checks, resumes_from
 ):
     clock = Clock()
     monkeypatch.setattr(leases, "time", clock)
     run = RunDirectory(tmp_path / "run")
-    leaver = Leaver(clock, run, leaves_at=1.0, step_ends_at=step_ends_at, looks=looks)
-    assert succeed(clock, run, arrives_at=1.2) == goes_on_from
+    leaver = Leaver(clock, run, leaves_at=1.0, step_ends_at=step_ends_at, checks=checks)
+    assert succeed(clock, run, arrives_at=1.2) == resumes_from
     clock.sleep(100.0)
-    assert leaver.fenced == (goes_on_from == 100)
+    assert leaver.fenced == (resumes_from == 100)
     assert clock.now <= 1.2 + GRACE + _POLL + 100.0
 
 
@@ -113,7 +113,7 @@ def test_a_learner_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(leases, "time", clock)
     run = RunDirectory(tmp_path / "run")
-    Leaver(clock, run, leaves_at=1e9, step_ends_at=1e9, looks=False)
+    Leaver(clock, run, leaves_at=1e9, step_ends_at=1e9, checks=False)
     assert succeed(clock, run, arrives_at=1.2) == 100
     assert clock.now == 1.2
 
@@ -133,18 +133,13 @@ def test_the_watcher_checks_by_itself_and_announces_the_departure_once(tmp_path)
 # A model whose parameters are bfloat16, which numpy does not know ---------------------------------
 
 
-@pytest.fixture
-def bfloat16_model() -> Callable[[], nn.Module]:
-    """Pickled whole, for the workers cannot import the modules of the tests."""
+class ToBfloat16(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16()
 
-    def model() -> nn.Module:
-        class ToBfloat16(nn.Module):
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return x.bfloat16()
 
-        return nn.Sequential(ToBfloat16(), nn.Linear(4, 3).bfloat16())
-
-    return model
+def bfloat16_model() -> nn.Module:
+    return nn.Sequential(ToBfloat16(), nn.Linear(4, 3).bfloat16())
 
 
 @pytest.fixture
@@ -162,9 +157,9 @@ def learning(**changes) -> isgd.Learning:
 
 
 @pytest.fixture
-def spec(data: Dataset, bfloat16_model, tmp_path: Path) -> RunSpec:
+def spec(data: Dataset, tmp_path: Path) -> RunSpec:
     """A run of such a model, with its directory."""
-    plan = check(bfloat16_model, data, tmp_path / "run", learning=learning())
+    plan = prepare(RunRequest(model=bfloat16_model, data=data, run_dir=tmp_path / "run", learning=learning()))
     create(plan)
     return plan.spec
 
@@ -201,7 +196,7 @@ def test_a_bfloat16_model_resumes_from_a_checkpoint_committed_in_the_background(
     assert all(torch.equal(a, b) for a, b in zip(trainer.tensors().values(), again.tensors().values(), strict=True))
 
 
-def test_a_run_of_a_bfloat16_model_stops_and_resumes(client: Client, data, bfloat16_model, tmp_path):
+def test_a_run_of_a_bfloat16_model_stops_and_resumes(client: Client, data, tmp_path):
     """A synchronous run: it commits the copy that it took when the round began."""
 
     def fit(steps: int, **changes) -> isgd.Run:

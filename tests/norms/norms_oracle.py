@@ -91,7 +91,7 @@ class RawParameter(nn.Module):
 
 
 class Transposed(nn.Module):
-    """A Linear that sees positions first: its output does not lead with the batch."""
+    """A Linear whose input has positions first: its output does not have the batch first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Transposed(nn.Module):
 
 
 class Merged(nn.Module):
-    """A Linear that sees batch and positions as one dimension."""
+    """A Linear whose input has batch and positions in one dimension."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,12 +203,12 @@ def positions(activation: Callable[[], nn.Module]) -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the shape of an example of its input, and how its norms are had."""
+    """A model, the shape of an example of its input, and how its norms are computed."""
 
     model: Callable[[], nn.Module]
     shape: tuple[int, ...] = (6,)
     fast: bool = True
-    """Nothing of it takes the fallback."""
+    """No parameter needs the fallback."""
     captured: bool = True
     """An ordinary training step holds its norms."""
     tokens: bool = False
@@ -294,7 +294,7 @@ def layer_gradients(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Ten
 
 
 def check_rule(module: nn.Module, x: Tensor, rule: Any = None) -> None:
-    """A layer's rule against autograd: every set of parameters it may be asked for, norms and gradients."""
+    """A layer's rule against autograd: every set of parameters it may serve, norms and gradients."""
     rule = RULES[type(module)] if rule is None else rule
     with torch.no_grad():
         grad = torch.randn_like(module(x))
@@ -302,14 +302,14 @@ def check_rule(module: nn.Module, x: Tensor, rule: Any = None) -> None:
     assert wanted.keys() <= rule.parameters
     for names in ({*wanted}, *({name} for name in wanted)):
         asked = frozenset(names)
-        got = rule.norms(module, rule.keep(module, x, asked, frozenset()), grad, asked)
+        got = rule.norms(module, rule.save(module, x, asked, frozenset()), grad, asked)
         squares = torch.zeros(len(x)).double()
         for name in names:
             squares += wanted[name].square().flatten(1).sum(1)
         assert got.shape == (len(x),)
         torch.testing.assert_close(got.double(), squares.sqrt(), rtol=1e-5, atol=1e-6)
     for name, gradient in wanted.items():
-        kept = rule.keep(module, x, frozenset(), frozenset({name}))
-        got = rule.gradient(module, kept, grad, name)
+        saved = rule.save(module, x, frozenset(), frozenset({name}))
+        got = rule.gradient(module, saved, grad, name)
         scale = float(gradient.abs().max()) if gradient.numel() else 0.0
         torch.testing.assert_close(got.double(), gradient, rtol=1e-5, atol=1e-5 * scale)

@@ -43,7 +43,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    # torch's instance normalisation takes no empty batch
+    # torch's instance normalisation accepts no empty batch
     [(name, size) for name in NORMS for size in (0, 1, 7) if size or not name.startswith("Instance")],
 )
 def test_normalisation(name: str, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The user's model is left exactly as it was, after success and after an exception."""
+"""The user's model is unchanged after success and after an exception."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dask_isgd.norms import gradient_norms
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model that a pass could leave changed."""
+    """Everything about a model that a pass could change."""
     return {
         "training": [module.training for module in model.modules()],
         "requires_grad": [p.requires_grad for p in model.parameters()],

@@ -1,4 +1,4 @@
-"""No model ever gets a wrong number: fast where proved, exact one by one where not, refused where undefined."""
+"""No model ever gets a wrong number: fast if proved, exact one by one if not, refused if undefined."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_a_cut_graph_and_a_frozen_model_are_refused() -> None:
         gradient_norms(mlp(), cross_entropy, x, y, method="exakt")
 
 
-def test_the_fallback_says_which_and_why_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fallback_is_logged_once_with_the_reasons(caplog: pytest.LogCaptureFixture) -> None:
     case = CASES["control flow on values"]
     engine = NormEngine(case.model(), cross_entropy)
     with caplog.at_level(logging.WARNING, "dask_isgd.norms"):
@@ -204,7 +204,7 @@ def test_the_fallback_says_which_and_why_once(caplog: pytest.LogCaptureFixture) 
             engine(case.inputs(4), torch.zeros(4, dtype=torch.long))
     (record,) = caplog.records
     assert "matrix: no rule for Stubborn" in record.message
-    assert "by a loop, as vmap fails" in record.message
+    assert "by a loop, because vmap fails" in record.message
 
 
 def test_a_wrong_rule_is_found_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -233,7 +233,7 @@ def test_the_plan_follows_the_model() -> None:
 
 
 class _Recycling(nn.Module):
-    """Changes a layer's input in place after the layer has used it; only when told to."""
+    """Changes a layer's input in place after the layer has used it; only if requested."""
 
     def __init__(self) -> None:
         super().__init__()

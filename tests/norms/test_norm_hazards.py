@@ -1,4 +1,4 @@
-"""What other tools get silently wrong: exact here, fast where it says so, or refused; never wrong."""
+"""Models that other tools get silently wrong: exact here, fast if the case is marked so, or refused; never wrong."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Positions(nn.Module):
             return x + self.places(torch.arange(length)[None])
         if self.make == "embedding":
             return x + self.places(torch.arange(length))
-        # A slice of the first dimension does not go over the copies of an example: exact through the fallback.
+        # A slice of the first dimension does not apply to the copies of an example: exact through the fallback.
         return x + (self.places[:length] if self.make == "parameter" else self.places[:, :length])
 
 
@@ -80,7 +80,7 @@ class ClassToken(nn.Module):
 
 
 class OwnNorm(nn.Module):
-    """A root mean square norm as many libraries write their own."""
+    """A root mean square norm as many libraries define it themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Masked(nn.Module):
 
 
 class Folded(nn.Module):
-    """A layer that sees positions folded into the batch."""
+    """A layer whose input has positions folded into the batch."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ def test_sequence_losses_with_masks() -> None:
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_autocast_as_the_user_says(captured: bool) -> None:
+def test_autocast_as_the_user_configures_it(captured: bool) -> None:
     body = nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(100, 5)
     model, x, y = nn.Sequential(*body), torch.randn(SIZE, 2, 5, 5), torch.randint(0, 5, (SIZE,))
     wanted = oracle(model, cross_entropy, x, y)
@@ -302,7 +302,7 @@ def test_embeddings_that_change_or_couple_are_refused(options: dict[str, Any], m
     assert torch.equal(model[0].weight, before)
 
 
-def test_inputs_of_another_number_of_dimensions_are_audited_anew() -> None:
+def test_inputs_of_another_number_of_dimensions_are_audited_again() -> None:
     model = nn.Sequential(OwnNorm(), nn.Linear(6, 5))
     engine = NormEngine(model, lambda o, t: cross_entropy(o if o.ndim == 2 else o.mean(1), t))
     y = torch.randint(0, 5, (SIZE,))
@@ -312,7 +312,7 @@ def test_inputs_of_another_number_of_dimensions_are_audited_anew() -> None:
 
 
 class _Switching(nn.Module):
-    """Another product for long inputs, where the audit's copies no longer fit."""
+    """Another product for long inputs, for which the audit's copies no longer fit."""
 
     def __init__(self) -> None:
         super().__init__()

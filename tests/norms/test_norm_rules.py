@@ -10,7 +10,7 @@ from norms_oracle import cross_entropy, oracle
 from torch import Tensor, nn
 
 from dask_isgd.norms import RULES, NormEngine, register_rule
-from dask_isgd.norms.rules import Kept, linear
+from dask_isgd.norms.rules import Saved, linear
 from dask_isgd.norms.rules.linear import product_norms
 
 
@@ -41,14 +41,14 @@ class Scale(nn.Module):
 class ScaleRule:
     parameters = frozenset({"factor"})
 
-    def keep(self, module: nn.Module, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
+    def save(self, module: nn.Module, x: Tensor, unshared: frozenset[str], shared: frozenset[str]) -> Saved:
         return (x,)
 
-    def norms(self, module: nn.Module, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
-        return (kept[0] * grad).norm(dim=1)
+    def norms(self, module: nn.Module, saved: Saved, grad: Tensor, names: frozenset[str]) -> Tensor:
+        return (saved[0] * grad).norm(dim=1)
 
-    def gradient(self, module: nn.Module, kept: Kept, grad: Tensor, name: str) -> Tensor:
-        return kept[0] * grad
+    def gradient(self, module: nn.Module, saved: Saved, grad: Tensor, name: str) -> Tensor:
+        return saved[0] * grad
 
 
 @pytest.fixture

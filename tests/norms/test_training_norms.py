@@ -38,7 +38,7 @@ def test_norms_are_unscaled_and_exact(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_none_where_the_backward_pass_does_not_hold_them(name: str) -> None:
+def test_none_if_the_backward_pass_does_not_yield_them(name: str) -> None:
     case = CASES[name]
     model, x, y = case.model(), case.inputs(SIZE), torch.randint(0, 5, (SIZE,))
     for _ in range(2):

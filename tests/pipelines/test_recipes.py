@@ -10,8 +10,9 @@ import torch
 import dask_isgd.pipelines.models as zoo
 from dask_isgd.core import models
 from dask_isgd.errors import ConfigError
+from dask_isgd.names import named
 from dask_isgd.pipelines import PIPELINES, load_recipe
-from dask_isgd.pipelines.recipes import named, recipe_from_mapping
+from dask_isgd.pipelines.recipes import recipe_from_mapping
 
 DEFAULTS = {name: pipeline.recipe for name, pipeline in PIPELINES.items()}
 
@@ -60,7 +61,7 @@ class TestModels:
             zoo.mlp(sizes)
 
     def test_no_deviation(self):
-        with pytest.raises(ValueError, match="wanted all above 0"):
+        with pytest.raises(ValueError, match="wanted all values above 0"):
             zoo.Normalise(0.0, [1.0, 0.0])
 
 
@@ -104,10 +105,10 @@ class TestRecipes:
         message = str(caught.value)
         for part in (
             "unknown key 'dta'; did you mean 'data'?",
-            "Recipe.data: got None",
+            "Recipe.data: got nothing, wanted the name of a pipeline, a path or a URL",
             "Recipe.model: got 3",
             "Learning.steps: got -1",
-            "Learning.momentum: got 2",
+            "Learning.momentum: got 2, wanted a number at least 0 and at most 1",
             "Scoring: unknown key 'metod'; did you mean 'method'?",
             "Sampling: got [1], wanted a mapping",
         ):

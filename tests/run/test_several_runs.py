@@ -20,16 +20,16 @@ WAIT = 120
         (8, "a", [8]),
         (8, "ab", [4, 4]),
         (8, "abc", [3, 3, 2]),
-        (2, "abc", [1, 1, 1]),  # nobody starves: they are served in turn
+        (2, "abc", [1, 1, 1]),  # none starves: they are served in turn
         (0, "ab", [0, 0]),
     ],
 )
 def test_parts(room, runs, parts):
     assert [part(room, run, set(runs)) for run in runs] == parts
-    assert [part(room, run, set(runs) - {run}) for run in runs] == parts, "whether or not it hears itself"
+    assert [part(room, run, set(runs) - {run}) for run in runs] == parts, "whether or not it receives its own claim"
 
 
-def test_who_falls_silent_is_left_out(client: Client):
+def test_a_run_that_stops_claiming_is_left_out(client: Client):
     now = 0.0
     mine = FairShare(client, client, "b", clock=lambda: now).open()
     try:

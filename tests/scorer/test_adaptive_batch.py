@@ -14,7 +14,7 @@ from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import ConfigError
 from dask_isgd.norms import NormEngine
 from dask_isgd.scorer import task
-from dask_isgd.scorer.adaptive_batch import AdaptiveBatch, out_of_memory
+from dask_isgd.scorer.adaptive_batch import AdaptiveBatch, is_out_of_memory
 from dask_isgd.storage import WeightArray
 
 
@@ -43,19 +43,19 @@ class Device:
     ],
 )
 def test_parts(count, most, room, asked, kept):
-    device, fitting = Device(room), AdaptiveBatch(most)
+    device, adaptive_batch = Device(room), AdaptiveBatch(most)
     values, targets = torch.arange(count), torch.arange(count)
-    doubled, same = fitting(device, (values,), targets)
+    doubled, same = adaptive_batch(device, (values,), targets)
     assert torch.equal(doubled, 2 * values)
     assert torch.equal(same, targets)
-    assert (device.asked, fitting.most) == (asked, kept)
+    assert (device.asked, adaptive_batch.size) == (asked, kept)
     device.asked.clear()
-    fitting(device, (values,), targets)
+    adaptive_batch(device, (values,), targets)
     assert max(device.asked) <= room, "what did not fit is not tried again"
 
 
 @pytest.mark.parametrize(
-    ("fixed", "message"), [(True, "a synchronous run keeps its batch size"), (False, "not even one")]
+    ("fixed", "message"), [(True, "a synchronous run cannot use a smaller batch"), (False, "not even one example fits")]
 )
 def test_what_cannot_fit(fixed, message):
     with pytest.raises(ConfigError, match=message):
@@ -73,7 +73,7 @@ def test_what_cannot_fit(fixed, message):
     ],
 )
 def test_which_errors_are_meant(error, memory):
-    assert out_of_memory(error) is memory
+    assert is_out_of_memory(error) is memory
     if isinstance(error, RuntimeError) and not memory:
         with pytest.raises(RuntimeError, match="shapes"):
             AdaptiveBatch(4)(Device(2, error), (torch.zeros(4),), torch.zeros(4))
@@ -113,28 +113,28 @@ def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
     truth, _ = NormEngine(model, cross_entropy)(inputs[0], targets)
     monkeypatch.setattr(Small, "room", 20)
     if exact:
-        with pytest.raises(ConfigError, match="synchronous run keeps its batch size"):
+        with pytest.raises(ConfigError, match="a synchronous run cannot use a smaller batch"):
             task.score(tensors, plan.spec, 0, 1, 0)
         return
     report = task.score(tensors, plan.spec, 0, 1, 0)
     assert (report.examples, report.bad) == (64, 0)
-    local = task._local.models[plan.spec.run, plan.spec.attempt]
-    assert local.fitting.most == 16
+    replica = task._thread.replicas[plan.spec.run, plan.spec.attempt]
+    assert replica.adaptive_batch.size == 16
     written = WeightArray.open(plan.spec.directory.weights).read(0)
     torch.testing.assert_close(torch.from_numpy(written), truth, rtol=1e-5, atol=1e-6)
 
 
 def test_a_thread_keeps_the_models_of_several_runs(digits, tmp_path):
     specs = []
-    for i in range(task._RUNS + 1):
+    for i in range(task._MOST_REPLICAS + 1):
         plan = prepare(RunRequest(model=MODEL, data=digits, run_dir=tmp_path / str(i), learning=isgd.Learning(steps=1)))
         create(plan)
         specs.append(plan.spec)
     tensors = dict(models.build(MODEL, 0).state_dict())
-    made = [task._model_for(spec, tensors, 1, 0) for spec in specs]
-    assert task._model_for(specs[-1], tensors, 1, 0) is made[-1]
-    assert task._model_for(specs[1], tensors, 1, 0) is made[1]
-    assert task._model_for(specs[0], tensors, 1, 0) is not made[0], "the one unused for longest went"
+    made = [task._replica_for(spec, tensors, 1, 0) for spec in specs]
+    assert task._replica_for(specs[-1], tensors, 1, 0) is made[-1]
+    assert task._replica_for(specs[1], tensors, 1, 0) is made[1]
+    assert task._replica_for(specs[0], tensors, 1, 0) is not made[0], "the one unused for longest went"
 
 
 def test_a_resumed_run_is_scored_by_its_new_settings(digits, tmp_path):
@@ -153,5 +153,5 @@ def test_a_resumed_run_is_scored_by_its_new_settings(digits, tmp_path):
     )
     assert resumed.spec.run == first.spec.run
     tensors = dict(models.build(MODEL, 0).state_dict())
-    exact, loss = (task._model_for(plan.spec, tensors, 1, 0).engine.method for plan in (first, resumed))
+    exact, loss = (task._replica_for(plan.spec, tensors, 1, 0).engine.method for plan in (first, resumed))
     assert (exact, loss) == ("exact", "loss")

@@ -1,4 +1,4 @@
-"""Promises of the scan: the same batches however they are read, one read ahead, kept within a budget."""
+"""Promises of the chunk reader: the same batches however they are read, one read ahead, kept within a budget."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def reads(monkeypatch):
 @pytest.mark.parametrize(("start", "stop"), [(0, N), (0, 1), (20, 60), (100, N), (7, 41), (5, 5)])
 @pytest.mark.parametrize("batch", [1, 7, 10, 20, 64, 1000])
 def test_batches_are_the_slices_of_one_read(data, memory, start, stop, batch):
-    scan = CachedChunkReader(memory)
+    reader = CachedChunkReader(memory)
     for _ in range(2):
-        got = list(scan.batches(data, start, stop, batch))
+        got = list(reader.batches(data, start, stop, batch))
         ends = [(a, min(a + batch, stop)) for a in range(start, stop, batch)]
         assert [len(rows.target) for rows in got] == [b - a for a, b in ends]
         for rows, (a, b) in zip(got, ends, strict=True):
@@ -68,31 +68,31 @@ def test_the_next_read_runs_while_a_batch_is_in_use(data, reads):
         Dataset.read = read
 
 
-def test_what_fits_is_read_once_and_what_does_not_is_never_thrown_out_for_it(data, reads):
-    scan = CachedChunkReader(70 * ROW)
+def test_what_fits_is_read_once_and_what_does_not_is_never_evicted_for_it(data, reads):
+    reader = CachedChunkReader(70 * ROW)
     spans = [(0, 30), (30, 60), (60, N)]
     for _ in range(3):
         for a, b in spans:
-            list(scan.batches(data, a, b, 10))
-    assert scan.nbytes == 60 * ROW
+            list(reader.batches(data, a, b, 10))
+    assert reader.nbytes == 60 * ROW
     counts = [sum(a <= first < b for first, _ in reads) for a, b in spans]
     assert counts == [2, 2, 9]  # reads of two chunks: two a span, in one pass; three, in three passes
 
 
 def test_another_run_takes_the_room_of_the_last(data, reads):
-    scan = CachedChunkReader(70 * ROW)
-    list(scan.batches(data, 0, 60, 10, tag="a"))
-    list(scan.batches(data, 0, 60, 10, tag="b"))
+    reader = CachedChunkReader(70 * ROW)
+    list(reader.batches(data, 0, 60, 10, tag="a"))
+    list(reader.batches(data, 0, 60, 10, tag="b"))
     before = len(reads)
-    list(scan.batches(data, 0, 60, 10, tag="b"))
+    list(reader.batches(data, 0, 60, 10, tag="b"))
     assert len(reads) == before
-    assert scan.nbytes == 60 * ROW
+    assert reader.nbytes == 60 * ROW
 
 
 def test_what_is_kept_cannot_be_written_to(data):
-    scan = CachedChunkReader(10**6)
+    reader = CachedChunkReader(10**6)
     for _ in range(2):
-        rows = next(scan.batches(data, 0, N, 10))
+        rows = next(reader.batches(data, 0, N, 10))
         with pytest.raises(ValueError, match="read-only"):
             rows.inputs[0][0] = 0
 
@@ -100,10 +100,10 @@ def test_what_is_kept_cannot_be_written_to(data):
 def test_a_bad_chunk_is_named_and_nothing_of_the_span_is_kept(data, tmp_path):
     path = tmp_path / "d/train/x/c/5/0"
     path.write_bytes(path.read_bytes()[:-1])
-    scan = CachedChunkReader(10**6)
-    batches = scan.batches(data, 0, N, 10)
+    reader = CachedChunkReader(10**6)
+    batches = reader.batches(data, 0, N, 10)
     for _ in range(4):
         next(batches)
     with pytest.raises(CorruptChunkError, match="x', chunk 5"):
         list(batches)
-    assert scan.nbytes == 0
+    assert reader.nbytes == 0

@@ -1,7 +1,7 @@
 """Convolutions of one, two and three dimensions, and their transposes.
 
-The weight gradients of B examples are those of *one* convolution with B times as many groups: the library's own
-kernel, which is nearly as fast as for their sum. Where the image is small and the weight large, the Gram
+The weight gradients of B examples are those of *one* convolution with B times as many groups: torch's own
+kernel computes them nearly as fast as their sum. If the image is small and the weight large, the Gram
 form Σ (P_n P_nᵀ) ∘ (D_n D_nᵀ) over the unfolded patches P_n is cheaper.
 Shapes: B examples, C channels in, O out, g groups, K elements of the kernel, L positions of the output.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dask_isgd.norms.rules import Kept, register_rule
+from dask_isgd.norms.rules import Saved, register_rule
 from dask_isgd.norms.rules.linear import gram_norms
 from dask_isgd.norms.tensor_trees import row_norms
 
@@ -31,10 +31,10 @@ class ConvolutionRule:
     parameters = frozenset({"weight", "bias"})
     transposed = False
 
-    def keep(self, module: _Conv, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
-        return (x,) if "weight" in alone | shared else ()
+    def save(self, module: _Conv, x: Tensor, unshared: frozenset[str], shared: frozenset[str]) -> Saved:
+        return (x,) if "weight" in unshared | shared else ()
 
-    def norms(self, module: _Conv, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+    def norms(self, module: _Conv, saved: Saved, grad: Tensor, names: frozenset[str]) -> Tensor:
         bias = row_norms(grad.flatten(2).sum(2)) if "bias" in names else None
         if "weight" not in names:
             assert bias is not None
@@ -43,18 +43,18 @@ class ConvolutionRule:
         step = max(1, WORKSPACE // (self._gram_elements(module, grad) if gram else module.weight.numel()))
         norms = []
         for start in range(0, max(len(grad), 1), step):
-            x, d = kept[0][start : start + step].to(grad.dtype), grad[start : start + step]
+            x, d = saved[0][start : start + step].to(grad.dtype), grad[start : start + step]
             norms.append(self._gram(module, x, d) if gram else row_norms(self._weights(module, x, d)))
         weight = norms[0] if len(norms) == 1 else torch.cat(norms)
         return weight if bias is None else torch.hypot(weight, bias)
 
-    def gradient(self, module: _Conv, kept: Kept, grad: Tensor, name: str) -> Tensor:
+    def gradient(self, module: _Conv, saved: Saved, grad: Tensor, name: str) -> Tensor:
         if name == "bias":
             return grad.flatten(2).sum(2)
-        return self._weights(module, kept[0].to(grad.dtype), grad)
+        return self._weights(module, saved[0].to(grad.dtype), grad)
 
     def _weights(self, module: _Conv, x: Tensor, grad: Tensor) -> Tensor:
-        """∂L_n/∂W: (B, *shape of the weight)."""
+        """Return ∂L_n/∂W: (B, *shape of the weight)."""
         size, weight = len(x), module.weight
         x, padding = _padded(module, x)
         if size == 0:
@@ -62,7 +62,7 @@ class ConvolutionRule:
         weights: Tensor = torch.ops.aten.convolution_backward(
             grad.reshape(1, -1, *grad.shape[2:]),
             x.reshape(1, -1, *x.shape[2:]),
-            # Only its shape and kind are looked at: its values play no part in its gradient, and are never touched.
+            # Only its shape and dtype are used: the gradient does not depend on its values, which are never read.
             grad.new_empty(size * weight.shape[0], *weight.shape[1:]),
             None,
             module.stride,
@@ -111,7 +111,7 @@ class TransposedConvolutionRule(ConvolutionRule):
 
 
 def _padded(module: _Conv, x: Tensor) -> tuple[Tensor, list[int]]:
-    """The input padded as far as the library's kernel cannot, and the zero padding left for it to add."""
+    """Return the input, padded if torch's kernel cannot do it, and the zero padding left for the kernel to add."""
     if isinstance(module.padding, str):
         totals = [
             d * (k - 1) if module.padding == "same" else 0
@@ -127,7 +127,7 @@ def _padded(module: _Conv, x: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _output_padding(module: _Conv, x: Tensor, grad: Tensor) -> list[int]:
-    """What ``output_size`` made of it at this call."""
+    """Return the output padding that ``output_size`` led to at this call."""
     return [
         out - ((size - 1) * stride - 2 * int(pad) + dilation * (kernel - 1) + 1)
         for out, size, stride, pad, dilation, kernel in zip(
@@ -143,5 +143,5 @@ def _output_padding(module: _Conv, x: Tensor, grad: Tensor) -> list[int]:
 
 
 def _shape_of_patches(module: _Conv, grad: Tensor) -> tuple[int, int]:
-    """(L, C/g K)."""
+    """Return (L, C/g K)."""
     return prod(grad.shape[2:]), module.in_channels // module.groups * prod(module.kernel_size)

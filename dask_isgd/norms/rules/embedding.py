@@ -1,6 +1,6 @@
-"""Embeddings: the gradient of a row is the sum of the output's gradients where its token stands.
+"""Embeddings: the gradient of a row is the sum of the output's gradients at the positions of its token.
 
-A token that comes twice in an example sums before it is squared.
+The gradients of a token that occurs twice in an example are summed before squaring.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.rules import Kept, register_rule
+from dask_isgd.norms.rules import Saved, register_rule
 from dask_isgd.norms.tensor_trees import square_norms
 
 
@@ -18,13 +18,13 @@ class EmbeddingRule:
 
     parameters = frozenset({"weight"})
 
-    def keep(self, module: nn.Embedding, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
+    def save(self, module: nn.Embedding, x: Tensor, unshared: frozenset[str], shared: frozenset[str]) -> Saved:
         return (x,)
 
-    def norms(self, module: nn.Embedding, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
+    def norms(self, module: nn.Embedding, saved: Saved, grad: Tensor, names: frozenset[str]) -> Tensor:
         size, rows = len(grad), module.num_embeddings
-        # Each (example, token) once: no table per example is formed.
-        cells, where = torch.unique(_cells(kept[0], rows), return_inverse=True)
+        # Each (example, token) once: no table is formed per example.
+        cells, where = torch.unique(_cells(saved[0], rows), return_inverse=True)
         sums = grad.new_zeros(len(cells), module.embedding_dim, dtype=_sum_dtype(grad))
         sums.index_add_(0, where, grad.reshape(-1, module.embedding_dim).to(sums.dtype))
         squares = square_norms(sums)
@@ -33,10 +33,10 @@ class EmbeddingRule:
         total = torch.zeros(size, dtype=squares.dtype, device=grad.device).index_add_(0, cells // rows, squares)
         return total.sqrt_().to(sums.dtype)
 
-    def gradient(self, module: nn.Embedding, kept: Kept, grad: Tensor, name: str) -> Tensor:
+    def gradient(self, module: nn.Embedding, saved: Saved, grad: Tensor, name: str) -> Tensor:
         size, rows, width = len(grad), module.num_embeddings, module.embedding_dim
         table = grad.new_zeros(size * rows, width, dtype=_sum_dtype(grad))
-        table.index_add_(0, _cells(kept[0], rows), grad.reshape(-1, width).to(table.dtype))
+        table.index_add_(0, _cells(saved[0], rows), grad.reshape(-1, width).to(table.dtype))
         table = table.view(size, rows, width)
         if module.padding_idx is not None:
             table[:, module.padding_idx] = 0
@@ -44,7 +44,7 @@ class EmbeddingRule:
 
 
 def _cells(tokens: Tensor, rows: int) -> Tensor:
-    """Tokens (B, ...) -> the number of each (example, token), flat."""
+    """Return a number for each (example, token), flat, from tokens (B, ...)."""
     examples = torch.arange(len(tokens), device=tokens.device) * rows
     return (tokens + examples.view(-1, *[1] * (tokens.ndim - 1))).flatten()
 

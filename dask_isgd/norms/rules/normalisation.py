@@ -1,6 +1,6 @@
 """Normalisation layers, y = w ∘ x̂ + b: the gradients are Σ d ∘ x̂ and Σ d over the positions of an example.
 
-x̂ is computed once more as the gradient arrives: one cheap forward pass rather than one more activation in memory.
+x̂ is recomputed when the gradient arrives: a cheap forward pass instead of another activation in memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dask_isgd.norms.rules import Kept, register_rule
+from dask_isgd.norms.rules import Saved, register_rule
 from dask_isgd.norms.tensor_trees import row_norms
 
 
@@ -23,22 +23,22 @@ class NormalisationRule(ABC):
 
     @abstractmethod
     def normalised(self, module: Any, x: Tensor) -> Tensor:
-        """x̂, of the shape of x."""
+        """Return x̂, in the shape of x."""
 
-    def keep(self, module: Any, x: Tensor, alone: frozenset[str], shared: frozenset[str]) -> Kept:
-        return (x,) if "weight" in alone | shared else ()
+    def save(self, module: Any, x: Tensor, unshared: frozenset[str], shared: frozenset[str]) -> Saved:
+        return (x,) if "weight" in unshared | shared else ()
 
-    def norms(self, module: Any, kept: Kept, grad: Tensor, names: frozenset[str]) -> Tensor:
-        gradients = [self.gradient(module, kept, grad, name) for name in names]
+    def norms(self, module: Any, saved: Saved, grad: Tensor, names: frozenset[str]) -> Tensor:
+        gradients = [self.gradient(module, saved, grad, name) for name in names]
         return row_norms(gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1))
 
-    def gradient(self, module: Any, kept: Kept, grad: Tensor, name: str) -> Tensor:
+    def gradient(self, module: Any, saved: Saved, grad: Tensor, name: str) -> Tensor:
         if name == "weight":
-            grad = self.normalised(module, kept[0].to(grad.dtype)).mul_(grad)
+            grad = self.normalised(module, saved[0].to(grad.dtype)).mul_(grad)
         return self.over_positions(module, grad)
 
     def over_positions(self, module: Any, grad: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C)."""
+        """Sum over the positions: (B, C, ...) -> (B, C)."""
         return grad.flatten(2).sum(2) if grad.ndim > 2 else grad
 
 
@@ -50,7 +50,7 @@ class GroupNormRule(NormalisationRule):
 
 @register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 class InstanceNormRule(NormalisationRule):
-    """By the example's own statistics, or the running ones in eval mode where the module tracks them."""
+    """Normalises by the example's own statistics, or by the running ones in eval mode if the module tracks them."""
 
     def normalised(self, module: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
         own = module.training or not module.track_running_stats
@@ -60,7 +60,7 @@ class InstanceNormRule(NormalisationRule):
 
 @register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 class BatchNormRule(NormalisationRule):
-    """In eval mode, by the running statistics: in train mode examples are coupled, and the engine refuses."""
+    """Normalises by the running statistics, in eval mode; train mode couples examples, and the engine refuses it."""
 
     def normalised(self, module: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
         return functional.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)

@@ -1,0 +1,109 @@
+"""How a long task ends, whatever ends it; what was opened is closed in reverse order."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+
+import pytest
+from fake_worker import FakeWorker
+
+from dask_isgd.errors import LeaseLostError, StorageFullError, WaitTimeoutError
+from dask_isgd.events import Ended
+from dask_isgd.runtime import long_task
+from dask_isgd.runtime.long_task import LongTask, Parts
+
+
+class Part:
+    def __init__(self, name: str, log: list[str], opens: Exception | None = None, closes: Exception | None = None):
+        self.name, self.log, self.opens, self.closes = name, log, opens, closes
+
+    def open(self) -> None:
+        if self.opens is not None:
+            raise self.opens
+        self.log.append(f"open {self.name}")
+
+    def close(self) -> None:
+        self.log.append(f"close {self.name}")
+        if self.closes is not None:
+            raise self.closes
+
+
+class Task(LongTask):
+    """Ends as ``works`` tells: an outcome, or an error."""
+
+    last_step = 20
+
+    def __init__(self, works: str | Exception, *, leaves: Exception | None = None, **second) -> None:
+        super().__init__(FakeWorker(), None, "key")
+        self.works, self.leaves, self.second, self.log = works, leaves, second, []
+
+    def open(self, parts: Parts) -> None:
+        self.announcer = self.worker.announcer()
+        parts.open(Part("first", self.log))
+        parts.open(Part("second", self.log, **self.second))
+        parts.add(Part("third", self.log))
+
+    def work(self) -> str:
+        if isinstance(self.works, Exception):
+            raise self.works
+        return self.works
+
+    def leave(self) -> str:
+        self.log.append("leave")
+        if self.leaves is not None:
+            raise self.leaves
+        return "left"
+
+    def finish(self, outcome: str) -> None:
+        self.log.append(f"finish {outcome}")
+
+
+LOST = LeaseLostError("incarnation 1 is fenced")
+
+
+@pytest.mark.parametrize(
+    ("works", "status", "leaves", "outcome", "message"),
+    [
+        ("finished", "wanted", None, "finished", ""),
+        ("stopped", "cancelled", None, "stopped", ""),
+        (LOST, "wanted", None, "fenced", "incarnation 1 is fenced"),
+        (LOST, "leaving", None, "fenced", "incarnation 1 is fenced"),
+        # whatever breaks while the cluster goes away
+        (OSError("no route"), "leaving", None, "left", ""),
+        (WaitTimeoutError("late"), "cancelled", None, "left", ""),
+        (RuntimeError("closed"), "leaving", LOST, "fenced", "incarnation 1 is fenced"),
+        # and what breaks by itself
+        (OSError("no route"), "wanted", None, "failed", "OSError: no route"),
+        (StorageFullError("full"), "leaving", None, "failed", "StorageFullError: full"),
+        (RuntimeError("closed"), "leaving", StorageFullError("full"), "failed", "StorageFullError: full"),
+    ],
+)
+def test_outcomes(monkeypatch, works, status, leaves, outcome, message):
+    monkeypatch.setattr(long_task, "task_status", lambda worker, key: status)
+    task = Task(works, leaves=leaves)
+    error = leaves or works
+    with pytest.raises(type(error), match=str(error)) if outcome == "failed" else nullcontext():
+        assert task.run() == outcome
+    ended = Ended(run="r", incarnation=2, attempt=7, role="learner", outcome=outcome, step=20, message=message)
+    assert task.worker.events == [ended]
+    assert [entry for entry in task.log if entry != "leave"] == [
+        *("open first", "open second", f"finish {outcome}", "close third", "close second", "close first"),
+    ]
+
+
+def test_what_was_opened_before_a_failure_is_closed():
+    task = Task("finished", opens=StorageFullError("full"))
+    with pytest.raises(StorageFullError, match="full"):
+        task.run()
+    assert task.log == ["open first", "close first"]
+    assert task.worker.events == []
+
+
+def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(monkeypatch, caplog):
+    monkeypatch.setattr(long_task, "task_status", lambda worker, key: "wanted")
+    task = Task("finished", closes=OSError("no route"))
+    with caplog.at_level(logging.ERROR):
+        assert task.run() == "finished"
+    assert task.log[-3:] == ["close third", "close second", "close first"]
+    assert "Part could not be closed" in caplog.text
