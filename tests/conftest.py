@@ -24,6 +24,19 @@ MODEL = "dask_isgd.pipelines.models:digits"
 SECRET = "hunter2"
 
 
+_OTHER_KINDS = {"cluster", "slurm", "browser", "notebooks", "slow"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a cluster's client as ``cluster``, and what is of no other kind as ``unit``."""
+    for item in items:
+        if "client" in getattr(item, "fixturenames", ()):
+            item.add_marker("cluster")
+        elif not _OTHER_KINDS & {marker.name for marker in item.iter_markers()}:
+            item.add_marker("unit")
+
+
 @dataclass(frozen=True)
 class Home:
     """A place to keep a run, and what opens it."""

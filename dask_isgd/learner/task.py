@@ -31,7 +31,9 @@ from dask_isgd.learner.reporter import COLUMNS, Reporter
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.runtime import pubsub, torch_threads
+from dask_isgd.runtime.allocator import keep_freed_memory
 from dask_isgd.runtime.announcer import Announcer
+from dask_isgd.runtime.dask_internals import memory_limit
 from dask_isgd.runtime.long_task import LongTask, Parts
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     """
     worker, client = get_worker(), get_client()
     own, spare = _torch_threads(spec, worker)
+    keep_freed_memory(memory_limit())
     torch_threads.start_learner(own)
     try:
         learner = Learner(spec, worker, client, worker.get_current_task(), own, spare)

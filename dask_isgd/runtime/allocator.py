@@ -10,6 +10,7 @@ of its time. glibc reads the variable once, before ``main``; ``mallopt`` changes
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -20,11 +21,12 @@ _MMAP_THRESHOLD = 32 * 2**20
 _TOP_PAD = 64 * 2**20
 
 
+@functools.cache
 def keep_freed_memory(memory_limit: int | None = None) -> bool:
     """Let this process keep freed memory: 1 GiB at most, and at most a quarter of ``memory_limit`` bytes.
 
-    Applies to the whole process and may be called again. Returns whether the C library took the settings: only
-    glibc knows them.
+    Applies to the whole process, and costs nothing when it is called again. Returns whether the C library took the
+    settings: only glibc knows them.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import dask.config
 from dask.typing import Key
-from distributed import Scheduler, SpecCluster, Status, Worker
+from distributed import Scheduler, SpecCluster, Status, Worker, get_worker
 from distributed.scheduler import NoValidWorkerError as NoValidWorkerError  # what ends a task without a worker
 from distributed.utils import NoOpAwaitable
 
@@ -137,6 +137,18 @@ def job_options(cluster: Any) -> dict[str, Any]:
 def threads_per_process(cluster: Any) -> int:
     """Return the threads of each worker of a ``JobQueueCluster``'s job: dask-jobqueue divides them in the job alone."""
     return int(cluster._dummy_job.worker_process_threads)
+
+
+def memory_limit() -> int | None:
+    """Return the bytes of memory that the worker of the calling task may use; None: no limit, or no worker.
+
+    ``Worker.memory_limit`` is deprecated in favour of the memory manager, which is not documented.
+    """
+    try:
+        limit: int | None = get_worker().memory_manager.memory_limit
+    except ValueError:  # not in a task
+        return None
+    return limit
 
 
 def close_key_files(cluster: Any) -> None:

@@ -25,6 +25,8 @@ from dask_isgd.errors import CorruptChunkError
 from dask_isgd.norms import NormEngine, checked_losses
 from dask_isgd.order import Order
 from dask_isgd.runtime import codec, torch_threads
+from dask_isgd.runtime.allocator import keep_freed_memory
+from dask_isgd.runtime.dask_internals import memory_limit
 from dask_isgd.sampling.bad_norms import check_norms
 from dask_isgd.scorer.adaptive_batch import AdaptiveBatch
 from dask_isgd.scorer.chunk_reader import shared_reader
@@ -122,6 +124,7 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     run is synchronous and its learner has a successor.
     """
     began = time.perf_counter()
+    keep_freed_memory(memory_limit())
     torch_threads.start_scorer(spec.scoring.threads)
     replica = _replica_for(spec, tensors, incarnation, version)
     spec = replica.spec

@@ -16,6 +16,8 @@ from dask_isgd.clusters.scorer_controller import ScorerController
 from dask_isgd.errors import ConfigError
 from dask_isgd.events import Ended, Progress
 
+pytestmark = pytest.mark.cluster
+
 WAIT = 60
 
 

@@ -24,6 +24,8 @@ from dask_isgd.dashboard.run_watcher import RunWatcher, watch
 from dask_isgd.errors import ClusterMismatchError
 from dask_isgd.runtime import dask_internals
 
+pytestmark = pytest.mark.cluster
+
 EVIL = "<img src=x onerror=alert(1)>"
 
 

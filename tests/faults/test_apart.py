@@ -26,6 +26,8 @@ from harness import (
 
 from dask_isgd.core.spec import topic_of
 
+pytestmark = pytest.mark.cluster
+
 TTL = 8
 
 

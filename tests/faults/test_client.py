@@ -13,6 +13,8 @@ from harness import WAIT, committed, fit, kill, learning, no_gaps, process, reac
 import dask_isgd as isgd
 from dask_isgd.errors import ConfigError
 
+pytestmark = pytest.mark.cluster
+
 CLIENT = """
 import sys, time
 from pathlib import Path

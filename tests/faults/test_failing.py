@@ -47,6 +47,8 @@ from dask_isgd.pipelines import PIPELINES
 from dask_isgd.runtime import pubsub
 from dask_isgd.storage import Dataset, WeightArray, write_dataset
 
+pytestmark = pytest.mark.cluster
+
 
 def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(client, digits, run_dir):
     wild = learning(steps=10_000, learning_rate=1e18, clip_median_factor=None, checkpoint_steps=1)

@@ -19,6 +19,8 @@ from harness import (
     until,
 )
 
+pytestmark = pytest.mark.cluster
+
 PROMISE = 5.0
 """Seconds from a kill to the first report of the successor; asserted five times over on a busy machine."""
 

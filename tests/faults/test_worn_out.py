@@ -10,6 +10,8 @@ from harness import WAIT, Apart, fit, holder, learning, lowest_step, no_gaps, re
 
 from dask_isgd.core.spec import topic_of
 
+pytestmark = pytest.mark.cluster
+
 LIMIT = 900_000_000
 PROMISE = 5.0
 """Seconds from the end of a worker to the first report of the next learner, its nanny's restart included."""

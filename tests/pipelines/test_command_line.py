@@ -14,6 +14,8 @@ import pytest
 
 import dask_isgd
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(dask_isgd.__file__).absolute().parents[1]
 TIMEOUT = 240
 

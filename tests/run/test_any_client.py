@@ -14,6 +14,8 @@ from dask_isgd.checks.cluster import wait_for_workers
 from dask_isgd.errors import NoLearnerWorkerError
 from dask_isgd.runtime.placement import coordinator_placement, learner_placement
 
+pytestmark = pytest.mark.cluster
+
 WAIT = 120
 LEARNING = isgd.Learning(steps=200, batch_size=32, publish_every=20, report_every=10, threads=1)
 OPEN = isgd.Sampling(gate="open")

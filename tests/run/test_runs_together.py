@@ -14,6 +14,8 @@ from conftest import MODEL
 import dask_isgd as isgd
 from dask_isgd.errors import NonFiniteLossError
 
+pytestmark = pytest.mark.cluster
+
 WAIT = 120
 CHUNK = 64
 

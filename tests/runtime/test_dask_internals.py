@@ -14,8 +14,10 @@ import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Status, Worker, get_worker
 
 from dask_isgd.runtime import dask_internals
-from dask_isgd.runtime.dask_internals import SpecClusterHooks, task_status
+from dask_isgd.runtime.dask_internals import SpecClusterHooks, memory_limit, task_status
 from dask_isgd.runtime.scheduler_plugin import guard_run
+
+pytestmark = pytest.mark.cluster
 
 WAIT = 60
 
@@ -70,6 +72,13 @@ def test_a_task_learns_that_its_worker_leaves(client):
     assert over["leaving"].wait(WAIT)
     assert seen["leaving"] == ["wanted", "leaving"]
     future.release()
+
+
+def test_the_memory_limit_of_a_tasks_worker_is_known(client):
+    assert client.submit(memory_limit, pure=False).result(timeout=60) == next(
+        worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()
+    )
+    assert memory_limit() is None, "outside of a worker"
 
 
 def test_the_scheduler_takes_the_guard_and_drops_it_with_its_tasks(client):
