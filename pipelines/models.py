@@ -1,6 +1,6 @@
-"""Models of the pipelines, importable by name: ``"dask_isgd.pipelines.models:digits"``.
+"""Models of the pipelines, which can be imported by name: ``"dask_isgd.pipelines.models:digits"``.
 
-Each takes no argument, so that every worker builds the same module from its name alone.
+The functions need no arguments, so that every worker builds the same module from its name alone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """(x − mean) / std in float32, with constants that are neither trained nor checkpointed.
+    """A layer that computes (x − mean) / std in float32, for data stored as bytes.
 
-    For data kept as bytes. ``mean`` and ``std`` broadcast against one example.
+    The constants are neither trained nor checkpointed. ``mean`` and ``std`` broadcast against one example.
     """
 
     mean: Tensor
@@ -26,18 +26,18 @@ class Normalise(nn.Module):
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
         if not bool((self.std > 0).all()):
-            raise ValueError(f"std: got a smallest value of {float(self.std.min()):g}, wanted all above 0")
+            raise ValueError(f"std: got a smallest value of {float(self.std.min()):g}, wanted all values above 0")
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.to(self.mean.dtype) - self.mean) / self.std
 
 
 def mlp(sizes: Sequence[int], *, first: nn.Module | None = None) -> nn.Sequential:
-    """A multi-layer perceptron with ReLU between its layers.
+    """Return a multi-layer perceptron with ReLU between its layers.
 
-    ``sizes`` are the features of input, hidden layers and output, two at least. Inputs of shape
-    (B, ...) are flattened; the output (B, sizes[-1]) are logits. ``first`` comes before everything,
-    a :class:`Normalise` for instance.
+    ``sizes`` are the numbers of features of the input, the hidden layers and the output, at least two. Inputs of
+    shape (B, ...) are flattened; the outputs (B, sizes[-1]) are logits. ``first`` is a module that comes before all
+    others, for instance a :class:`Normalise`.
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes: got {list(sizes)}, wanted two or more positive layer sizes")
@@ -48,19 +48,19 @@ def mlp(sizes: Sequence[int], *, first: nn.Module | None = None) -> nn.Sequentia
 
 
 def digits() -> nn.Sequential:
-    """64-512-10 for the 8×8 digits of scikit-learn."""
+    """Return a 64-512-10 perceptron for the 8×8 digits of scikit-learn."""
     return mlp([64, 512, 10])
 
 
 def fashion_mnist() -> nn.Sequential:
-    """784-512-512-512-10 for the 28×28 images of Fashion-MNIST."""
+    """Return a 784-512-512-512-10 perceptron for the 28×28 images of Fashion-MNIST."""
     return mlp([784, 512, 512, 512, 10])
 
 
 def svhn() -> nn.Sequential:
-    """The paper's 3072-2048-2048-2048-2048-10: weights N(0, 0.01²), biases 0, 18.9 M parameters.
+    """Return the perceptron of the paper (arXiv 1511.06481, section 5): 3072-2048-2048-2048-2048-10.
 
-    arXiv 1511.06481, section 5.
+    It has 18.9 M parameters. Weights are drawn from N(0, 0.01²), biases are 0.
     """
     model = mlp([3072, 2048, 2048, 2048, 2048, 10])
     for layer in model:

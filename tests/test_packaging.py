@@ -29,6 +29,19 @@ def test_every_package_is_installed():
     assert set(find_packages(str(ROOT), include=wanted)) == packages()
 
 
+def test_every_file_that_is_not_python_is_installed():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]["package-data"]
+    found = {
+        path
+        for package, patterns in listed.items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {path for path in (ROOT / "dask_isgd").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {path for path in files if "__pycache__" not in path.parts} == found
+
+
 @pytest.mark.parametrize("name", ["storage", "pipelines"])
 def test_the_links_into_the_package_are_relative_and_lead_somewhere(name):
     link = ROOT / "dask_isgd" / name

@@ -33,12 +33,12 @@ from scipy.io import savemat
 
 import dask_isgd as isgd
 from dask_isgd.checks.request import RunRequest, create, prepare
-from dask_isgd.display.html import html
+from dask_isgd.display.html import card
 from dask_isgd.errors import CheckpointError, DataError, RunNotFoundError
 from dask_isgd.pipelines.datasets import svhn
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.pipelines.datasets.sources import Source
-from dask_isgd.pipelines.ingestion.tables import open_table
+from dask_isgd.pipelines.ingestion.tables.opening import open_table
 from dask_isgd.storage import Checkpoints, Dataset, RunDirectory, write_dataset
 from dask_isgd.storage.run.checkpoints import MANIFEST, TENSORS, _digest
 
@@ -60,7 +60,7 @@ class TestNames:
 
     def test_html_is_shown_as_text(self):
 
-        page = html("<script>alert(1)</script>", "<b>", {"step": 1, "fault": "<img src=x>"})
+        page = card("<script>alert(1)</script>", "<b>", {"step": 1, "fault": "<img src=x>"})
         assert "<script>" not in page
         assert "<b><" not in page.replace("<b>&lt;", "")
         assert "<img" not in page

@@ -1,11 +1,11 @@
-"""Tell other tools of a run: TensorBoard, MLflow, Weights & Biases, or whatever has three methods.
+"""Log a run to other tools: TensorBoard, MLflow, Weights & Biases, or any object with three methods.
 
     from dask_isgd.callbacks import TensorBoard
     run.wait(callbacks=[TensorBoard("logs")])
 
-A callback runs on the client. It is fed from the run's history, not from events: every row comes
-once, in order, also those that were written while nobody waited. To export a run that has ended,
-attach to it and wait: it returns at once. Each tool is an extra, ``pip install dask_isgd[mlflow]``.
+A callback runs on the client. It receives the run's history, not its events: every row once and in
+order, including those that were written while nobody was waiting. To export a run that has ended, attach
+to it and wait, which returns at once. Each tool is an extra: ``pip install 'dask_isgd[mlflow]'``.
 """
 
 from __future__ import annotations

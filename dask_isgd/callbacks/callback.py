@@ -1,4 +1,4 @@
-"""The interface of a callback, and how one is fed."""
+"""The interface of a callback, and the class that calls it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY = 5.0
+_INTERVAL = 5.0
 _EVALUATION = {"loss": "validation_loss", "error": "validation_error"}
 
 
 class Callback:
-    """What a tool hears of a run. Subclasses override what they need; the methods here do nothing.
+    """What a tool receives from a run. Subclasses override the methods they need; these do nothing.
 
-    An error in a callback is logged and ends that callback, never the waiting.
+    An error in a callback is logged and ends that callback, but never the wait.
     """
 
     def begin(self, run: str, settings: Mapping[str, Any]) -> None:
-        """Before anything else: the run's name and its settings, flat, as ``learning.steps``."""
+        """Receive the run's name and its settings, flat, as ``learning.steps``; this is called first."""
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Finite values of one row of the history, or ``validation_loss`` and ``validation_error`` of a version.
+        """Receive the finite values of a row of the history, or ``validation_loss`` and ``validation_error``.
 
-        Steps never go back: those that a restarted learner takes again are not told again.
+        Steps never decrease: those that a restarted learner repeats are not reported again.
         """
 
     def end(self, status: str, summary: Mapping[str, Any]) -> None:
-        """Last of all: the run's status now (it may go on) and ``Run.summary()``, flat."""
+        """Receive the run's current status (it may still be running) and ``Run.summary()``, flat; called last."""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots.
+    """Return nested mappings as one, with keys joined by dots.
 
     >>> flat({"learning": {"steps": 5}, "name": "x"})
     {'learning.steps': 5, 'name': 'x'}
@@ -54,7 +54,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def rows(
     dataset: xr.Dataset, after: float, names: Mapping[str, str] | None = None
 ) -> list[tuple[int, dict[str, float]]]:
-    """(step, finite values) of every row beyond a step; ``names``: the columns wanted, and what to call them."""
+    """Return (step, finite values) of every row after a step; ``names``: which columns, and their new names."""
     if "step" not in dataset.coords:
         return []
     columns = {str(name): dataset[name].values for name in dataset.data_vars if names is None or name in names}
@@ -66,46 +66,48 @@ def rows(
     return found
 
 
-class Feeder:
-    """Feeds callbacks what a run has written since the last time."""
+class CallbackRunner:
+    """Passes on to callbacks what a run has written since the last time."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = list(callbacks)
         self._last = {"report": -1.0, "evaluation": -1.0}
-        self._looked = -math.inf
+        self._updated = -math.inf
 
     def begin(self, run: str, settings: Mapping[str, Any]) -> None:
-        self._tell("begin", run, flat(settings))
+        """Begin every callback."""
+        self._call("begin", run, flat(settings))
 
     @property
     def due(self) -> bool:
-        """Whether it is time to look again; a look reads the history from disk."""
-        return bool(self._callbacks) and time.monotonic() - self._looked >= _LOOK_EVERY
+        """Whether it is time for `update`, for which the caller must read the history from disk."""
+        return bool(self._callbacks) and time.monotonic() - self._updated >= _INTERVAL
 
-    def look(self, history: xr.Dataset, evaluations: xr.Dataset) -> None:
-        """Report what is new."""
-        self._looked = time.monotonic()
+    def update(self, history: xr.Dataset, evaluations: xr.Dataset) -> None:
+        """Report the new rows."""
+        self._updated = time.monotonic()
         reports = rows(history, self._last["report"])
         evaluated = rows(evaluations, self._last["evaluation"], _EVALUATION)
         self._last["report"] = reports[-1][0] if reports else self._last["report"]
         self._last["evaluation"] = evaluated[-1][0] if evaluated else self._last["evaluation"]
         for step, values in sorted(reports + evaluated, key=lambda row: row[0]):
-            self._tell("report", step, values)
+            self._call("report", step, values)
 
     def end(self, status: str, summary: Mapping[str, Any]) -> None:
-        self._tell("end", status, flat(summary))
+        """End every callback."""
+        self._call("end", status, flat(summary))
 
-    def _tell(self, what: str, *arguments: Any) -> None:
+    def _call(self, method: str, *arguments: Any) -> None:
         for callback in list(self._callbacks):
             try:
-                getattr(callback, what)(*arguments)
+                getattr(callback, method)(*arguments)
             except Exception:
-                logger.exception("%s failed and hears no more of this run", type(callback).__name__)
+                logger.exception("%s failed and receives nothing more from this run", type(callback).__name__)
                 self._callbacks.remove(callback)
 
 
-def need(module: str, extra: str) -> Any:
-    """An optional module, or ConfigError that says how to install it."""
+def require(module: str, extra: str) -> Any:
+    """Return an optional module; raises ConfigError with how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -6,21 +6,21 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from dask_isgd.callbacks.callback import Callback, need
+from dask_isgd.callbacks.callback import Callback, require
 
-_BATCH = 1000  # metrics a request: MLflow's own limit
+_BATCH = 1000  # metrics per request: MLflow's own limit
 _LIMIT = 500  # characters of a parameter
 
 
 class MLflow(Callback):
-    """A run of an MLflow experiment: settings as parameters, the history as metrics by step.
+    """Logs to a run of an MLflow experiment: settings as parameters, the history as metrics by step.
 
-    ``tracking_uri``: None for MLflow's own choice. ``run_id`` is known once the run has begun.
+    ``tracking_uri``: None for MLflow's default. ``run_id`` is set when the run begins.
     """
 
     def __init__(self, experiment: str = "dask_isgd", *, tracking_uri: str | None = None) -> None:
-        self._mlflow = need("mlflow", "mlflow")
-        self._entities = need("mlflow.entities", "mlflow")
+        self._mlflow = require("mlflow", "mlflow")
+        self._entities = require("mlflow.entities", "mlflow")
         self.experiment, self.tracking_uri = experiment, tracking_uri
         self.run_id: str | None = None
         self._client: Any = None
@@ -30,7 +30,7 @@ class MLflow(Callback):
         self._client = self._mlflow.MlflowClient(tracking_uri=self.tracking_uri)
         found = self._client.get_experiment_by_name(self.experiment)
         number = found.experiment_id if found is not None else self._client.create_experiment(self.experiment)
-        self.run_id = self._client.create_run(number, run_name=run, tags={"dask_isgd.run.api": run}).info.run_id
+        self.run_id = self._client.create_run(number, run_name=run, tags={"dask_isgd.run": run}).info.run_id
         for name, value in settings.items():
             self._client.log_param(self.run_id, name, str(value)[:_LIMIT])
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_isgd.callbacks.callback import Callback, need
+from dask_isgd.callbacks.callback import Callback, require
 
 
 class TensorBoard(Callback):
-    """Writes event files to ``folder/run``: one scalar a column of the history, the settings as text."""
+    """Writes event files to ``folder/run``: one scalar per column of the history, and the settings as text."""
 
     def __init__(self, folder: str | Path) -> None:
-        need("tensorboard", "tensorboard")
-        self._module = need("torch.utils.tensorboard", "tensorboard")
+        require("tensorboard", "tensorboard")
+        self._module = require("torch.utils.tensorboard", "tensorboard")
         self.folder = Path(folder)
         self._writer: Any = None
 

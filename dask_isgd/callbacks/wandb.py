@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dask_isgd.callbacks.callback import Callback, need
+from dask_isgd.callbacks.callback import Callback, require
 
 
 class WandB(Callback):
-    """A run of a project; further ``settings`` go to ``wandb.init`` (``mode="offline"``, ``dir``, ``entity``)."""
+    """Logs to a run of a project; ``settings`` go to ``wandb.init``: ``mode="offline"``, ``dir``, ``entity``."""
 
     def __init__(self, project: str = "dask_isgd", **settings: Any) -> None:
-        self._wandb = need("wandb", "wandb")
+        self._wandb = require("wandb", "wandb")
         self.project, self.settings = project, settings
         self._run: Any = None
 

@@ -1,8 +1,7 @@
-"""What a client knows of a run: the events it hears, the two futures it may own, the directory."""
+"""What a client knows of a run: its events, the two futures that it may own, and the run directory."""
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import threading
@@ -13,24 +12,23 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from dask_isgd import config, errors
+from dask_isgd.display.latest_values import COORDINATOR, LEARNER, LatestValues, of_learner
 from dask_isgd.errors import IsgdError, NoLearnerWorkerError, WaitTimeoutError, WorkersLostError
-from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Heartbeat, Progress, Published, Scored, topic_of
+from dask_isgd.events import Ended, Event, topic_of
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.dask_internals import NoValidWorkerError
-from dask_isgd.runtime.placement import LEARNER, lacks_learner, workers_of
+from dask_isgd.runtime.placement import lacks_learner, workers_of
 from dask_isgd.storage import RunDirectory
 
-logger = logging.getLogger(__name__)
-
 GOING = ("starting", "running", "paused")
-_LOOK = 0.25
-_SAY_EVERY = 0.5
+_EVENT_TIMEOUT = 0.25
+_PROGRESS_INTERVAL = 0.5
 _SILENCE = 5.0
-_ASK_EVERY = 2.0
+_QUERY_INTERVAL = 2.0
 
 
 class RunMonitor:
-    """Follows one run. Where it owns no futures, events and the scheduler's list of tasks must do."""
+    """Follows one run. If it owns no futures, it relies on events and on the scheduler's list of tasks."""
 
     def __init__(self, client: Client, directory: RunDirectory, run: str, steps: int) -> None:
         self._client, self._directory, self._run = client, directory, run
@@ -38,78 +36,57 @@ class RunMonitor:
         self._coordinator: Future[Any] | None = None
         self._events = pubsub.subscribe(client, topic_of(run))
         self._lock = threading.Lock()
-        self._latest: dict[str, Any] = {"step": 0, "steps": steps}
-        self._ended: dict[str, Ended] = {}
-        self._heard = self._began = time.monotonic()
+        self._values = LatestValues(step=0, steps=steps)
+        self._began = time.monotonic()
+        self._last_event = self._began
+        """When the learner's latest event arrived."""
         self._outcome: str | None = None
-        self._coordinated = False
-        self._waits = False
-        """Whether the learner is on the scheduler's list and no worker can take it."""
-        self._asked, self._there = -math.inf, False
+        self._coordinator_finished = False
+        self._last_query, self._task_listed = -math.inf, False
         self._timeout = config.seconds("cluster.timeout")
 
     def forget(self) -> None:
-        """Drop what was heard so far: the events of earlier starts."""
+        """Drop the events received so far: they belong to earlier starts."""
         for _ in self._events.drain():
             pass
 
     def own(self, learner: Future[Any], coordinator: Future[Any]) -> None:
+        """Watch the futures of the two long tasks, too."""
         self._learner, self._coordinator = learner, coordinator
         for future in (learner, coordinator):
-            future.add_done_callback(self._done)
+            future.add_done_callback(self._collect)
 
     @property
     def owned(self) -> list[Future[Any]]:
         """The long tasks that end with this client, unless they are left to the cluster."""
         return [future for future in (self._learner, self._coordinator) if future is not None]
 
-    def _done(self, future: Future[Any]) -> None:
-        """Keep the result and let go of the task: Dask runs it again when the worker that holds its result dies."""
+    def _collect(self, future: Future[Any]) -> None:
+        """Keep the result and release the task: Dask runs it again when the worker that holds its result dies."""
         if future.status != "finished" or not self._owns(future):
             return
         try:
             result = future.result(timeout=self._timeout)
-        except Exception:  # its worker died already, or the client closes
+        except Exception:  # its worker has already died, or the client is closing
             return
         with self._lock:
             if future is self._learner:
                 self._outcome, self._learner = str(result["outcome"]), None
             elif future is self._coordinator:
-                self._coordinator, self._coordinated = None, True
+                self._coordinator, self._coordinator_finished = None, True
 
     @property
     def latest(self) -> dict[str, Any]:
+        """The latest values by name, a copy; see ``LatestValues.values``."""
         with self._lock:
             for event in self._events.drain():
-                self._take(event)
-            return dict(self._latest)
+                self._receive(event)
+            return dict(self._values.values)
 
-    def _take(self, event: Event) -> None:
-        latest = self._latest
-        if isinstance(event, Progress | Published) or (isinstance(event, Heartbeat) and event.role == LEARNER):
-            self._heard = time.monotonic()
-            if LEARNER in self._ended and event.incarnation > self._ended[LEARNER].incarnation:
-                del self._ended[LEARNER]  # it has a successor; its own last publication may be heard after its end
-            if isinstance(event, Published) and event.incarnation != latest.get("incarnation"):
-                latest["step"] = event.version  # back at a checkpoint
-            latest.update(incarnation=event.incarnation)
-        if isinstance(event, Progress):
-            latest.update(event.values, step=event.step, gate=event.open)
-        elif isinstance(event, Published):
-            latest.update(version=event.version, checkpoint=event.checkpoint, learner=event.address)
-        elif isinstance(event, Scored):
-            latest.update(examples_scored=event.examples, scored_per_second=event.per_second)
-        elif isinstance(event, Evaluated):
-            latest.update(validation_error=event.error, validation_loss=event.loss, evaluated=event.version)
-        elif isinstance(event, Control):
-            latest["want"] = event.want
-        elif isinstance(event, Fault):
-            latest["faults"] = latest.get("faults", 0) + 1
-            latest["fault"] = f"{event.what}: {event.detail}"
-            if event.what.startswith(LEARNER):  # said by the scheduler
-                self._waits = event.what == f"{LEARNER} waits"
-        elif isinstance(event, Ended) and event.outcome not in ("left", "fenced"):
-            self._ended.setdefault(event.role, event)
+    def _receive(self, event: Event) -> None:
+        if of_learner(event):
+            self._last_event = time.monotonic()
+        self._values.apply(event)
 
     # The state of the run -------------------------------------------------------------------
 
@@ -121,8 +98,8 @@ class RunMonitor:
             return "failed"
         if self._outcome is not None:
             return "stopped" if self._outcome in ("left", "fenced") else self._outcome
-        if LEARNER in self._ended:
-            return self._ended[LEARNER].outcome
+        if LEARNER in self._values.ended:
+            return self._values.ended[LEARNER].outcome
         if (learner is not None and learner.status in ("cancelled", "lost")) or (learner is None and self._gone()):
             return self._on_disk()
         if "version" not in latest:
@@ -134,91 +111,95 @@ class RunMonitor:
         return "finished" if found is not None and found.state.get("finished") else "stopped"
 
     def _gone(self) -> bool:
-        """Whether nothing is heard of a learner and the scheduler has none; it may be between two workers."""
-        if self._waits:
+        """Return whether the learner is silent and the scheduler has no task of it; it may be between two workers."""
+        if self._values.learner_waits:
             return False
         now = time.monotonic()
-        fresh = self._heard > self._began
-        if now - self._heard < (self._timeout if fresh else min(_SILENCE, self._timeout)):
+        seen = self._last_event > self._began
+        if now - self._last_event < (self._timeout if seen else min(_SILENCE, self._timeout)):
             return False
-        if now - self._asked >= _ASK_EVERY:
-            self._asked = now
+        if now - self._last_query >= _QUERY_INTERVAL:
+            self._last_query = now
             prefix = f"learn-{self._run}"
             keys = [key for keys in self._client.processing().values() for key in keys]
-            self._there = any(isinstance(key, tuple) and key[0] == prefix for key in keys)
-        return not self._there
+            self._task_listed = any(isinstance(key, tuple) and key[0] == prefix for key in keys)
+        return not self._task_listed
 
     # Waiting --------------------------------------------------------------------------------
 
     def listen(self, deadline: float, what: str) -> None:
-        """Take the next event, or a short while; WaitTimeoutError once the ``deadline`` is over."""
+        """Wait a short while for the next event; raises WaitTimeoutError after the ``deadline``."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(f"run {self._run}: waited for {what} and it is {self.status}; it goes on")
-        event = self._events.get(min(_LOOK, left))
+            raise WaitTimeoutError(
+                f"run {self._run}: timed out waiting for {what}; the run is {self.status} and continues"
+            )
+        event = self._events.get(min(_EVENT_TIMEOUT, left))
         if event is not None:
             with self._lock:
-                self._take(event)
+                self._receive(event)
 
     def follow(self, deadline: float) -> Iterator[dict[str, Any]]:
-        """The latest values, again and again until the run has ended."""
+        """Yield the latest values, repeatedly, until the run has ended."""
         caught_up = time.monotonic()
         while self.status in GOING:
             yield self.latest
             self.listen(deadline, "the run")
             now = time.monotonic()
-            if now - max(self._heard, caught_up) > _SILENCE:
+            if now - max(self._last_event, caught_up) > _SILENCE:
                 caught_up = now
                 self._events.catch_up()  # an event may have been lost on its way
                 self._require_worker()
 
     def wait(self, deadline: float, progress: Callable[[Mapping[str, Any]], None] | None) -> None:
-        """Until both long tasks have ended; raises the error that ended the run."""
-        said = 0.0
+        """Wait until both long tasks have ended; raises the error that ended the run."""
+        reported = 0.0
         for latest in self.follow(deadline):
-            if progress is not None and time.monotonic() - said >= _SAY_EVERY:
-                said = time.monotonic()
+            if progress is not None and time.monotonic() - reported >= _PROGRESS_INTERVAL:
+                reported = time.monotonic()
                 progress(latest)
         grace = min(deadline, time.monotonic() + self._timeout)
-        while self._pending(self._learner):  # its last event came first
+        while self._pending(self._learner):  # its last event arrives before its result
             self.listen(grace, "the learner's end")
         self._raise(self._learner)
         self.wait_for_coordinator(min(deadline, time.monotonic() + self._timeout))
         self._raise(self._coordinator)
-        for role in (LEARNER, "coordinator"):
-            if role in self._ended and self._ended[role].outcome == "failed":
-                raise _as_raised(self._run, self._ended[role])
+        for ended in map(self._values.ended.get, (LEARNER, COORDINATOR)):
+            if ended is not None and ended.outcome == "failed":
+                raise _as_raised(self._run, ended)
         if progress is not None:
             progress(self.latest)
 
     def wait_for_coordinator(self, deadline: float) -> None:
-        while self._coordinating():
+        """Wait until the coordinator's task has ended."""
+        while self._coordinator_runs():
             self.listen(deadline, "the coordinator's end")
 
-    def _coordinating(self) -> bool:
-        if self._coordinator is not None or self._coordinated:
+    def _coordinator_runs(self) -> bool:
+        if self._coordinator is not None or self._coordinator_finished:
             return self._pending(self._coordinator)
-        return LEARNER in self._ended and "coordinator" not in self._ended
+        return LEARNER in self._values.ended and COORDINATOR not in self._values.ended
 
     def _pending(self, future: Future[Any] | None) -> bool:
         if future is not None and future.status == "finished":
-            self._done(future)  # the first try may have met a dying worker
+            self._collect(future)  # the worker may have died at the first attempt
         return future is not None and future.status in ("pending", "finished") and self._owns(future)
 
     def _owns(self, future: Future[Any]) -> bool:
         return future is self._learner or future is self._coordinator
 
     def _require_worker(self) -> None:
-        """Raise NoLearnerWorkerError if the learner has been silent too long and nobody can run it."""
-        silent = time.monotonic() - self._heard
+        """Raise NoLearnerWorkerError if the learner has been silent for too long and no worker can run it."""
+        silent = time.monotonic() - self._last_event
         if silent < self._timeout:
             return
         workers = workers_of(self._client)
         if not workers or lacks_learner(workers):
             raise NoLearnerWorkerError(
-                f"run {self._run}: the learner has been silent for {silent:.0f} s and none of {len(workers)} workers "
-                f"can take it; start one with `dask worker SCHEDULER --resources 'learner=1' --nthreads 2`. "
-                "The run goes on from its newest checkpoint as soon as there is one; wait() again, or stop()"
+                f"run {self._run}: the learner has been silent for {silent:.0f} s and none of the "
+                f"{len(workers)} workers can run it; start one with "
+                "`dask worker SCHEDULER --resources 'learner=1' --nthreads 2`. "
+                "The run then resumes from its latest checkpoint; call wait() again, or stop()"
             )
 
     def _raise(self, future: Future[Any] | None) -> None:
@@ -227,19 +208,19 @@ class RunMonitor:
         error = future.exception(timeout=self._timeout)
         if isinstance(error, KilledWorker):
             raise WorkersLostError(
-                f"run {self._run}: the worker of {future.key} died again and again without progress in between "
-                f"({error}). Look at the workers' logs, memory first; then go on with resume=True"
+                f"run {self._run}: the worker of {future.key} died repeatedly without progress in between "
+                f"({error}). Check the workers' logs for memory use first; then continue with resume=True"
             ) from error
         if isinstance(error, NoValidWorkerError):
-            raise NoLearnerWorkerError(f"run {self._run}: {error}; go on with resume=True") from error
+            raise NoLearnerWorkerError(f"run {self._run}: {error}; continue with resume=True") from error
         raise error
 
 
 def _as_raised(run: str, ended: Ended) -> IsgdError:
-    """The error that an event tells of, of its own kind."""
+    """Return the error that an event reports, as its own class."""
     name, _, message = ended.message.partition(": ")
-    if told := re.match(r"(\w+)\((['\"])(.*)", ended.message, re.DOTALL):  # by the scheduler, which knows the repr
-        name, message = told[1], told[3].removesuffix(f"{told[2]})")
+    if found := re.match(r"(\w+)\((['\"])(.*)", ended.message, re.DOTALL):  # sent by the scheduler, which has its repr
+        name, message = found[1], found[3].removesuffix(f"{found[2]})")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, IsgdError):
         return kind(message)

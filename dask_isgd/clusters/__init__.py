@@ -1,6 +1,6 @@
 """Clusters with a worker for the learner: on this machine, on a job queue, from a file.
 
-Names load on first use: a queue's class needs dask-jobqueue, a file's needs what it names.
+Names load on first use: the classes of queues need dask-jobqueue, those of files the packages that the file names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dask_isgd.clusters.cluster_file import load_cluster as load_cluster
     from dask_isgd.clusters.jobqueue import with_learner as with_learner
     from dask_isgd.clusters.open import open_cluster as open_cluster
-    from dask_isgd.clusters.scorer_controller import Need as Need
+    from dask_isgd.clusters.scorer_controller import ScorerController as ScorerController
 
 _QUEUES = ("SLURM", "PBS", "SGE", "LSF", "HTCondor", "OAR", "Moab")
 _HOME = {
@@ -24,7 +24,7 @@ _HOME = {
     "ClusterConfig": "cluster_file",
     "load_cluster": "cluster_file",
     "open_cluster": "open",
-    "Need": "scorer_controller",
+    "ScorerController": "scorer_controller",
     "with_learner": "jobqueue",
     **{f"{name}Cluster": "jobqueue" for name in _QUEUES},
 }

@@ -1,4 +1,4 @@
-"""A cluster of specified workers whose learners are left alone by ``scale`` and ``adapt``."""
+"""A cluster of specified workers in which ``scale`` and ``adapt`` leave the learners alone."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 _AFTER = 0.1
 _PATIENCE = 8
-"""Further timeouts after which a nanny is given up that still starts its worker."""
+"""The number of further timeouts that a nanny may take to restart its worker before it is replaced."""
 
 
 class LearnerCluster(SpecClusterHooks):
-    """Adds the workers of :meth:`learner_specs`, which differ from those that are scaled.
+    """A cluster with the workers of :meth:`learner_specs` beside the scorers that are scaled.
 
-    ``scale`` and ``adapt`` count scorers. What is lost, learner or scorer, is asked for again once it
-    has been missing for ``distributed.deploy.lost-worker-timeout``: a bare ``SpecCluster`` does so for
-    nobody. It stands last in a list of bases, right above ``SpecCluster``, so that what subclasses of
-    ``SpecCluster`` make of ``scale`` (jobs, say) ends here.
+    ``scale`` and ``adapt`` count scorers. A lost worker, learner or scorer, is started again once it has
+    been missing for ``distributed.deploy.lost-worker-timeout``; a plain ``SpecCluster`` does not do that.
+    This class must be the last base, right above ``SpecCluster``, so that ``scale`` of its subclasses
+    (which counts jobs, for example) ends here.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -41,18 +41,18 @@ class LearnerCluster(SpecClusterHooks):
             raise
         self._arrived: set[str] = set()
         self._due: dict[str, float] = {}
-        """When each of those that are gone is given up, by the event loop's clock."""
+        """When each missing entry is replaced, by the event loop's clock."""
         workers = {**self._learners, **(kwargs.pop("workers", None) or {})}
         super().__init__(workers=workers, **kwargs)  # type: ignore[no-untyped-call]
 
     def learner_specs(self) -> dict[str, dict[str, Any]]:
-        """Specifications of the learners' workers by name, in the manner of ``SpecCluster``."""
+        """Return the specifications of the learners' workers by name, as ``SpecCluster`` expects them."""
         raise NotImplementedError
 
-    # How many ---------------------------------------------------------------------------------
+    # Scaling ----------------------------------------------------------------------------------
 
     def scale(self, n: int = 0, memory: Any = None, cores: int | None = None) -> Any:
-        """Have ``n`` scorers, or as many as have that memory or those cores together."""
+        """Scale to ``n`` scorers, or to as many as have that memory or those cores together."""
         if self.status in (Status.closing, Status.closed):
             return super().scale(n)  # type: ignore[no-untyped-call]
         if memory is not None:
@@ -60,8 +60,8 @@ class LearnerCluster(SpecClusterHooks):
         if cores is not None:
             n = max(n, math.ceil(cores / dask_internals.threads_per_worker(self)))
         scorers = [name for name in self.worker_spec if name not in self._learners]
-        # those that wait in a queue go first, then the youngest; entries leave the specification one by
-        # one, for the event loop's thread may look at it at any moment
+        # those that wait in a queue are removed first, then the youngest; entries are deleted one by one,
+        # because the event loop's thread may read the specification at any moment
         arrived = self._present()
         youngest_first = list(reversed(scorers))
         for name in sorted(youngest_first, key=lambda name: name in arrived)[: max(0, len(scorers) - n)]:
@@ -74,7 +74,7 @@ class LearnerCluster(SpecClusterHooks):
         await super().scale_down({w for w in workers if w not in self._learners})  # type: ignore[no-untyped-call]
 
     def adapt(self, Adaptive: type[Adaptive] = ScoreAdaptive, **kwargs: Any) -> Adaptive:  # type: ignore[override]
-        """Let the number of scorers follow the need: more while freshness pays, few while the gate is shut."""
+        """Adapt the number of scorers: more while fresher weights raise the gain, few while the gate is closed."""
         return super().adapt(Adaptive=Adaptive, **kwargs)
 
     @property
@@ -92,15 +92,15 @@ class LearnerCluster(SpecClusterHooks):
     def _scorers(self, names: set[str]) -> set[str]:
         return {name for name in names if name not in self._learners}
 
-    # What is lost -----------------------------------------------------------------------------
+    # Replacing lost workers -------------------------------------------------------------------
 
     def _workers_of(self, name: str) -> set[str]:
-        """Names of the Dask workers of one entry: a job may hold several."""
+        """Return the names of the Dask workers of one entry: a job may have several."""
         suffixes = self.worker_spec.get(name, {}).get("group")
         return {f"{name}{suffix}" for suffix in suffixes} if suffixes else {name}
 
     def _present(self) -> set[str]:
-        """Entries of which a worker is on the cluster."""
+        """Return the entries that have a worker on the cluster."""
         seen = {info["name"] for info in self.scheduler_info["workers"].values()}
         return {name for name in self.worker_spec if self._workers_of(name) & seen}
 
@@ -112,25 +112,25 @@ class LearnerCluster(SpecClusterHooks):
             seconds = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
             due = asyncio.get_running_loop().time() + seconds
             self._due = dict.fromkeys(self._arrived - present, due) | self._due
-            self._look_again(seconds)
+            self._check_later(seconds)
 
-    def _look_again(self, seconds: float) -> None:
-        def look() -> None:
+    def _check_later(self, seconds: float) -> None:
+        def check() -> None:
             dask_internals.keep_until_done(self, asyncio.ensure_future(self._replace()))
 
-        asyncio.get_running_loop().call_later(seconds + _AFTER, look)
+        asyncio.get_running_loop().call_later(seconds + _AFTER, check)
 
     async def _replace(self) -> None:
-        """Ask again for what is specified and gone."""
+        """Start again what is specified and missing."""
         if self.status is not Status.running:
             return
         timeout = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         now, gone = asyncio.get_running_loop().time(), self._arrived - self._present()
         for name in [n for n in gone if n in self.workers and n in self.worker_spec and now >= self._due.get(n, now)]:
             lost = self.workers[name]
-            # a busy machine starts a process slowly
+            # a busy machine starts processes slowly
             if dask_internals.nanny_restarts(lost) and now < self._due.get(name, now) + _PATIENCE * timeout:
-                self._look_again(timeout)
+                self._check_later(timeout)
                 continue
             self._arrived.discard(name)
             del self.workers[name]
@@ -139,12 +139,12 @@ class LearnerCluster(SpecClusterHooks):
         try:
             await dask_internals.start_missing(self)
         except Exception as error:
-            logger.warning("cluster %s: cannot start what was lost, trying again: %s", self.name, error)
+            logger.warning("cluster %s: cannot replace lost workers (%s); trying again", self.name, error)
             for name in [n for n, worker in self.workers.items() if worker.status is Status.created]:
                 del self.workers[name]
-            self._look_again(timeout)
+            self._check_later(timeout)
 
 
 def learner_names(prefix: str, count: int) -> list[str]:
-    """Names of ``count`` learners: the bare prefix for the only one."""
+    """Return the names of ``count`` learners: the bare prefix if there is only one."""
     return [prefix] if count == 1 else [f"{prefix}-{i}" for i in range(count)]

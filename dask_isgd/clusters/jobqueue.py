@@ -1,7 +1,7 @@
-"""Clusters of dask-jobqueue with a learner's job unlike the scorers' jobs.
+"""Clusters of dask-jobqueue whose learner's job differs from the scorers' jobs.
 
 ``SLURMCluster``, ``PBSCluster``, ``SGECluster``, ``LSFCluster``, ``HTCondorCluster``, ``OARCluster`` and
-``MoabCluster`` of this module are those of dask-jobqueue, made by :func:`with_learner`. It needs the
+``MoabCluster`` of this module are dask-jobqueue's classes, extended by :func:`with_learner`. They need the
 extra ``jobqueue``: ``pip install 'dask_isgd[jobqueue]'``.
 
 >>> cluster = SLURMCluster(                                                  # doctest: +SKIP
@@ -36,7 +36,7 @@ QUEUES = {
     "oar": "OARCluster",
     "moab": "MoabCluster",
 }
-_GRACE = "dask_isgd.clusters.sigterm_preload"
+_PRELOAD = "dask_isgd.clusters.sigterm_preload"
 _NOT_FOR_JOBS = {"self", "args", "kwargs", "scheduler", "name", "protocol", "security", "config_name"} | {
     *("extra", "job_extra", "env_extra", "header_skip", "project"),  # renamed by dask-jobqueue
 }
@@ -44,7 +44,7 @@ _LOOPBACK = "127.0.0.1:8787"
 
 
 def _plain(name: str) -> type[Any]:
-    """dask-jobqueue's own class."""
+    """Return dask-jobqueue's own class."""
     try:
         import dask_jobqueue
     except ImportError as error:
@@ -56,19 +56,19 @@ def _plain(name: str) -> type[Any]:
 
 @functools.cache
 def with_learner(kind: type[Any]) -> type[Any]:
-    """A subclass of a ``JobQueueCluster`` class that submits learners' jobs beside the scorers'.
+    """Return a subclass of a ``JobQueueCluster`` class that submits learners' jobs beside the scorers' jobs.
 
-    Takes the arguments of ``kind``, which describe a scorer's job, and:
+    It takes the arguments of ``kind``, which describe a scorer's job, and:
 
-    learner: mapping of those in which a learner's job differs: partition, memory, walltime, directives
-        and so on; ``cores`` become its torch threads.
-    learners: how many, one for each run that trains at the same time.
+    learner: a mapping of the arguments in which a learner's job differs: partition, memory, walltime,
+        directives and so on; ``cores`` become its torch threads.
+    learners: how many, one per run that trains at the same time.
     n_workers, ``scale``, ``adapt``: count scorers only.
-    processes: of a scorer's job, 1 unless configured; its cores are shared out among them as threads.
+    processes: of a scorer's job, 1 unless configured; its cores are divided among them as threads.
 
-    Scorers declare the resource ``scorer``, one a thread; a learner declares ``learner``, has two
-    threads at least, no memory limit of Dask's (the queue's holds) and closes in order on SIGTERM. The
-    dashboard listens on the loopback address unless ``scheduler_options`` say otherwise.
+    Scorers declare the resource ``scorer``, one per thread; a learner declares ``learner``, has at least two
+    threads, no memory limit from Dask (the queue's limit applies) and closes cleanly on SIGTERM. The
+    dashboard listens on the loopback address unless ``scheduler_options`` override it.
     """
 
     class Cluster(kind, LearnerCluster):  # type: ignore[misc]
@@ -84,10 +84,10 @@ def with_learner(kind: type[Any]) -> type[Any]:
             for key in self._learner_options.keys() - known:
                 raise ConfigError(f"learner: unknown key {key!r}; {hint(key, sorted(known))}")
             if self._learner_options.get("processes", 1) != 1:
-                raise ConfigError("learner.processes: a learner is one process; ask for several with learners=…")
+                raise ConfigError("learner.processes: a learner is one process; for several learners set learners=…")
             section = f"jobqueue.{kwargs.get('config_name') or kind.job_cls.default_config_name()}"
             if kwargs.get("processes") is None:
-                # said, not left to dask-jobqueue: it forgets which job its workers belong to otherwise
+                # explicit: dask-jobqueue otherwise loses track of which job its workers belong to
                 kwargs["processes"] = dask.config.get(f"{section}.processes", None) or 1
             given = kwargs.get("scheduler_options")
             if given is None:
@@ -97,12 +97,12 @@ def with_learner(kind: type[Any]) -> type[Any]:
             super().__init__(n_workers=n_workers, **kwargs)
 
         def learner_specs(self) -> dict[str, dict[str, Any]]:
-            # the job's options are complete here, and the specification has not been taken yet
+            # the job's options are complete at this point, and the specification has not been read yet
             common, own = dask_internals.job_options(self), self._learner_options
             self._scorer_kwargs = self._as_scorer(common)
             self._learner_kwargs = self._as_learner({**common, **own, "processes": 1})
             common.update(self._scorer_kwargs)
-            self.job_script(LEARNER)  # raises whatever is wrong with its options before anything is submitted
+            self.job_script(LEARNER)  # raises an error in its options before anything is submitted
             names = learner_names(LEARNER, self._n_learners)
             return {name: {"cls": self.job_cls, "options": self._learner_kwargs} for name in names}
 
@@ -118,12 +118,12 @@ def with_learner(kind: type[Any]) -> type[Any]:
             python = options.get("python") or dask.config.get(f"{section}.python") or sys.executable
             return {
                 **options,
-                # the worker's command takes the shell's place: the signals of the queue reach it
+                # the worker's command replaces the shell, so that it receives the queue's signals
                 "python": python if python.startswith("exec ") else f"exec {python}",
                 "job_script_prologue": [*prologue, f"export DASK_ISGD__CLUSTER__LEARNER_THREADS={cores}"],
                 "worker_extra_args": [
                     *self._extra(options),
-                    *("--resources", f"{LEARNER}=1", "--preload", _GRACE),
+                    *("--resources", f"{LEARNER}=1", "--preload", _PRELOAD),
                     *("--nthreads", str(max(2, cores)), "--memory-limit", "0"),
                 ],
             }
@@ -143,13 +143,13 @@ def with_learner(kind: type[Any]) -> type[Any]:
             dask_internals.close_key_files(self)
 
         def job_script(self, role: str = SCORER) -> str:
-            """The script of a ``"scorer"``'s or the ``"learner"``'s job."""
+            """Return the script of a ``"scorer"``'s or the ``"learner"``'s job."""
             if role not in (SCORER, LEARNER):
                 raise ConfigError(f"role: got {role!r}, wanted {SCORER!r} or {LEARNER!r}")
             return str(self._learner_job.job_script() if role == LEARNER else super().job_script())
 
         def job_id(self, role: str = LEARNER) -> list[str]:
-            """The queue's ids of the jobs of a role that are submitted, in the order of their names."""
+            """Return the queue's ids of the submitted jobs of a role, in the order of their names."""
             entries = sorted((n for n in self.workers if (n in self._learners) == (role == LEARNER)), key=str)
             return [str(self.workers[name].job_id) for name in entries if self.workers[name].job_id is not None]
 
@@ -159,7 +159,7 @@ def with_learner(kind: type[Any]) -> type[Any]:
 
 
 def job_options(queue: str) -> set[str]:
-    """Names of the options a job of a queue (a key of ``QUEUES``) can be given."""
+    """Return the names of the options that a job of a queue (a key of ``QUEUES``) accepts."""
     return _options_of(_plain(QUEUES[queue]).job_cls)
 
 

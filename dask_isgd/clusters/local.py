@@ -1,4 +1,4 @@
-"""A cluster of processes on this machine, one of them the learner's."""
+"""A cluster of processes on this machine, one of which is the learner's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dask_isgd.runtime.placement import LEARNER, SCORER
 
 
 class LocalCluster(LearnerCluster):
-    """One worker with the resource ``learner`` and two threads, the rest scorers of one thread.
+    """A cluster of one worker with the resource ``learner`` and two threads, and of scorers with one thread each.
 
-    ``n_workers``: workers in all, at least one; None: one a core or one a GPU, at least two. With a
-    single worker the learner shares it with scoring. ``learners``: how many of them are learners',
-    one for each run that trains at the same time. ``gpus``: of which each process sees one, in turn;
-    None: those this process may see. ``scale`` and ``adapt`` count scorers. Everything listens on the
-    loopback address only.
+    ``n_workers``: the total number of workers, at least one; None for one per core or per GPU, at least two.
+    A single worker runs both the learner and the scoring. ``learners``: how many workers are learners, one
+    per run that trains at the same time. ``gpus``: each process sees one of these, in turn; None for those
+    that this process sees. ``scale`` and ``adapt`` count scorers. All servers listen on the loopback address
+    only.
 
     >>> with LocalCluster(3) as cluster, cluster.get_client() as client:  # doctest: +SKIP
     ...     run = dask_isgd.fit(client, ...)
@@ -48,7 +48,7 @@ class LocalCluster(LearnerCluster):
             raise ConfigError(
                 f"got n_workers={n_workers} and learners={learners}, wanted at least one learner and as many workers"
             )
-        self._n_learners, self._scorers_asked, self._silence = learners, n_workers - learners, silence_logs
+        self._n_learners, self._n_scorers, self._silence = learners, n_workers - learners, silence_logs
         if kwargs.get("security") is True:
             kwargs["security"] = Security.temporary()
         self._security = kwargs.get("security")
@@ -74,9 +74,9 @@ class LocalCluster(LearnerCluster):
         )
 
     def learner_specs(self) -> dict[str, dict[str, Any]]:
-        resources = {LEARNER: 1.0, **({SCORER: 1.0} if self._scorers_asked == 0 else {})}
+        resources = {LEARNER: 1.0, **({SCORER: 1.0} if self._n_scorers == 0 else {})}
         cores = (os.cpu_count() or 1) // self._n_learners or 1
-        threads = max(1, cores - -(-self._scorers_asked // self._n_learners))
+        threads = max(1, cores - -(-self._n_scorers // self._n_learners))
         names = learner_names(LEARNER, self._n_learners)
         return {name: self._worker(place, 2, resources, threads, cores - threads) for place, name in enumerate(names)}
 
@@ -90,12 +90,12 @@ class LocalCluster(LearnerCluster):
     def _worker(
         self, place: int, threads: int, resources: dict[str, float], torch_threads: int, spare: int = 0
     ) -> dict[str, Any]:
-        # torch's threads spin while they wait; on a machine with fewer cores than threads that
-        # costs each other's time slices, a hundredfold for small models
+        # torch's threads spin while they wait; on a machine with fewer cores than threads they take each
+        # other's time slices, which makes small models a hundred times slower
         env = {"OMP_WAIT_POLICY": "PASSIVE"}
-        # not by the environment: a nanny's worker takes the nanny's configuration over that
+        # not through the environment: a nanny's worker prefers the nanny's configuration
         own = {"isgd": {"cluster": {"learner-threads": torch_threads, "spare-threads": spare}}}
-        # with all the rest of isgd: the nanny replaces whole sections
+        # with the rest of the section isgd: the nanny replaces whole sections
         config = dask.config.merge({"isgd": dask.config.get("isgd")}, own)
         if self._gpus:
             env["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
@@ -109,10 +109,10 @@ class LocalCluster(LearnerCluster):
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs this process may see: of ``CUDA_VISIBLE_DEVICES``, else all there are."""
+    """Return the GPUs that this process sees: those in ``CUDA_VISIBLE_DEVICES``, otherwise all."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
-    import torch  # not before it is needed: a client of a remote cluster may do without
+    import torch  # late: a client of a remote cluster may not need it
 
     return [str(i) for i in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""From a description of a cluster to a client of it, for as long as a ``with`` block lasts."""
+"""Open the cluster that a configuration describes, for the duration of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from dask_isgd.runtime import dask_internals
 
 @contextlib.contextmanager
 def open_cluster(config: ClusterConfig) -> Iterator[Client]:
-    """Start the cluster, or connect to it, and close what was started in the end.
+    """Start the cluster or connect to it, yield a client, and close at the end what was started.
 
-    Raises WaitTimeoutError where no scheduler answers, ConfigError where a package is missing or an
-    option is refused.
+    Raises WaitTimeoutError if no scheduler answers, ConfigError if a package is missing or an option is
+    rejected.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(dict(config.dask)))
         if config.wait is not None:
             stack.enter_context(dask.config.set({"isgd.cluster.timeout": config.wait}))
         if config.kind == "scheduler":
-            yield stack.enter_context(_connected(config))
+            yield stack.enter_context(_connect(config))
             return
         try:
-            cluster = _started(config)
+            cluster = _start(config)
         except (TypeError, ValueError, OSError, RuntimeError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"cluster {config.kind}: cannot be started: {error}") from error
+            raise ConfigError(f"cluster {config.kind}: the cluster cannot be started: {error}") from error
         stack.enter_context(cluster)
         if config.adapt is not None:
             cluster.adapt(minimum=config.adapt[0], maximum=config.adapt[1])
@@ -46,7 +46,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Client]:
 
 
 def security_of(config: ClusterConfig) -> Security | None:
-    """Dask's TLS settings: of files, or made for this cluster alone."""
+    """Return Dask's TLS settings: from files, or created for this cluster only."""
     if config.security is None:
         return None
     if config.security == "temporary":
@@ -58,31 +58,31 @@ def security_of(config: ClusterConfig) -> Security | None:
     return Security(tls_ca_file=files["ca_file"], require_encryption=True, **keys)
 
 
-def _connected(config: ClusterConfig) -> Client:
-    where = config.address or config.scheduler_file
+def _connect(config: ClusterConfig) -> Client:
+    place = config.address or config.scheduler_file
     try:
         if config.scheduler_file is not None:
             return Client(scheduler_file=config.scheduler_file, security=security_of(config))
         return Client(config.address, security=security_of(config))
-    except TypeError as error:  # so says Dask of tls:// without keys
-        raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {where!r} ({error})") from error
+    except TypeError as error:  # what Dask raises for tls:// without keys
+        raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {place!r} ({error})") from error
     except (OSError, ValueError) as error:
         raise WaitTimeoutError(
-            f"no Dask scheduler answers at {where!r} ({error}); is it started, and are its address and keys these?"
+            f"no Dask scheduler answers at {place!r} ({error}); is it running, and are its address and keys correct?"
         ) from error
 
 
-def _started(config: ClusterConfig) -> Any:
+def _start(config: ClusterConfig) -> Any:
     if config.kind == "local":
         workers = None if config.scorers is None else config.scorers + config.learners
         return LocalCluster(workers, learners=config.learners, gpus=config.gpus, security=security_of(config))
     if config.kind == "dask-cuda":
-        return _cuda(config)
+        return _start_cuda(config)
     options = queue_options(config)
     return getattr(jobqueue, jobqueue.QUEUES[config.kind])(**options)
 
 
-def _cuda(config: ClusterConfig) -> Any:
+def _start_cuda(config: ClusterConfig) -> Any:
     try:
         dask_cuda = importlib.import_module("dask_cuda")
     except ImportError as error:
@@ -92,9 +92,9 @@ def _cuda(config: ClusterConfig) -> Any:
 
 
 def queue_options(config: ClusterConfig) -> dict[str, Any]:
-    """Keyword arguments of a queue's cluster class."""
+    """Return the keyword arguments of a queue's cluster class."""
     prologue = []
-    if config.dask:  # workers read the configuration of their own machine, and this on top of it
+    if config.dask:  # workers read the configuration of their own machine and merge this into it
         prologue = [dask_internals.export_config(config.dask)]
 
     def job(*parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def queue_options(config: ClusterConfig) -> dict[str, Any]:
     learner, scorer = job(config.job, config.learner), job(config.job, config.scorer)
     return {
         **scorer,
-        # what only the scorers' jobs have is not the learner's
+        # options that only the scorers' jobs have must not reach the learner's
         "learner": {**{name: None for name in scorer if name not in learner}, **learner},
         "learners": config.learners,
         "n_workers": 1 if config.scorers is None else config.scorers,

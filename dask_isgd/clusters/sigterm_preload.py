@@ -1,8 +1,8 @@
-"""A preload for a learner's worker under a nanny: it leaves SIGTERM to the nanny.
+"""A preload for a learner's worker under a nanny: the worker leaves SIGTERM to the nanny.
 
-A queue that ends a job sends SIGTERM to every process of it. The worker's own end would take the
-learner with it in the middle of a step; ignoring the signal leaves the ending to the nanny, which
-got it too and closes its worker in order: the learner sees that it is leaving, and commits.
+A queue that ends a job sends SIGTERM to each of its processes. If the worker handled it, it would end the
+learner in the middle of a step. If it ignores the signal, the nanny, which receives it as well, closes the
+worker cleanly, so the learner notices that it is leaving and commits a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ from typing import Any
 
 
 def dask_setup(worker: Any) -> None:
-    """Called by Dask in the worker's process (``--preload dask_isgd.clusters.sigterm_preload``)."""
+    """Ignore SIGTERM; Dask calls this in the worker's process (``--preload dask_isgd.clusters.sigterm_preload``)."""
     if getattr(worker, "nanny", None):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""A picture of a run: a Bokeh figure that is filled from a record.
+"""A panel of the dashboard: a Bokeh figure that shows a record.
 
-``update`` sets whole data sources: a few hundred rows, once a second at most, only when the record
-has changed.
+``update`` replaces whole data sources: a few hundred rows, at most once per second, and only if the
+record has changed.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d
 
-from dask_isgd.dashboard.record import RunRecord
+from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.dashboard.style import RED
 
 
 class Panel:
-    """A figure, ``root``, and how a record is drawn in it."""
+    """A figure, ``root``, and how a record is shown in it."""
 
     title = ""
     covers: tuple[str, ...] | None = None
-    """Columns that the y axis covers; None: all but faint ones."""
+    """Columns that the y axis covers; None for all but the faint ones."""
     x_log = y_log = False
 
     def __init__(self) -> None:
         self.source = ColumnDataSource({})
         self.restarts = ColumnDataSource({"step": []})
-        # An invisible mark on what the axes are to cover: Bokeh complains of axes without data, and one
-        # lucky minibatch would flatten the rest of a logarithmic axis.
+        # An invisible mark on what the axes cover: Bokeh warns about axes without data, and one minibatch
+        # with almost no loss would flatten the rest of a logarithmic axis.
         self.extent = ColumnDataSource({"x": [1.0, 10.0], "y": [0.1, 1.0]})
         self.root = self.draw()
         mark = self.root.scatter("x", "y", source=self.extent, size=0, alpha=0)
@@ -36,42 +36,42 @@ class Panel:
                 axis.renderers = [mark]
 
     def draw(self) -> Any:
-        """The figure, with an empty source."""
+        """Return the figure, with an empty source."""
         raise NotImplementedError
 
     def update(self, record: RunRecord) -> None:
         """Show a record."""
         self.source.data = data = self.data(record)
         self.restarts.data = {"step": list(record.restarts)}
-        x, y = self.extend(data)
+        x, y = self.extent_of(data)
         extent = {"x": _bounds(x, self.x_log), "y": _bounds(y, self.y_log)}
         if all(extent.values()):
             self.extent.data = extent
 
     def data(self, record: RunRecord) -> dict[str, Any]:
-        """What the source is to hold."""
+        """Return the columns of the source."""
         raise NotImplementedError
 
-    def extend(self, data: dict[str, Any]) -> tuple[Any, Any]:
-        """Values that the axes are to cover, (x, y)."""
+    def extent_of(self, data: dict[str, Any]) -> tuple[Any, Any]:
+        """Return the values that the axes must cover, (x, y)."""
         shown = self.covers or [name for name in data if name != "step" and not name.startswith("raw_")]
         return np.append(data["step"], [0.0, 10.0]), np.concatenate([data[name] for name in shown])
 
-    def _lines(self, made: Any, *lines: tuple[str, str, str, Any], raw: bool = False, **how: Any) -> list[Any]:
-        """Lines over ``step``: (column, label, colour, dash); ``raw``: a faint ``raw_`` column behind each."""
+    def _lines(self, plot: Any, *lines: tuple[str, str, str, Any], raw: bool = False, **options: Any) -> list[Any]:
+        """Draw lines over ``step``: (column, label, colour, dash); ``raw``: each with a faint ``raw_`` column."""
         drawn = []
         for column, label, color, dash in lines:
             if raw:
-                made.line("step", f"raw_{column}", source=self.source, color=color, alpha=0.25, line_width=1)
+                plot.line("step", f"raw_{column}", source=self.source, color=color, alpha=0.25, line_width=1)
             named = {"legend_label": label} if label else {}
-            style_ = {"color": color, "line_width": 2, "line_dash": dash, **named, **how}
-            drawn.append(made.line("step", column, source=self.source, **style_))
-        made.vspan(x="step", source=self.restarts, color=RED, line_dash="dotted", line_width=1, alpha=0.8)
+            style_ = {"color": color, "line_width": 2, "line_dash": dash, **named, **options}
+            drawn.append(plot.line("step", column, source=self.source, **style_))
+        plot.vspan(x="step", source=self.restarts, color=RED, line_dash="dotted", line_width=1, alpha=0.8)
         return drawn
 
 
 def _bounds(values: Any, log: bool) -> list[float]:
-    """Least and greatest of what can be shown; empty where nothing can."""
+    """Return the least and the greatest value that can be shown; nothing if none can."""
     found = np.asarray(values, np.float64)
     found = found[np.isfinite(found) & (found > 0 if log else True)]
     return [float(found.min()), float(found.max())] if len(found) else []

@@ -1,11 +1,11 @@
-"""Every picture by the name of its page."""
+"""Every panel by the name of its page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from dask_isgd.dashboard.chunks import AgeHistogram, AgeMap, Weights
-from dask_isgd.dashboard.lines import Error, Gain, Loss, Sampling, Speed, Spread, Versions
+from dask_isgd.dashboard.chunk_panels import AgeHistogram, AgeMap, Weights
+from dask_isgd.dashboard.line_panels import Error, Gain, Loss, Sampling, Speed, Spread, Versions
 from dask_isgd.dashboard.panel import Panel
 
 PANELS: dict[str, Callable[[], Panel]] = {

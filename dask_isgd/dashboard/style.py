@@ -1,4 +1,4 @@
-"""How the dashboard's pictures look: one palette, one figure, told apart in grey as well."""
+"""The look of the dashboard's panels: one palette, distinguishable in grey as well, and one kind of figure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ AGES = (
     *("#fde725", "#d2e21b", "#a5db36", "#7ad151", "#54c568", "#35b779", "#22a884", "#1f988b", "#23888e"),
     *("#2a788e", "#31688e", "#39568c", "#414487", "#472f7d", "#481a6c", "#440154"),
 )
-"""Fresh is bright, old is dark: viridis backwards."""
+"""Viridis in reverse: new is bright, old is dark."""
 
 
-def plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = False, **settings: Any) -> Any:
-    """An empty figure; axes are linear unless asked otherwise."""
-    made = figure(
+def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = False, **settings: Any) -> Any:
+    """Return an empty figure; its axes are linear by default."""
+    plot = figure(
         title=title,
         x_axis_label=x,
         x_axis_type="log" if x_log else "linear",
@@ -35,28 +35,28 @@ def plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = Fals
         outline_line_color=None,
         **settings,
     )
-    made.toolbar.logo = None
-    made.toolbar.autohide = True
-    made.title.text_color = INK
-    made.title.text_font_size = "13px"
-    made.title.text_font_style = "bold"
-    made.min_border_right = 12
-    for axis in made.axis:
-        dress(axis)
-    for grid in made.grid:
+    plot.toolbar.logo = None
+    plot.toolbar.autohide = True
+    plot.title.text_color = INK
+    plot.title.text_font_size = "13px"
+    plot.title.text_font_style = "bold"
+    plot.min_border_right = 12
+    for axis in plot.axis:
+        style_axis(axis)
+    for grid in plot.grid:
         grid.grid_line_color = GRID
         grid.minor_grid_line_color = None
-    made.xaxis.ticker.desired_num_ticks = 5
-    made.yaxis.ticker.desired_num_ticks = 5
+    plot.xaxis.ticker.desired_num_ticks = 5
+    plot.yaxis.ticker.desired_num_ticks = 5
     if not x_log:
-        made.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
     if y_log:
-        made.yaxis.formatter = BasicTickFormatter(use_scientific=False)
-    return made
+        plot.yaxis.formatter = BasicTickFormatter(use_scientific=False)
+    return plot
 
 
-def dress(axis: Any, color: str = MUTED) -> None:
-    """The look of one axis."""
+def style_axis(axis: Any, color: str = MUTED) -> None:
+    """Set the look of one axis."""
     axis.axis_line_color = "#b0b0b0"
     axis.major_tick_line_color = "#b0b0b0"
     axis.minor_tick_line_color = None
@@ -68,21 +68,21 @@ def dress(axis: Any, color: str = MUTED) -> None:
     axis.axis_label_standoff = 4
 
 
-def legend(made: Any) -> None:
-    """A small legend below the figure, where it hides nothing; a click hides a line."""
-    made.add_layout(made.legend[0], "below")
-    made.legend.orientation = "horizontal"
-    made.legend.location = "left"
-    made.legend.label_text_font_size = "11px"
-    made.legend.label_text_color = INK
-    made.legend.border_line_color = None
-    made.legend.spacing = 10
-    made.legend.padding = 0
-    made.legend.margin = 2
-    made.legend.glyph_width = 22
-    made.legend.click_policy = "hide"
+def legend(plot: Any) -> None:
+    """Put a small legend below the figure, where it covers nothing; a click on an entry hides its line."""
+    plot.add_layout(plot.legend[0], "below")
+    plot.legend.orientation = "horizontal"
+    plot.legend.location = "left"
+    plot.legend.label_text_font_size = "11px"
+    plot.legend.label_text_color = INK
+    plot.legend.border_line_color = None
+    plot.legend.spacing = 10
+    plot.legend.padding = 0
+    plot.legend.margin = 2
+    plot.legend.glyph_width = 22
+    plot.legend.click_policy = "hide"
 
 
-def hover(made: Any, renderer: Any, *tips: tuple[str, str], mode: str = "vline") -> None:
-    """Values under the pointer."""
-    made.add_tools(HoverTool(renderers=[renderer], tooltips=list(tips), mode=mode))
+def hover(plot: Any, renderer: Any, *tips: tuple[str, str], mode: str = "vline") -> None:
+    """Show the values under the pointer."""
+    plot.add_tools(HoverTool(renderers=[renderer], tooltips=list(tips), mode=mode))

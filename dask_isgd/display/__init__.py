@@ -1,1 +1,1 @@
-"""A run as people see it: in a terminal, in a notebook, as a plot."""
+"""How a run is shown: in a terminal, in a notebook, as a plot."""

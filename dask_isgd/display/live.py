@@ -11,15 +11,15 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dask_isgd.display.text import DASH, measures
+from dask_isgd.display.text import figures_line
 
 _LINE_SECONDS = 5.0
 
 
 class LiveProgress:
-    """Progress of a run on a stream, to be given to ``Run.wait(progress=...)``.
+    """Shows the progress of a run on a stream; pass it to ``Run.wait(progress=...)``.
 
-    On a terminal a bar that is redrawn in place; elsewhere (a log, a pipe) a plain line every
+    On a terminal it redraws a bar in place; elsewhere (a log, a pipe) it writes a plain line every
     ``seconds`` and at the last step. Use it as a context manager, and call it with ``Run.latest``.
     """
 
@@ -28,14 +28,14 @@ class LiveProgress:
         self.console = Console(file=stream, highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._said = -math.inf
+        self._written = -math.inf
         self._last = -1
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.fields[status]}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[measures]}", style="cyan"),
+                TextColumn("{task.fields[figures]}", style="cyan"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 refresh_per_second=4,
@@ -43,7 +43,7 @@ class LiveProgress:
 
     def __enter__(self) -> LiveProgress:
         if self._bar is not None:
-            self._task = self._bar.add_task("run", total=self.steps, status="starting", measures="")
+            self._task = self._bar.add_task("run", total=self.steps, status="starting", figures="")
             self._bar.start()
         return self
 
@@ -58,17 +58,15 @@ class LiveProgress:
         steps = values.get("steps") or self.steps
         status = str(values.get("status") or ("training" if step else "starting"))
         if self._bar is not None and self._task is not None:
-            shown = "  ".join(f"{name} {text}" for name, text in measures(values) if text != DASH)
-            self._bar.update(self._task, completed=step, total=steps, status=status, measures=shown)
+            self._bar.update(self._task, completed=step, total=steps, status=status, figures=figures_line(values))
             return
         now = time.monotonic()
-        if step != self._last and (now - self._said >= self.seconds or step == steps):
-            self._said, self._last = now, step
+        if step != self._last and (now - self._written >= self.seconds or step == steps):
+            self._written, self._last = now, step
             self.line(status, step, steps, values)
 
     def line(self, status: str, step: int, steps: int | None, values: Mapping[str, Any]) -> None:
-        """One plain line, flushed, for logs."""
+        """Write one plain line and flush it, for logs."""
         of = f"/{steps:,}" if steps else ""
-        shown = "  ".join(f"{name} {text}" for name, text in measures(values) if text != DASH)
-        self.console.file.write(f"{status}  step {step:,}{of}  {shown}".rstrip() + "\n")
+        self.console.file.write(f"{status}  step {step:,}{of}  {figures_line(values)}".rstrip() + "\n")
         self.console.file.flush()

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from dask_isgd.display.html import html
-from dask_isgd.display.text import DASH, measures, number
+from dask_isgd.display.html import card
+from dask_isgd.display.text import figures_line, number
 
 
 class Shown(Protocol):
-    """What can be shown: a ``Run``."""
+    """What can be shown, such as a ``Run``."""
 
     name: str
 
@@ -22,14 +22,14 @@ class Shown(Protocol):
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Return whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and hasattr(shell, "kernel")
 
 
 class NotebookProgress:
-    """The card of a run, updated in place while it is waited for; the last state is what gets saved."""
+    """The card of a run, updated in place during ``Run.wait``; a saved notebook keeps its last state."""
 
     def __init__(self, run: Shown) -> None:
         from IPython.display import display
@@ -44,6 +44,5 @@ class NotebookProgress:
 
     def _bundle(self, values: Mapping[str, Any]) -> dict[str, str]:
         status = self._run.status
-        shown = "  ".join(f"{name} {text}" for name, text in measures(values) if text != DASH)
-        plain = f"run {self._run.name}  {status}  step {number(values.get('step'))}  {shown}"
-        return {"text/html": html(self._run.name, status, values), "text/plain": plain}
+        plain = f"run {self._run.name}  {status}  step {number(values.get('step'))}  {figures_line(values)}"
+        return {"text/html": card(self._run.name, status, values), "text/plain": plain}

@@ -1,6 +1,6 @@
-"""Four pictures of a run: loss, test error, variance, and whether importance sampling pays.
+"""Plots of a run: training loss, validation error, variance, and the gain of importance sampling.
 
-Figures are made without pyplot: no window, no global state, safe in threads and on servers.
+Figures are made without pyplot, so there is no window and no global state; this is safe in threads and on servers.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from dask_isgd.columns import label
 from dask_isgd.display.smoothing import smooth
 
 Array = NDArray[np.float64]
 
-# Okabe and Ito's palette: told apart by all common kinds of colour vision and in grey.
+# Okabe and Ito's palette: distinguishable with all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, MUTED, GRID, SHADE = "#222222", "#6b6b6b", "#e6e6e6", "#ececec"
 
 
-class Picture(Figure):
+class NotebookFigure(Figure):
     """A figure that shows itself in a notebook, with or without pyplot."""
 
     def _repr_png_(self) -> bytes:
@@ -35,14 +36,14 @@ class Picture(Figure):
 
 
 def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
-    """A figure of four panels over the steps of a run.
+    """Return a figure of four panels over the steps of a run.
 
     ``history`` is an ``xarray.Dataset`` along ``report`` (``Run.history``), ``evaluations`` one of
     ``step``, ``loss`` and ``error`` (``Run.evaluations``). Missing variables and NaN leave gaps, and
-    panels without data say so: a run can be plotted from its first second.
+    panels without data state that: a run can be plotted from its first second.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.04)
-    figure = Picture(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
+    figure = NotebookFigure(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
     grid = figure.add_gridspec(2, 2)
     step = _values(history, "step")
     order = np.argsort(step[np.isfinite(step)], kind="stable")
@@ -102,7 +103,7 @@ def _empty(axes: Axes, text: str) -> None:
 
 
 def _log(axes: Axes, values: Array) -> None:
-    """A logarithmic axis with a few plain labels, where the values span more than a factor of 4."""
+    """Make the axis logarithmic, with a few plain labels, if the values span more than a factor of 4."""
     positive = values[np.isfinite(values) & (values > 0)]
     if len(positive) < 2 or positive.max() / positive.min() < 4:
         return
@@ -113,22 +114,22 @@ def _log(axes: Axes, values: Array) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _curve(axes: Axes, x: Array, y: Array, color: str, label: str = "", style: Any = "-") -> Array:
-    """Raw values faint, smoothed ones strong."""
+def _curve(axes: Axes, x: Array, y: Array, color: str, style: Any = "-") -> Array:
+    """Draw the raw values faintly and the smoothed ones strongly; return the smoothed ones."""
     smoothed = smooth(y, _width(len(y)))
     if len(y) > 50:
         axes.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
-    axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style, label=label or None)
+    axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style)
     return smoothed
 
 
 def _loss(axes: Axes, x: Array, y: Array) -> None:
-    _frame(axes, "Training loss")
+    _frame(axes, label("loss").capitalize())
     if not np.isfinite(y).any():
         return _empty(axes, "no report yet")
     smoothed = _curve(axes, x, y, BLUE)
     _log(axes, smoothed)
-    # A minibatch now and then has next to no loss: on a logarithmic axis it would flatten everything else.
+    # Occasionally a minibatch has almost no loss; on a logarithmic axis it would flatten everything else.
     if axes.get_yscale() == "log":
         low, high = np.nanmin(smoothed[smoothed > 0]), np.nanmax(y)
         axes.set_ylim(low / 1.6, high * 1.15)
@@ -136,7 +137,7 @@ def _loss(axes: Axes, x: Array, y: Array) -> None:
 
 
 def _error(axes: Axes, evaluations: Any) -> None:
-    _frame(axes, "Test error")
+    _frame(axes, label("validation_error").capitalize())
     x, y = _values(evaluations, "step"), _values(evaluations, "error")
     keep = np.isfinite(x) & np.isfinite(y) if len(x) == len(y) else np.zeros(len(x), dtype=bool)
     if not keep.any():  # no classes, or nothing evaluated
@@ -169,7 +170,7 @@ def _validation_loss(axes: Axes, x: Array, y: Array) -> None:
     keep = np.isfinite(x) & np.isfinite(y) if len(x) == len(y) else np.zeros(len(x), dtype=bool)
     if not keep.any():
         return _empty(axes, "no evaluation yet")
-    axes.set_title("Validation loss", loc="left", fontsize=10.5, color=INK, pad=8)
+    axes.set_title(label("validation_loss").capitalize(), loc="left", fontsize=10.5, color=INK, pad=8)
     order = np.argsort(x[keep], kind="stable")
     axes.plot(x[keep][order], y[keep][order], color=RED, linewidth=1.9, marker="o" if keep.sum() < 40 else None, ms=3.5)
     _log(axes, y[keep])
@@ -180,19 +181,19 @@ def _variance(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     _frame(axes, "Spread of the gradient, √Tr Σ of one draw")
     shown = []
     with np.errstate(invalid="ignore"):
-        for name, label, color, style in (
-            ("uniform", "uniform", ORANGE, "--"),
-            ("stale", "as drawn (stale)", BLUE, "-"),
-            ("ideal", "ideal", GREEN, ":"),
+        for name, color, style in (
+            ("variance_uniform", ORANGE, "--"),
+            ("variance_stale", BLUE, "-"),
+            ("variance_ideal", GREEN, ":"),
         ):
-            trace = column(f"variance_{name}")
+            trace = column(name)
             if np.isfinite(trace).any():
-                # The estimates of a trace are unbiased, so some are negative: average first, root after.
+                # The estimates of a trace are unbiased, so some are negative: average first, then take the root.
                 smoothed = np.sqrt(smooth(trace, _width(len(trace))))
                 raw = np.sqrt(trace)
                 if len(raw) > 50:
                     axes.plot(x, raw, color=color, alpha=0.18, linewidth=0.8)
-                axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style, label=label)
+                axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style, label=label(name))
                 shown.append(smoothed)
     if not shown:
         return _empty(axes, "no norms yet")
@@ -205,12 +206,12 @@ def _variance(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
 
 
 def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
-    _frame(axes, "Gain of importance sampling over uniform")
+    _frame(axes, "Gain over uniform draws")
     gain, gate = column("gain"), column("gate")
     if not np.isfinite(gain).any():
         return _empty(axes, "uniform draws: nothing to compare" if len(gain) else "no report yet")
     closed = gate == 0
-    # Spans between the reports where the gate was closed; a report speaks for the steps up to the next.
+    # Spans in which the gate was closed; a report holds for the steps up to the next one.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], closed, [False]]).astype(int)))
     for number, (start, end) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
         left = 0.0 if start == 0 else x[start]
@@ -238,7 +239,7 @@ def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_ylabel("mean age\n(steps)", color=BLUE, fontsize=8.5)
+    axes.set_ylabel(f"{label('mean_age')}\n(steps)", color=BLUE, fontsize=8.5)
     right = axes.twinx()
     for side in ("top", "left", "bottom"):
         right.spines[side].set_visible(False)
@@ -248,5 +249,5 @@ def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     right.set_ylim(0, 1.05)
     right.yaxis.set_major_locator(MaxNLocator(3))
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_ylabel("effective\nsample size", color=GREEN, fontsize=8.5)
+    right.set_ylabel(label("ess_fraction").replace(" ", "\n", 1), color=GREEN, fontsize=8.5)
     return None

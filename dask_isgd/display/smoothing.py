@@ -1,4 +1,4 @@
-"""Curves for people: a running mean that bends no trend."""
+"""Smooth curves: a running mean that does not bend a trend."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Array = NDArray[np.float64]
 
 
 def smooth(values: Array, width: int) -> Array:
-    """Centred running mean over ``width`` finite neighbours; NaN stays NaN.
+    """Return the centred running mean over ``width`` values, of which only the finite ones count; NaN stays NaN.
 
-    At the ends the window shrinks on both sides, so that a trend is not bent.
+    Near the ends the window shrinks on both sides, so that a trend is not bent.
     """
     n = len(values)
     finite = np.isfinite(values)

@@ -10,39 +10,42 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dask_isgd.display.text import DASH, _known, duration, factor, number, percent
+from dask_isgd.columns import label
+from dask_isgd.display.text import DASH, duration, factor, known, number, percent
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``Run.summary()`` as (name, text); rows without a value are left out."""
+    """Return ``Run.summary()`` as (label, text), without the rows that have no value."""
     variance = summary.get("variance") or {}
-    traces = [variance.get(name) for name in ("ideal", "stale", "uniform")]
-    roots = [number(math.sqrt(t)) if _known(t) and t >= 0 else DASH for t in traces]
+    kinds = ("ideal", "stale", "uniform")
+    traces = [variance.get(kind) for kind in kinds]
+    roots = [number(math.sqrt(t)) if known(t) and t >= 0 else DASH for t in traces]
+    names = " / ".join(label(f"variance_{kind}") for kind in kinds)
     rows = [
         ("run", str(summary.get("run", DASH))),
         ("status", str(summary.get("status") or DASH)),
         ("steps", number(summary.get("steps"))),
         ("time", duration(summary.get("seconds"))),
-        ("training loss", number(summary.get("train_loss"))),
-        ("test error", percent(summary.get("validation_error"))),
-        ("gain over uniform", factor(summary.get("gain"))),
-        ("√Tr Σ ideal / stale / uniform", DASH if set(roots) == {DASH} else " / ".join(roots)),
-        ("examples scored", number(summary.get("examples_scored"))),
-        ("steps a second", number(summary.get("steps_per_second"))),
+        (label("loss"), number(summary.get("train_loss"))),
+        (label("validation_error"), percent(summary.get("validation_error"))),
+        (label("gain"), factor(summary.get("gain"))),
+        (f"√Tr Σ {names}", DASH if set(roots) == {DASH} else " / ".join(roots)),
+        (label("examples_scored"), number(summary.get("examples_scored"))),
+        (label("steps_per_second"), number(summary.get("steps_per_second"))),
     ]
     return [(name, text) for name, text in rows if text != DASH]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """``Run.summary()`` as a table of two columns."""
+    """Return ``Run.summary()`` as a table of two columns."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(style="bold", overflow="fold")
     for name, text in summary_rows(summary):
-        table.add_row(name, Text(text))  # not a str: a run's name is no markup
+        table.add_row(name, Text(text))  # not a str: a run's name must not be read as markup
     return table
 
 
 def print_summary(summary: Mapping[str, Any], stream: TextIO) -> None:
-    """The summary on a stream, with colours only where it is a terminal."""
+    """Print the summary to a stream, in colour only if it is a terminal."""
     Console(file=stream, highlight=False).print(summary_table(summary))

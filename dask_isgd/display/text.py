@@ -1,4 +1,4 @@
-"""Numbers, shares, gains and durations as text for people.
+"""Numbers, fractions, gains and durations as text for people.
 
 A value that is missing, None or NaN is shown as a dash.
 """
@@ -9,20 +9,24 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from dask_isgd.columns import COLUMNS
+
 DASH = "–"
+FIGURES = ("loss", "validation_error", "gain", "steps_per_second", "scored_per_second", "mean_age")
 
 
-def _known(value: Any) -> TypeGuard[float]:
+def known(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number for people: thousands set apart, ``digits`` significant digits, a dash for none.
+    """Return a number with grouped thousands and ``digits`` significant digits.
 
     >>> number(1234567), number(0.012345), number(float("nan"))
     ('1,234,567', '0.0123', '–')
     """
-    if not _known(value):
+    if not known(value):
         return DASH
     if isinstance(value, int) or abs(value) >= 10**digits:
         return f"{value:,.0f}"
@@ -30,26 +34,31 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share as a percentage with two decimals.
+    """Return a fraction as a percentage with two decimals.
 
     >>> percent(0.0317)
     '3.17 %'
     """
-    return f"{100 * value:.2f} %" if _known(value) else DASH
+    return f"{100 * value:.2f} %" if known(value) else DASH
 
 
 def factor(value: Any) -> str:
-    """A gain: ``1.83×``."""
-    return f"{value:.2f}×" if _known(value) else DASH
+    """Return a ratio with two decimals: ``1.83×``."""
+    return f"{value:.2f}×" if known(value) else DASH
+
+
+def switch(value: Any) -> str:
+    """Return ``"open"`` for 1 and ``"closed"`` for 0."""
+    return {1: "open", 0: "closed"}.get(value, DASH)
 
 
 def duration(value: Any) -> str:
-    """Seconds for people.
+    """Return seconds in the units that suit them.
 
     >>> duration(7.31), duration(75), duration(7384)
     ('7.3 s', '1 min 15 s', '2 h 3 min')
     """
-    if not _known(value):
+    if not known(value):
         return DASH
     if value < 60:
         return f"{value:.1f} s"
@@ -57,13 +66,20 @@ def duration(value: Any) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def measures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The newest measures of a run, as (name, text) in the order of every display."""
-    return [
-        ("loss", number(values.get("loss"))),
-        ("test error", percent(values.get("validation_error"))),
-        ("gain", factor(values.get("gain"))),
-        ("steps/s", number(values.get("steps_per_second"))),
-        ("scored/s", number(values.get("scored_per_second"))),
-        ("age", number(values.get("mean_age"))),
-    ]
+_FORMATS = {"fraction": percent, "ratio": factor, "switch": switch, "seconds": duration}
+
+
+def figure(name: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the label of a column of ``Run.latest`` and its value as text."""
+    column = COLUMNS[name]
+    return column.label, _FORMATS.get(column.unit, number)(values.get(name))
+
+
+def figures(values: Mapping[str, Any], *, gate: bool = False) -> list[tuple[str, str]]:
+    """Return the main figures of a run as (label, text), in the order of every display."""
+    return [figure(name, values) for name in (*FIGURES, *(["gate"] if gate else []))]
+
+
+def figures_line(values: Mapping[str, Any]) -> str:
+    """Return the main figures that are known in one line."""
+    return "  ".join(f"{name} {text}" for name, text in figures(values) if text != DASH)

@@ -7,22 +7,12 @@ import statistics
 import time
 from typing import Protocol
 
+from dask_isgd import columns
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.trainer import Step
 from dask_isgd.runtime.announcer import Announcer
 
-ANNOUNCED = (
-    *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
-    *("mean_gradient_sq_norm", "variance_ideal", "variance_stale", "variance_uniform"),
-    *("gain", "candidate_gain", "ideal_gain", "gate"),
-    *("ess_fraction", "largest_coefficient", "mean_weight", "scored_fraction", "mean_age", "max_age"),
-)
-"""The columns of a row that are announced: an event stays below a kilobyte."""
-COLUMNS = (
-    *ANNOUNCED,
-    *("variance_ideal_error", "variance_stale_error", "variance_uniform_error", "gain_error", "candidate_gain_error"),
-    *("smoothing_factor", "staleness_factor", "gate_gain", "gate_state", "threads"),
-)
+COLUMNS = columns.NAMES
 _ANNOUNCE_EVERY = 0.5
 
 
@@ -76,7 +66,7 @@ class Reporter:
             self._announced = now
             self._announcer.progress(
                 step,
-                {name: float(f"{row[name]:.6g}") for name in ANNOUNCED},
+                {name: float(f"{row[name]:.6g}") for name in columns.ANNOUNCED},
                 gate_open=batch_sampler.open,
                 probing=batch_sampler.gate.probing and not self._synchronous,
                 why=batch_sampler.gate.reason,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dask_isgd.callbacks.callback import Callback, Feeder
+from dask_isgd.callbacks.callback import Callback, CallbackRunner
 from dask_isgd.display.notebook import NotebookProgress, Shown, in_notebook
 from dask_isgd.errors import RunNotFoundError
 
@@ -45,23 +45,23 @@ def progress_calls(
             if card is not None:  # even after an error: a saved notebook shows this state
                 card(run.latest)
         return
-    feeder = Feeder(callbacks)
-    feeder.begin(run.name, run.document.get("config", {}))
+    runner = CallbackRunner(callbacks)
+    runner.begin(run.name, run.document.get("config", {}))
 
     def call(values: Mapping[str, Any]) -> None:
         if show is not None:
             show(values)
-        if feeder.due:
-            feeder.look(run.history, run.evaluations)
+        if runner.due:
+            runner.update(run.history, run.evaluations)
 
     try:
         yield call
     finally:
         if card is not None:
             card(run.latest)
-        feeder.look(run.history, run.evaluations)
+        runner.update(run.history, run.evaluations)
         try:
             summary = run.summary()
         except RunNotFoundError:  # it ended before its first report
             summary = {}
-        feeder.end(run.status, summary)
+        runner.end(run.status, summary)

@@ -15,7 +15,7 @@ from dask_isgd.callbacks import Callback
 from dask_isgd.checks.monitor import GOING, RunMonitor
 from dask_isgd.core import models
 from dask_isgd.core.models import ModelSource
-from dask_isgd.display.html import html
+from dask_isgd.display.html import card
 from dask_isgd.errors import CheckpointError, ConfigError
 from dask_isgd.events import Control, topic_of
 from dask_isgd.run.hardest import Hardest, hardest
@@ -128,7 +128,7 @@ class Run:
         return f"<Run {self.name}: {self.status}, step {latest['step']} of {latest['steps']}>"
 
     def _repr_html_(self) -> str:
-        return html(self.name, self.status, self.latest)
+        return card(self.name, self.status, self.latest)
 
     # Control --------------------------------------------------------------------------------
 

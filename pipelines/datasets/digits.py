@@ -6,51 +6,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
-from dask_isgd.pipelines.ingestion.prepared import prepare as prepare_once
-from dask_isgd.storage import write_dataset
+from dask_isgd.pipelines.ingestion.ingest import ingest
+from dask_isgd.pipelines.ingestion.prepared import finished
+from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
 
 SEED = 42
-TEST_SHARE = 0.2
+TEST_FRACTION = 0.2
 CHUNK = 64
+IDENTITY = {"pipeline": "digits", "version": 1, "seed": SEED}
 
 
 def prepare(url: str, *, source: str | None = None) -> str:
-    """Write groups ``train`` and ``test``, 80 % and 20 % of every class, in random order.
+    """Write groups ``train`` and ``test``, 80 % and 20 % of every class, in random order; return ``url``.
 
     ``image`` (N, 8, 8) u1 with one mean and deviation for all pixels, ``label`` (N) i8.
     """
     if source is not None:
-        raise DataError(f"digits: got the folder {source!r}, wanted none: it comes with scikit-learn; leave --from out")
-    return prepare_once(url, {"pipeline": "digits", "version": 1, "seed": SEED}, _write)
-
-
-def stratified(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of (the rest, ``share`` of every class), both in random order."""
-    rng = np.random.default_rng(seed)
-    held, kept = [], []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        cut = round(share * len(members))
-        held.append(members[:cut])
-        kept.append(members[cut:])
-    return rng.permutation(np.concatenate(kept)), rng.permutation(np.concatenate(held))
-
-
-def _write(path: str) -> None:
+        raise DataError(
+            f"digits: got the folder {source!r}, wanted none: the dataset comes with scikit-learn; leave out --from"
+        )
+    if finished(url, IDENTITY):
+        return url
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    images, labels = data.images.astype(np.uint8), data.target.astype(np.int64)
-    train, test = stratified(labels, TEST_SHARE, SEED)
-    normalisation = {"image": {"mean": float(images[train].mean()), "std": float(images[train].std())}}
-    for split, rows in (("train", train), ("test", test)):
-        write_dataset(
-            path,
-            split,
-            {"image": images[rows], "label": labels[rows]},
-            inputs="image",
-            target="label",
-            chunk_size=CHUNK,
-            classes=10,
-            normalisation=normalisation,
-        )
+    labels = data.target.astype(np.int64)
+    train, test = stratified(labels, TEST_FRACTION, SEED)
+    table = ArrayTable({"image": data.images.astype(np.uint8), "label": labels}, class_names=[*"0123456789"])
+    return ingest(table, url, splits={"train": train, "test": test}, chunk_size=CHUNK, identity=IDENTITY)
+
+
+def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of (the rest, ``fraction`` of every class), both in random order."""
+    rng = np.random.default_rng(seed)
+    held_out, kept = [], []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        cut = round(fraction * len(members))
+        held_out.append(members[:cut])
+        kept.append(members[cut:])
+    return rng.permutation(np.concatenate(kept)), rng.permutation(np.concatenate(held_out))

@@ -5,16 +5,27 @@ Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, LengthMismatchError
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.pipelines.datasets.sources import Source
-from dask_isgd.pipelines.ingestion.prepared import prepare as prepare_once
-from dask_isgd.storage import write_dataset
+from dask_isgd.pipelines.ingestion.ingest import ingest
+from dask_isgd.pipelines.ingestion.prepared import finished
+from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
 
 CHUNK = 512
 SEED = 42
+IDENTITY = {"pipeline": "fashion-mnist", "version": 1, "seed": SEED}
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 
 SOURCE = Source(
     name="fashion-mnist",
@@ -33,39 +44,36 @@ SOURCE = Source(
 
 
 def prepare(url: str, *, source: str | None = None) -> str:
-    """Write groups ``train``, in random order, and ``test``.
+    """Write groups ``train``, in random order, and ``test``; return ``url``.
 
-    ``image`` (N, 28, 28) u1 with one mean and deviation for all pixels, ``label`` (N) i8. The files
-    come from ``source``, $ISGD_FASHION_MNIST, Debian's package, or https.
+    ``image`` (N, 28, 28) u1 with one mean and deviation for all pixels, ``label`` (N) i8. The files come from the
+    folder ``source``, from that in $ISGD_FASHION_MNIST, from Debian's package, or from the web.
     """
-    return prepare_once(
-        url, {"pipeline": "fashion-mnist", "version": 1, "seed": SEED}, lambda path: _write(path, source)
-    )
-
-
-def _write(path: str, source: str | None) -> None:
+    if finished(url, IDENTITY):
+        return url
     files = SOURCE.find(source)
-    normalisation = None
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"])
-        labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"])
-        if images.ndim != 3 or labels.ndim != 1:
-            raise DataError(
-                f"fashion-mnist {split}: got images {images.shape} and labels {labels.shape}, wanted 3-d, 1-d"
-            )
-        if len(images) != len(labels):
-            raise LengthMismatchError(f"fashion-mnist {split}: got {len(images)} images and {len(labels)} labels")
-        if split == "train":
-            order = np.random.default_rng(SEED).permutation(len(images))
-            images, labels = images[order], labels[order]
-            normalisation = {"image": {"mean": float(images.mean()), "std": max(float(images.std()), 1e-6)}}
-        write_dataset(
-            path,
-            split,
-            {"image": images, "label": labels.astype(np.int64)},
-            inputs="image",
-            target="label",
-            chunk_size=CHUNK,
-            classes=10,
-            normalisation=normalisation,
-        )
+    (train, train_labels), (test, test_labels) = _read(files, "train"), _read(files, "t10k")
+    table = ArrayTable(
+        {
+            "image": np.concatenate([train, test]),
+            "label": np.concatenate([train_labels, test_labels]).astype(np.int64),
+        },
+        class_names=CLASSES,
+    )
+    splits = {
+        "train": np.random.default_rng(SEED).permutation(len(train)),
+        "test": np.arange(len(train), table.length),
+    }
+    return ingest(table, url, splits=splits, chunk_size=CHUNK, identity=IDENTITY)
+
+
+def _read(files: Mapping[str, Path], prefix: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return images (N, 28, 28) and labels (N) of a split."""
+    images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"])
+    labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"])
+    split = "train" if prefix == "train" else "test"
+    if images.ndim != 3 or labels.ndim != 1:
+        raise DataError(f"fashion-mnist {split}: got images {images.shape} and labels {labels.shape}, wanted 3-d, 1-d")
+    if len(images) != len(labels):
+        raise LengthMismatchError(f"fashion-mnist {split}: got {len(images)} images and {len(labels)} labels")
+    return images, labels

@@ -1,4 +1,4 @@
-"""The IDX format of the MNIST family: big-endian arrays behind a header of a few bytes."""
+"""The IDX format of the MNIST family: a header of a few bytes, followed by a big-endian array."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _GZIP = b"\x1f\x8b"
 
 
 def read_idx(path: str | Path, *, limit: int = 1 << 30) -> NDArray[Any]:
-    """The array of an IDX file, gzipped or not, in the byte order of this machine.
+    """Return the array of an IDX file, gzipped or not, in the byte order of this machine.
 
-    No more is unpacked than the header promises, and no promise of more than ``limit`` bytes is taken. A
-    :class:`DataError` says what is wrong with a file that is cut short, too long or none of the kind.
+    Never unpacks more bytes than the header promises. Raises DataError if it promises more than ``limit`` bytes, or
+    if the file is truncated, too long or of another kind.
     """
     path = Path(path)
     try:
@@ -38,20 +38,20 @@ def read_idx(path: str | Path, *, limit: int = 1 << 30) -> NDArray[Any]:
                 )
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); get the file anew") from error
+        raise DataError(f"{path}: cannot be read ({error}); download the file again") from error
     if len(content) != size:
         got = f"{start + len(content):,}" if len(content) < size else f"more than {start + size:,}"
-        raise DataError(f"{path}: got {got} bytes, wanted {start + size:,} for shape {shape}; get the file anew")
+        raise DataError(f"{path}: got {got} bytes, wanted {start + size:,} for shape {shape}; download the file again")
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _header(read: Callable[[int], bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype in the file's order, and bytes of the header."""
+    """Return the shape, the dtype in the file's byte order, and the size of the header in bytes."""
     kind = read(4)
     if len(kind) < 4 or kind[:2] != b"\0\0" or kind[2] not in _DTYPES:
         raise DataError(f"{path}: got the header {kind.hex(' ') or 'nothing'}, wanted an IDX file (00 00 08 ..)")
     extents = read(4 * kind[3])
     start = 4 + 4 * kind[3]
     if len(extents) < 4 * kind[3]:
-        raise DataError(f"{path}: got {4 + len(extents)} bytes, wanted a header of {start}; get the file anew")
+        raise DataError(f"{path}: got {4 + len(extents)} bytes, wanted a header of {start}; download the file again")
     return tuple(int(n) for n in np.frombuffer(extents, ">u4")), np.dtype(_DTYPES[kind[2]]), start

@@ -1,7 +1,7 @@
-"""One variable of a MATLAB 5 file, example after example, without the file ever being in memory.
+"""One variable of a MATLAB 5 file, read example by example, so that the file need not fit into memory.
 
-A file is a header of 128 bytes and elements, one a variable, as a rule compressed. The last dimension
-of a variable varies slowest: in an array of (height, width, colours, N) an example lies in one piece.
+A file is a header of 128 bytes and one element per variable, usually compressed. The last dimension of a
+variable varies slowest: in an array of (height, width, colours, N) the bytes of an example are contiguous.
 Layout: "MAT-File Format", MathWorks, R2019b, chapter 1.
 """
 
@@ -27,39 +27,38 @@ _LONGEST_NAME = 256
 
 
 class Variable:
-    """A variable of bytes; reads are in order, each example once."""
+    """A variable of bytes, whose examples are read in order, each of them once."""
 
     def __init__(self, shape: tuple[int, ...], read: Callable[[int], bytes], path: Path) -> None:
         self.shape = shape
-        """As MATLAB has it, examples last."""
-        self._read, self._path = read, path
+        """As in MATLAB, examples last."""
+        self._read, self._path, self._left = read, path, shape[-1]
 
-    def examples(self, rows: int) -> Iterator[NDArray[np.uint8]]:
-        """All examples, ``rows`` at a time: (n, ..., width, height), the dimensions reversed."""
-        size, count = math.prod(self.shape[:-1]), self.shape[-1]
-        for start in range(0, count, rows):
-            n = min(rows, count - start)
-            yield np.frombuffer(self._read(n * size), np.uint8).reshape(n, *self.shape[-2::-1])
+    def read(self, rows: int) -> NDArray[np.uint8]:
+        """Return the next examples, at most ``rows``: (n, ..., width, height), the dimensions reversed."""
+        n = min(rows, self._left)
+        self._left -= n
+        return np.frombuffer(self._read(n * math.prod(self.shape[:-1])), np.uint8).reshape(n, *self.shape[-2::-1])
 
 
 def open_variable(file: BinaryIO, path: Path, name: str) -> Variable | None:
-    """The variable ``name`` of bytes in an open file; None where there is none of this name.
+    """Return the variable ``name`` of bytes in an open file; None if no variable has this name.
 
-    Raises DataError where the file is none of the kind or cut short, here or while examples are read.
+    Raises DataError if the file is of another kind or truncated, here or while examples are read.
     """
     header = file.read(128)
     if len(header) < 128 or header[126:128] not in (b"IM", b"MI"):
-        raise _broken(path, "no header of MATLAB 5")
+        raise _broken(path, "it has no header of MATLAB 5")
     order = "<" if header[126:128] == b"IM" else ">"
     while tag := file.read(8):
         if len(tag) < 8:
-            raise _broken(path, "cut short")
+            raise _broken(path, "it is truncated")
         kind, size = struct.unpack(f"{order}II", tag)
         following = file.tell() + size + (-size % 8 if kind != _COMPRESSED else 0)
         if kind in (_MATRIX, _COMPRESSED):
             read = _exactly(_inflated(file, size) if kind == _COMPRESSED else _plain(file, size), path)
             if kind == _COMPRESSED:
-                read(8)  # the tag of the matrix inside
+                read(8)  # skip the tag of the matrix inside
             variable = _matrix(read, order, path, name)
             if variable is not None:
                 return variable
@@ -68,12 +67,12 @@ def open_variable(file: BinaryIO, path: Path, name: str) -> Variable | None:
 
 
 def _matrix(read: Callable[[int], bytes], order: str, path: Path, name: str) -> Variable | None:
-    def element(most: int) -> bytes:
+    def element(limit: int) -> bytes:
         kind, size = struct.unpack(f"{order}II", read(8))
-        if kind >> 16:  # a small one: size, kind and up to four bytes of content in the tag
+        if kind >> 16:  # a small element has its size, kind and up to four bytes of content in the tag
             return struct.pack(f"{order}I", size)[: kind >> 16]
-        if size > most:
-            raise _broken(path, f"an element of {size:,} bytes where {most:,} are the most")
+        if size > limit:
+            raise _broken(path, f"it has an element of {size:,} bytes, at most {limit:,} are expected")
         return read(size + -size % 8)[:size]
 
     element(8)  # flags
@@ -98,7 +97,7 @@ def _exactly(blocks: Iterator[bytes], path: Path) -> Callable[[int], bytes]:
             while len(held) < count:
                 held.extend(next(blocks))
         except StopIteration:
-            raise _broken(path, "cut short") from None
+            raise _broken(path, "it is truncated") from None
         except zlib.error as error:
             raise _broken(path, str(error)) from error
         taken = bytes(memoryview(held)[:count])
@@ -118,12 +117,12 @@ def _inflated(file: BinaryIO, size: int) -> Iterator[bytes]:
     unpack = zlib.decompressobj()
     for packed in _plain(file, size):
         while packed:
-            yield unpack.decompress(packed, _BLOCK)  # never more than this at once, whatever was packed
+            yield unpack.decompress(packed, _BLOCK)  # never unpacks more than this at once
             packed = unpack.unconsumed_tail
     yield unpack.flush()
     if not unpack.eof:
         raise zlib.error("incomplete")
 
 
-def _broken(path: Path, why: str) -> DataError:
-    return DataError(f"{path}: cannot be read as a MATLAB file ({why}); get the file anew")
+def _broken(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: cannot be read as a MATLAB file ({reason}); download the file again")

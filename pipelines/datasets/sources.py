@@ -1,4 +1,4 @@
-"""Where the files of a public dataset come from: a folder, the environment, the system, or https."""
+"""The files of a public dataset: found in a folder or on the system, or downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK = 1 << 20
 class Source:
     """The files of a dataset, and how to get them.
 
-    ``files`` maps names to their SHA-256 as published; ``limit`` is the largest download in bytes.
+    ``files`` maps names to the SHA-256 that was published; ``limit`` is the largest download in bytes.
     """
 
     name: str
@@ -27,17 +27,18 @@ class Source:
     base_url: str
     limit: int
     variable: str
-    """Environment variable that may name a folder."""
+    """Environment variable that may name a folder with the files."""
     folders: tuple[str, ...] = ()
-    """Folders that are looked into before anything is downloaded."""
+    """Folders that are searched before anything is downloaded."""
     advice: str = ""
-    """How else to get the files."""
+    """Another way to get the files."""
 
     def find(self, folder: str | Path | None = None) -> dict[str, Path]:
-        """A path for every file: of ``folder``, else of the environment, a known folder, or downloaded.
+        """Return a path for every file.
 
-        A file may lie there with or without ``.gz``. Only downloads are checked against their
-        SHA-256: a packager may have compressed the same content anew.
+        Files are in ``folder``, else in the folder that the environment names, else in a known folder, else they are
+        downloaded. In a folder a file may be with or without ``.gz``. Only downloads are checked against their
+        SHA-256, because packagers may have compressed the same content again.
         """
         named = folder or os.environ.get(self.variable)
         if named:
@@ -46,7 +47,7 @@ class Source:
             if missing:
                 raise DataError(
                     f"{self.name}: got no {', '.join(missing)} in {str(named)!r}, wanted {len(self.files)} files; "
-                    f"{self._ways()}"
+                    f"{self._advice()}"
                 )
             return found
         for known in self.folders:
@@ -72,13 +73,13 @@ class Source:
                 path=pooch.os_cache("dask_isgd") / self.name,
                 downloader=self._fetch,
             )
-        except (OSError, ValueError) as error:  # pooch: ValueError for another hash
+        except (OSError, ValueError) as error:  # pooch raises ValueError if the hash differs
             reason = getattr(error, "reason", None) or error
-            raise DataError(f"{self.name}: cannot download {url} ({reason}); {self._ways()}") from error
+            raise DataError(f"{self.name}: cannot download {url} ({reason}); {self._advice()}") from error
         return Path(path)
 
     def _fetch(self, url: str, output_file: str, _: Any) -> None:
-        """A downloader for pooch: https to the last redirect, and never more than ``limit`` bytes."""
+        """Download a file for pooch: by https up to the last redirect, and at most ``limit`` bytes."""
         with urllib.request.urlopen(url, timeout=60) as reply, Path(output_file).open("wb") as file:
             if not reply.url.startswith("https://"):
                 raise urllib.error.URLError(f"redirected to {reply.url}, wanted https")
@@ -89,6 +90,6 @@ class Source:
                     raise urllib.error.URLError(f"more than {self.limit:,} bytes")
                 file.write(block)
 
-    def _ways(self) -> str:
-        ways = [f"pass the folder that holds them (--from, source= or {self.variable}=)"]
-        return " or ".join([*ways, *([self.advice] if self.advice else [])])
+    def _advice(self) -> str:
+        folder = f"pass the folder that holds them (--from, source= or {self.variable}=)"
+        return f"{folder} or {self.advice}" if self.advice else folder

@@ -1,32 +1,33 @@
 """SVHN, cropped: 630,420 house numbers of 32×32 pixels in colour, 10 classes.
 
-Netzer et al. 2011; the split and the normalisation are those of arXiv 1511.06481: ``train`` and
-``extra`` together, 5 % of them held out for validation, mean and deviation for each pixel.
+Netzer et al. 2011. The split and the normalisation are those of arXiv 1511.06481: ``train`` and ``extra`` together,
+5 % of them held out for validation, and a mean and deviation per pixel.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, LengthMismatchError
-from dask_isgd.pipelines.datasets.matlab import open_variable
+from dask_isgd.pipelines.datasets.matlab import Variable, open_variable
 from dask_isgd.pipelines.datasets.sources import Source
-from dask_isgd.pipelines.ingestion.prepared import prepare as prepare_once
-from dask_isgd.storage.data.writing import Column, create_split, finish_split
+from dask_isgd.pipelines.ingestion.ingest import ingest
+from dask_isgd.pipelines.ingestion.prepared import finished
+from dask_isgd.pipelines.ingestion.tables.table import even_blocks
+from dask_isgd.storage.data.writing import Column
 
 CHUNK = 512
 SEED = 42
-VALIDATION_SHARE = 0.05
-_SHAPE = (3, 32, 32)
-_ROW_BYTES = 3 * 32 * 32
-_BLOCK = 16 * CHUNK
-_MOST_LABELS = 10_000_000
+VALIDATION_FRACTION = 0.05
+IDENTITY = {"pipeline": "svhn", "version": 1, "seed": SEED}
+_SKIP_ROWS = 4096
+_MAX_LABELS = 10_000_000
 
 SOURCE = Source(
     name="svhn",
@@ -43,108 +44,123 @@ SOURCE = Source(
 
 
 def prepare(url: str, *, source: str | None = None) -> str:
-    """Write groups ``train`` and ``validation``, in random order, and ``test``.
+    """Write groups ``train`` and ``validation``, in random order, and ``test``; return ``url``.
 
-    ``image`` (N, 3, 32, 32) u1 with mean and deviation per pixel, ``label`` (N) i8, 0 to 9. The
-    files come from ``source``, $ISGD_SVHN, or https. Some hundred MB of memory do; while it runs, it needs
-    disk space for a second copy of the images (1.9 GB).
+    ``image`` (N, 3, 32, 32) u1 with mean and deviation per pixel, ``label`` (N) i8, 0 to 9. The files come from the
+    folder ``source``, from that in $ISGD_SVHN, or from the web. This needs a few hundred MB of memory and, while it
+    runs, disk space for a second copy of the images (1.9 GB).
     """
-    return prepare_once(url, {"pipeline": "svhn", "version": 1, "seed": SEED}, lambda path: _write(path, source))
-
-
-def _write(path: str, source: str | None) -> None:
+    if finished(url, IDENTITY):
+        return url
     files = SOURCE.find(source)
-    train, extra = files["train_32x32.mat"], files["extra_32x32.mat"]
-    parts = [_labels(train), _labels(extra)]
-    labels, counts = np.concatenate(parts), [len(part) for part in parts]
-    order = np.random.default_rng(SEED).permutation(len(labels))
-    held = max(1, round(VALIDATION_SHARE * len(labels)))
-    if held >= len(labels):
-        raise DataError(f"svhn: got {len(labels)} examples in train and extra, wanted at least 2")
-    with tempfile.TemporaryDirectory(prefix=".svhn-", dir=Path(path).parent) as folder:
-        # A block at a time is in memory: its rows go to their shuffled places in a file.
-        place = np.empty(len(labels), np.int64)
-        place[order] = np.arange(len(labels))
-        with (Path(folder) / "images").open("wb+") as images:
-            start = 0
-            for file, count in zip((train, extra), counts, strict=True):
-                for rows in _images(file, count):
-                    for at, row in zip(place[start : start + len(rows)].tolist(), rows, strict=True):
-                        images.seek(at * _ROW_BYTES)
-                        images.write(row.tobytes())
-                    start += len(rows)
-            mean, std = pixel_statistics(_from_file(images, held, len(labels)))
-            normalisation = {"image": {"mean": mean, "std": std}}
-            shuffled = labels[order]
-            _split(path, "train", _from_file(images, held, len(labels)), shuffled[held:], normalisation)
-            _split(path, "validation", _from_file(images, 0, held), shuffled[:held], normalisation)
-    test = _labels(files["test_32x32.mat"])
-    _split(path, "test", _images(files["test_32x32.mat"], len(test)), test, normalisation)
+    with SvhnTable([files[f"{name}_32x32.mat"] for name in ("train", "extra", "test")]) as table:
+        shuffled = sum(table.lengths[:2])
+        if shuffled < 2:
+            raise DataError(f"svhn: got {shuffled} examples in train and extra, wanted at least 2")
+        order = np.random.default_rng(SEED).permutation(shuffled)
+        held_out = max(1, round(VALIDATION_FRACTION * shuffled))
+        splits = {
+            "train": order[held_out:],
+            "validation": order[:held_out],
+            "test": np.arange(shuffled, table.length),
+        }
+        return ingest(table, url, splits=splits, chunk_size=CHUNK, normalise="each", identity=IDENTITY)
 
 
-def pixel_statistics(blocks: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each pixel over examples that come in blocks (n, ...).
+class SvhnTable:
+    """The images and labels of several files, one file after another, as a `Table`.
 
-    A pixel that never changes gets a deviation of 1: it becomes 0, not infinite.
+    Images are decompressed from the start of a file on. Reading blocks in order decompresses each file once.
     """
-    total = square = np.zeros(())
-    count = 0
-    # Sums of bytes and of their squares are whole numbers, exact in float64 below 2^53.
-    for rows in blocks:
-        wide = rows.astype(np.float64)
-        total = total + wide.sum(axis=0)
-        square = square + np.square(wide, out=wide).sum(axis=0)
-        count += len(rows)
-    mean = total / count
-    std = np.sqrt(np.maximum(square / count - mean**2, 0))
-    return mean, np.where(std > 0, std, 1.0)
+
+    class_names: Sequence[str] | None = [*"0123456789"]
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._labels = [_read_labels(path) for path in paths]
+        self._images = [_Images(path, len(labels)) for path, labels in zip(paths, self._labels, strict=True)]
+        self.lengths = [len(labels) for labels in self._labels]
+        """Rows of each file."""
+        self.length = sum(self.lengths)
+        self.columns = {"image": Column((3, 32, 32), np.dtype("u1")), "label": Column((), np.dtype("i8"))}
+
+    def __enter__(self) -> SvhnTable:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for images in self._images:
+            images.close()
+
+    def read(self, start: int, stop: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        found: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+        first = 0
+        for labels, images in zip(self._labels, self._images, strict=True):
+            a, b = max(start - first, 0), min(stop - first, len(labels))
+            if a < b:
+                for name, parts in found.items():
+                    parts.append(labels[a:b] if name == "label" else images.read(a, b))
+            first += len(labels)
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def blocks(self, rows: int) -> list[tuple[int, int]]:
+        return even_blocks(self.length, rows)
 
 
-def _from_file(images: BinaryIO, first: int, last: int) -> Iterator[NDArray[np.uint8]]:
-    """Rows ``first`` to ``last`` (excluded) in blocks of whole chunks."""
-    for start in range(first, last, _BLOCK):
-        stop = min(start + _BLOCK, last)
-        images.seek(start * _ROW_BYTES)
-        yield np.frombuffer(images.read((stop - start) * _ROW_BYTES), np.uint8).reshape(stop - start, *_SHAPE)
+class _Images:
+    """The images of one file, read in order; reading earlier rows again starts at the top of the file."""
 
+    def __init__(self, path: Path, count: int) -> None:
+        self._path, self._count = path, count
+        self._file: BinaryIO | None = None
+        self._position = 0
+        with path.open("rb") as file:
+            self._find(file)
 
-def _split(
-    path: str, split: str, blocks: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64], normalisation: Any
-) -> None:
-    columns = {"image": Column(_SHAPE, np.dtype("u1")), "label": Column((), np.dtype("i8"))}
-    arrays = create_split(path, split, columns, len(labels), CHUNK)
-    arrays["label"][...] = labels
-    start = 0
-    for rows in blocks:
-        arrays["image"][start : start + len(rows)] = rows
-        start += len(rows)
-    finish_split(path, split, columns, {"inputs": ["image"], "target": "label", "classes": 10}, normalisation)
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return rows ``start`` to ``stop`` (excluded), (n, 3, 32, 32)."""
+        if self._file is None or start < self._position:
+            self.close()
+            self._file = self._path.open("rb")
+            self._variable, self._position = self._find(self._file), 0
+        while self._position < start:
+            skipped = min(_SKIP_ROWS, start - self._position)
+            self._variable.read(skipped)
+            self._position += skipped
+        rows = self._variable.read(stop - start)
+        self._position = stop
+        return rows.transpose(0, 1, 3, 2)
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
-def _images(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
-    """Blocks (n, 3, 32, 32) of the file's examples, which it has as (32, 32, 3, N)."""
-    with path.open("rb") as file:
-        images = open_variable(file, path, "X")
-        if images is None:
-            raise DataError(f"{path}: got no variable 'X', wanted the cropped digits (format 2) with X and y")
+    def _find(self, file: BinaryIO) -> Variable:
+        """Return the variable of the images, which MATLAB stores as (32, 32, 3, N)."""
+        images = _variable(file, self._path, "X")
         if len(images.shape) != 4 or images.shape[:3] != (32, 32, 3):
-            raise DataError(f"{path}: got X uint8{images.shape}, wanted uint8(32, 32, 3, N)")
-        if images.shape[3] != count:
-            raise LengthMismatchError(f"{path}: got X of {images.shape[3]} examples, y of {count}; get the file anew")
-        for rows in images.examples(_BLOCK):
-            yield rows.transpose(0, 1, 3, 2)
+            raise DataError(f"{self._path}: got X uint8{images.shape}, wanted uint8(32, 32, 3, N)")
+        if images.shape[3] != self._count:
+            raise LengthMismatchError(
+                f"{self._path}: got X of {images.shape[3]} examples, y of {self._count}; download the file again"
+            )
+        return images
 
 
-def _labels(path: Path) -> NDArray[np.int64]:
-    """(N,), with the file's 10 for the digit 0 made 0."""
+def _read_labels(path: Path) -> NDArray[np.int64]:
+    """Return the labels of a file, (N,). The file's class 10, the digit 0, becomes 0."""
     with path.open("rb") as file:
-        variable = open_variable(file, path, "y")
-        if variable is None:
-            raise DataError(f"{path}: got no variable 'y', wanted the cropped digits (format 2) with X and y")
-        if len(variable.shape) != 2 or variable.shape[1] != 1 or variable.shape[0] > _MOST_LABELS:
-            raise DataError(f"{path}: got y uint8{variable.shape}, wanted uint8(N, 1), N at most {_MOST_LABELS:,}")
-        labels = next(variable.examples(1)).ravel()
+        variable = _variable(file, path, "y")
+        if len(variable.shape) != 2 or variable.shape[1] != 1 or variable.shape[0] > _MAX_LABELS:
+            raise DataError(f"{path}: got y uint8{variable.shape}, wanted uint8(N, 1), N at most {_MAX_LABELS:,}")
+        labels = variable.read(1).ravel()
     if labels.size == 0 or labels.min() < 1 or labels.max() > 10:
         got = f"labels {labels.min()} to {labels.max()}" if labels.size else "no labels"
         raise DataError(f"{path}: got {got}, wanted 1 to 10")
     return (labels % 10).astype(np.int64)
+
+
+def _variable(file: BinaryIO, path: Path, name: str) -> Variable:
+    variable = open_variable(file, path, name)
+    if variable is None:
+        raise DataError(f"{path}: got no variable {name!r}, wanted the cropped digits (format 2) with X and y")
+    return variable

@@ -1,1 +1,1 @@
-"""Tables of examples become datasets: read, shuffled, split, chunked, normalised, checked."""
+"""Ingestion: tables of examples become datasets, shuffled, split, chunked, normalised and checked."""

@@ -1,8 +1,8 @@
-"""Datasets that are written whole or not at all, and only once."""
+"""Datasets that are prepared once, and appear complete or not at all."""
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import os
 import shutil
@@ -16,38 +16,55 @@ from typing import Any
 import fsspec
 import zarr
 
-from dask_isgd.errors import DataError, StorageFullError
+from dask_isgd.errors import DataError
+from dask_isgd.storage.backends.folder import PARTIAL, writing
 from dask_isgd.storage.backends.stores import local_path, redact
 
 _MARK = "prepared"
 _STALE_SECONDS = 24 * 3600
 
 
-def prepare(url: str | Path, identity: Mapping[str, Any], write: Callable[[str], None]) -> str:
-    """Have ``write(path)`` make a dataset, and put it at ``url`` in one move.
+def prepare(
+    url: str | Path,
+    identity: Mapping[str, Any],
+    build: Callable[[Path], None],
+    *,
+    scratch: str | Path | None = None,
+    resumable: bool = False,
+) -> str:
+    """Have ``build(work)`` make the dataset ``work/data.zarr``, move it to ``url`` in one step, and return ``url``.
 
-    ``identity`` (plain JSON: name, version, choices) is kept in the root attributes. A dataset that
-    is there already with the same identity is used as it is; anything else at ``url`` is an error,
-    never overwritten. On a local disk a sibling folder is renamed; elsewhere the metadata are
-    uploaded last, the root's at the very end: a half-written dataset never opens.
+    ``identity`` (plain JSON: name, version, choices) is kept in the root attributes. A dataset at ``url`` with the
+    same identity is used as it is; anything else there is an error and is never overwritten. ``work`` is a folder in
+    ``scratch``, by default beside ``url`` or, if that is remote, in the system's temporary folder. If ``resumable``,
+    an interrupted ``build`` finds the same folder again; otherwise it is removed. Raises DataError, StorageFullError.
     """
     if finished(url, identity):
         return str(url)
     here = local_path(url)
-    if here is not None:
-        _beside(here, identity, write)
-    else:
-        with tempfile.TemporaryDirectory(prefix="isgd-") as folder:
-            made = Path(folder) / "data.zarr"
-            write(str(made))
-            place(made, url, identity)
+    name = (here or Path(str(url).rstrip("/").rpartition("/")[2])).name
+    parent = Path(scratch) if scratch is not None else here.parent if here is not None else Path(tempfile.gettempdir())
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    work = parent / f".{name}.{digest if resumable else uuid.uuid4().hex}{PARTIAL}"
+    complete = False
+    try:
+        with writing(work):
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(parent, name, keep=work)
+            build(work)
+        with writing(redact(url)):
+            _place(work / "data.zarr", url, identity)
+        complete = True
+    finally:
+        if complete or not resumable:
+            shutil.rmtree(work, ignore_errors=True)
     return str(url)
 
 
 def finished(url: str | Path, identity: Mapping[str, Any]) -> bool:
-    """Whether the dataset with this identity is at ``url``; DataError where something else is.
+    """Return whether the dataset with this identity is at ``url``. Raises DataError if something else is there.
 
-    A remote place without metadata at its root is one where an upload was cut short: it is done again.
+    A remote place without metadata at its root holds an interrupted upload, which is not finished.
     """
     here = local_path(url)
     fs, path = fsspec.core.url_to_fs(str(here or url))
@@ -61,13 +78,16 @@ def finished(url: str | Path, identity: Mapping[str, Any]) -> bool:
     if found != json.loads(json.dumps(identity)):
         raise DataError(
             f"{redact(url)}: holds {_short(found) if found else 'something else'}, wanted {_short(identity)}; "
-            "delete it, or prepare somewhere else (--to)"
+            "delete it, or prepare the dataset somewhere else (--to)"
         )
     return True
 
 
-def place(made: Path, url: str | Path, identity: Mapping[str, Any]) -> None:
-    """Mark the dataset in the local folder ``made`` as whole, and put it at ``url``: renamed, or uploaded."""
+def _place(made: Path, url: str | Path, identity: Mapping[str, Any]) -> None:
+    """Mark the dataset in the local folder ``made`` as complete, and rename or upload it to ``url``.
+
+    An upload ends with the metadata, the root's last, so that an incomplete dataset never opens.
+    """
     zarr.open_group(str(made), mode="a").attrs[_MARK] = dict(identity)
     here = local_path(url)
     if here is None:
@@ -77,7 +97,7 @@ def place(made: Path, url: str | Path, identity: Mapping[str, Any]) -> None:
     try:
         os.rename(made, here)
     except OSError:
-        if not here.exists() or not finished(url, identity):  # unless someone else was faster
+        if not here.exists() or not finished(url, identity):  # another process may have been faster
             raise
 
 
@@ -86,26 +106,9 @@ def _short(identity: Mapping[str, Any]) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-def _beside(path: Path, identity: Mapping[str, Any], write: Callable[[str], None]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path.name)
-        write(str(temporary))
-        place(temporary, path, identity)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageFullError(
-                f"{path}: cannot be written ({error.strerror}); free some room or prepare somewhere else (--to)"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sweep(folder: Path, name: str, *, keep: Path | None = None) -> None:
-    """Remove what a killed process left behind a day ago or more."""
-    for left in folder.glob(f".{name}.*.partial"):
+def _remove_stale(folder: Path, name: str, *, keep: Path) -> None:
+    """Remove what killed processes left behind at least a day ago."""
+    for left in folder.glob(f".{name}.*{PARTIAL}"):
         if left != keep and time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
 

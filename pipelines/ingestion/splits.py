@@ -1,8 +1,8 @@
-"""Which row goes where: splits, and a permutation inside each. Pure: numbers in, numbers out."""
+"""Which row belongs to which split, and the order of rows in each. Pure: numbers in, numbers out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,18 @@ Integers = NDArray[np.int64]
 
 
 def by_fraction(order: Integers, splits: Mapping[str, float]) -> NDArray[np.int8]:
-    """(N,) split of each row: consecutive parts of ``order``, a permutation of the rows.
+    """Return the split of each row, (N,): consecutive parts of ``order``, a permutation of the rows.
 
-    The first split takes what rounding leaves over.
+    The first split also gets the rows that rounding leaves over.
     """
-    counts = _counts(len(order), splits)
-    split = np.empty(len(order), np.int8)
-    split[order] = np.repeat(np.arange(len(splits), dtype=np.int8), counts)
-    return split
+    return _consecutive(order, _counts(len(order), splits))
 
 
 def by_group(groups: NDArray[Any], splits: Mapping[str, float], generator: np.random.Generator) -> NDArray[np.int8]:
-    """(N,) split of each row, all rows of a group in one: each group, in random order, to the split that lacks most."""
+    """Return the split of each row, (N,), with all rows of a group in one split.
+
+    Groups are assigned in random order, each to the split that still lacks the most rows.
+    """
     names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     lacking = np.array(_counts(len(groups), splits), float)
     of_group = np.empty(len(names), np.int8)
@@ -36,13 +36,13 @@ def by_group(groups: NDArray[Any], splits: Mapping[str, float], generator: np.ra
 
 
 def by_time(times: NDArray[Any], splits: Mapping[str, Any]) -> NDArray[np.int8]:
-    """(N,) split of each row, in order of time: what is earlier goes into the split named earlier.
+    """Return the split of each row, (N,), in order of time: earlier rows belong to the split that is named earlier.
 
-    Values are fractions, or for each split but the last the moment before which it ends: ``"2020-01-01"``.
-    Rows of one moment stay together.
+    Values are fractions or, for each split but the last, the moment before which it ends: ``"2020-01-01"``.
+    Rows of the same moment stay together.
     """
     if np.isnat(times).any() if times.dtype.kind in "mM" else np.isnan(times.astype(float)).any():
-        raise DataError("time: got moments that are missing, wanted one for every row")
+        raise DataError("time: got missing moments, wanted one for every row")
     values = list(splits.values())
     if all(isinstance(value, (int, float)) for value in values):
         ends = np.cumsum(_counts(len(times), splits))[:-1]
@@ -54,12 +54,25 @@ def by_time(times: NDArray[Any], splits: Mapping[str, Any]) -> NDArray[np.int8]:
     return np.searchsorted(edges, times, side="right").astype(np.int8)
 
 
+def by_rows(length: int, splits: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.int8], Integers]:
+    """Return the split of each row, (N,), and the order of all rows: those that ``splits`` lists, in that order.
+
+    Raises DataError unless every row of ``length`` is listed exactly once.
+    """
+    rows = [np.asarray(values) for values in splits.values()]
+    order = np.concatenate(rows) if all(values.ndim == 1 and values.dtype.kind in "iu" for values in rows) else None
+    if order is None or not np.array_equal(np.sort(order), np.arange(length)):
+        raise DataError(f"splits: got rows for {', '.join(map(repr, splits))}, wanted each of {length} rows once")
+    return _consecutive(order.astype(np.int64), [len(values) for values in rows]), order.astype(np.int64)
+
+
 def destinations(
     split: NDArray[np.int8], names: list[str], order: Integers
 ) -> tuple[Integers, dict[str, tuple[int, int]]]:
-    """Where each row goes in all splits laid end to end, (N,), and first and last row (excluded) of each split.
+    """Return the place of each row among all splits laid end to end, (N,), and each split's first and last place.
 
-    Inside a split rows come in the order of ``order``. Raises EmptyDatasetError for a split of no rows.
+    The last place is excluded. Inside a split rows are in the order of ``order``. Raises EmptyDatasetError for a
+    split without rows.
     """
     counts = np.bincount(split, minlength=len(names))
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
@@ -71,6 +84,12 @@ def destinations(
     target = np.empty(len(split), np.int64)
     target[order[np.argsort(split[order], kind="stable")]] = np.arange(len(split))
     return target, {name: (int(e - c), int(e)) for name, c, e in zip(names, counts, ends, strict=True)}
+
+
+def _consecutive(order: Integers, counts: Sequence[int]) -> NDArray[np.int8]:
+    split = np.empty(len(order), np.int8)
+    split[order] = np.repeat(np.arange(len(counts), dtype=np.int8), counts)
+    return split
 
 
 def _counts(length: int, splits: Mapping[str, float]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Mean, deviation and class counts of data that are seen a block at a time."""
+"""Means and deviations of data that are read block by block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODES = ("auto", "all", "each", "first", "last", "none")
 
 @dataclass
 class Moments:
-    """Count, means and sums of squared differences from the mean, one for each number of a row."""
+    """A count, and for each number of a row its mean and its sum of squared differences from the mean."""
 
     count: int
     mean: NDArray[np.float64]
@@ -24,14 +24,14 @@ class Moments:
 
     @classmethod
     def of(cls, rows: NDArray[Any]) -> Moments:
-        """Of a block (n, ...), in float64."""
+        """Return the moments of a block (n, ...), computed in float64."""
         wide = rows.astype(np.float64)
         mean = wide.mean(axis=0)
         np.subtract(wide, mean, out=wide)
         return cls(len(rows), mean, np.square(wide, out=wide).sum(axis=0))
 
     def __add__(self, other: Moments) -> Moments:
-        """Chan, Golub and LeVeque's rule: no difference of large sums."""
+        """Merge by the rule of Chan, Golub and LeVeque, which never subtracts large sums."""
         count = self.count + other.count
         difference = other.mean - self.mean
         mean = self.mean + difference * (other.count / count)
@@ -39,7 +39,7 @@ class Moments:
         return Moments(count, mean, spread)
 
     def constants(self, mode: str) -> dict[str, NDArray[np.float64]]:
-        """Mean and deviation to normalise with; what never changes gets a deviation of 1."""
+        """Return mean and deviation for a mode of `ingest`; a number that never changes gets a deviation of 1."""
         kept = {"all": (), "each": tuple(range(self.mean.ndim)), "first": (0,), "last": (self.mean.ndim - 1,)}[mode]
         others = tuple(axis for axis in range(self.mean.ndim) if axis not in kept)
         mean = self.mean.mean(axis=others, keepdims=True)
@@ -51,7 +51,7 @@ class Moments:
 
 
 def mode_of(mode: str, dtype: np.dtype, shape: Sequence[int]) -> str:
-    """The mode that ``"auto"`` means: tokens and other integers stay as they are."""
+    """Return the mode, with ``"auto"`` resolved: tokens and other integers are not normalised."""
     if mode not in MODES:
         raise DataError(f"normalise: got {mode!r}, wanted one of {', '.join(map(repr, MODES))}")
     if mode != "auto":

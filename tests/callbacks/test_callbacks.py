@@ -1,4 +1,4 @@
-"""Callbacks hear every row once, in order, whatever happens; tools read back what was written."""
+"""Callbacks receive every row once, in order, whatever happens; tools read back what was written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from dask_isgd.callbacks import Callback
-from dask_isgd.callbacks.callback import Feeder, flat, need, rows
+from dask_isgd.callbacks.callback import CallbackRunner, flat, require, rows
 from dask_isgd.errors import ConfigError
 
 
@@ -24,16 +24,16 @@ EVALUATED = history([0, 20], loss=[2.0, 1.0], error=[0.9, 0.1], seconds=[1.0, 2.
 
 class Notes(Callback):
     def __init__(self):
-        self.heard = []
+        self.received = []
 
     def begin(self, run, settings):
-        self.heard.append(("begin", run, settings))
+        self.received.append(("begin", run, settings))
 
     def report(self, step, values):
-        self.heard.append((step, values))
+        self.received.append((step, values))
 
     def end(self, status, summary):
-        self.heard.append(("end", status, summary))
+        self.received.append(("end", status, summary))
 
 
 class Broken(Notes):
@@ -50,17 +50,17 @@ def test_rows_are_finite_renamed_and_beyond_a_step():
     assert rows(NOTHING, 0) == []
 
 
-def test_each_row_is_told_once_in_order():
+def test_each_row_is_reported_once_in_order():
     notes = Notes()
-    feeder = Feeder([notes])
-    feeder.begin("abc", {"learning": {"steps": 5}})
-    assert feeder.due
-    feeder.look(history([10, 20]), EVALUATED)
-    assert not feeder.due
-    feeder.look(history([10, 20]), EVALUATED)
-    feeder.look(history([10, 15, 20, 30]), EVALUATED)  # restarted: step 15 was reached again
-    feeder.end("finished", {"gain": 2.0, "variance": {"ideal": 1.0}})
-    assert notes.heard == [
+    runner = CallbackRunner([notes])
+    runner.begin("abc", {"learning": {"steps": 5}})
+    assert runner.due
+    runner.update(history([10, 20]), EVALUATED)
+    assert not runner.due
+    runner.update(history([10, 20]), EVALUATED)
+    runner.update(history([10, 15, 20, 30]), EVALUATED)  # restarted: step 15 was reached again
+    runner.end("finished", {"gain": 2.0, "variance": {"ideal": 1.0}})
+    assert notes.received == [
         ("begin", "abc", {"learning.steps": 5}),
         (0, {"validation_loss": 2.0, "validation_error": 0.9}),
         (10, {"loss": 0.1}),
@@ -71,20 +71,20 @@ def test_each_row_is_told_once_in_order():
     ]
 
 
-def test_a_callback_that_fails_is_dropped_and_said_so(caplog):
+def test_a_callback_that_fails_is_dropped_with_a_log_message(caplog):
     broken, notes = Broken(), Notes()
-    feeder = Feeder([broken, notes])
-    feeder.look(history([10, 20]), NOTHING)
-    assert [step for step, _ in notes.heard] == [10, 20]
-    assert "Broken failed and hears no more" in caplog.text
+    runner = CallbackRunner([broken, notes])
+    runner.update(history([10, 20]), NOTHING)
+    assert [step for step, _ in notes.received] == [10, 20]
+    assert "Broken failed and receives nothing more from this run" in caplog.text
     assert caplog.text.count("the tool is gone") >= 1
-    feeder.end("finished", {})
-    assert broken.heard == []
+    runner.end("finished", {})
+    assert broken.received == []
 
 
 def test_what_is_not_installed_is_named():
     with pytest.raises(ConfigError, match=r"no_such_tool is not installed.*pip install 'dask_isgd\[extra\]'"):
-        need("no_such_tool", "extra")
+        require("no_such_tool", "extra")
 
 
 def test_flat():
@@ -96,11 +96,11 @@ SUMMARY = {"steps": 30, "gain": 1.5, "validation_error": None, "run": "/x"}
 
 
 def write(callback):
-    feeder = Feeder([callback])
-    feeder.begin("abc", SETTINGS)
-    feeder.look(history(range(1, 2001)), EVALUATED)
-    feeder.end("finished", SUMMARY)
-    assert feeder._callbacks == [callback]  # nothing failed
+    runner = CallbackRunner([callback])
+    runner.begin("abc", SETTINGS)
+    runner.update(history(range(1, 2001)), EVALUATED)
+    runner.end("finished", SUMMARY)
+    assert runner._callbacks == [callback]  # nothing failed
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -153,7 +153,7 @@ def test_wandb_keeps_it_offline(tmp_path, monkeypatch):
         assert text in content
 
 
-def test_a_run_that_is_waited_for_tells_its_callbacks(client, digits, run_dir):
+def test_wait_reports_to_callbacks(client, digits, run_dir):
     import dask_isgd as isgd
 
     notes = Notes()
@@ -161,7 +161,7 @@ def test_a_run_that_is_waited_for_tells_its_callbacks(client, digits, run_dir):
     model = "dask_isgd.pipelines.models:digits"
     run = isgd.fit(client, model, digits, run_dir, learning=learning, validation=digits.split("test"))
     run.wait(timeout=120, callbacks=[notes])
-    (first, name, settings), *middle, (last, status, summary) = notes.heard
+    (first, name, settings), *middle, (last, status, summary) = notes.received
     assert (first, last, name, status) == ("begin", "end", run.name, "finished")
     assert settings["learning.steps"] == 120
     assert summary["steps"] == 120
@@ -169,4 +169,4 @@ def test_a_run_that_is_waited_for_tells_its_callbacks(client, digits, run_dir):
     assert next(v for s, v in middle if s == 120 and "validation_error" in v)
     again = Notes()
     isgd.attach(client, run_dir).wait(timeout=60, callbacks=[again])  # an export after the fact
-    assert again.heard[1:-1] == middle
+    assert again.received[1:-1] == middle

@@ -12,8 +12,9 @@ import pytest
 from distributed import Client
 
 import dask_isgd as isgd
-from dask_isgd.clusters.scorer_controller import Need
+from dask_isgd.clusters.scorer_controller import ScorerController
 from dask_isgd.errors import ConfigError
+from dask_isgd.events import Ended, Progress
 
 WAIT = 60
 
@@ -46,7 +47,7 @@ def test_scale_counts_scorers_and_lost_workers_come_back():
         until(lambda: present(client).get("learner", learner) != learner, "another learner")
 
 
-def test_a_nanny_that_restarts_its_worker_is_not_given_up_however_slow_the_machine(monkeypatch):
+def test_a_nanny_that_restarts_its_worker_is_not_replaced_however_slow_the_machine(monkeypatch):
     monkeypatch.setattr("dask_isgd.clusters.base._PATIENCE", 10**6)
 
     with isgd.LocalCluster(1) as cluster, cluster.get_client() as client:
@@ -59,26 +60,29 @@ def test_a_nanny_that_restarts_its_worker_is_not_given_up_however_slow_the_machi
         assert cluster.workers["learner"].pid != pid
 
 
-def test_adapt_follows_the_need_and_leaves_the_learner():
-    class Told(Need):
-        says = 2
+def test_adapt_follows_the_controller_and_leaves_the_learner():
+    class Fixed(ScorerController):
+        number = 2
 
-        def wanted(self, now, scorers, runs):
-            return self.says
+        def target(self, now, scorers, reports):
+            return self.number
 
-    need = Told()
+    controller = Fixed()
     with isgd.LocalCluster(1) as cluster, cluster.get_client() as client:
         learner = present(client)["learner"]
-        adaptive = cluster.adapt(minimum=0, maximum=2, interval="50ms", wait_count=2, need=need)
+        adaptive = cluster.adapt(minimum=0, maximum=2, interval="50ms", wait_count=2, controller=controller)
         values = {"gain": 1.5, "ideal_gain": 2.0}
-        event = {"kind": "progress", "run": "a", "incarnation": 1, "step": 1, "open": True, "values": values}
-        client.log_event("isgd-a", event)
+        event = Progress(run="a", incarnation=1, step=1, address="tcp://a", open=True, values=values)
+        client.log_event("isgd-a", event.record())
         until(lambda: present(client).keys() == {"learner", "scorer-0", "scorer-1"}, "up")
-        need.says = 0
+        controller.number = 0
         until(lambda: present(client) == {"learner": learner}, "down")
-        assert [(pays.open, pays.gain, pays.ideal) for pays in adaptive._listener.heard()] == [(True, 1.5, 2.0)]
-        client.log_event("isgd-a", {"kind": "ended", "run": "a", "role": "learner"})
-        until(lambda: not adaptive._listener.heard(), "the run has ended")
+        assert [(report.open, report.gain, report.ideal) for report in adaptive._listener.reports()] == [
+            (True, 1.5, 2.0)
+        ]
+        ended = Ended(run="a", incarnation=1, attempt=1, role="learner", outcome="left", step=1)
+        client.log_event("isgd-a", ended.record())
+        until(lambda: not adaptive._listener.reports(), "the run has ended")
 
 
 def test_each_process_sees_one_gpu():

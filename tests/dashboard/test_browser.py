@@ -54,11 +54,11 @@ def drawn(browser) -> dict[str, int]:
     return {title.partition(":")[0]: rows for title, rows in browser.execute_script(SOURCES).items()}
 
 
-def test_the_page_draws_every_picture_and_complains_of_nothing(client, browser, run):
+def test_the_page_draws_every_panel_without_an_error(client, browser, run):
     page(client, browser, "/isgd")
     complete = f"const f = (() => {{{SOURCES}}})(); return f && Object.values(f).length === 10 && "
     complete += "Object.values(f).every(n => n > 0);"
-    until(browser, complete, "every picture has something to show", timeout=180)
+    until(browser, complete, "every panel shows something", timeout=180)
     assert {"Training loss", "Validation error", "Weights", "Chunks by age"} <= set(drawn(browser))
     assert console_errors(browser) == []
 
@@ -77,8 +77,8 @@ def test_the_page_survives_a_restart_of_the_learner(client, browser, run):
     address = run.latest["learner"]
     pid = client.run(os.getpid, workers=[address])[address]
     os.kill(pid, signal.SIGKILL)
-    text = "return Bokeh.documents[0].get_model_by_name('happenings').text"
-    until(browser, f"{text}.includes('incarnation 2 took over');", "the restart is told", timeout=180)
+    text = "return Bokeh.documents[0].get_model_by_name('event-log').text"
+    until(browser, f"{text}.includes('incarnation 2 took over');", "the restart is logged", timeout=180)
     until(
         browser,
         "return document.body && Bokeh.documents[0].get_model_by_name('header').text.includes('running');",
@@ -102,7 +102,7 @@ def test_what_others_write_is_shown_as_text(client, browser, run):
     fault = {"kind": "fault", "run": run.name, "incarnation": 1, "what": "test", "detail": EVIL}
     client.log_event(f"isgd-{run.name}", fault)
     page(client, browser, "/isgd")
-    until(browser, "return Bokeh.documents[0].get_model_by_name('happenings').text.includes('onerror');", "the fault")
+    until(browser, "return Bokeh.documents[0].get_model_by_name('event-log').text.includes('onerror');", "the fault")
     assert browser.execute_script("return window.hacked === undefined;")
     assert console_errors(browser) == []
 

@@ -16,11 +16,11 @@ from distributed import Client, LocalCluster, Scheduler
 import dask_isgd as isgd
 from dask_isgd import events
 from dask_isgd.dashboard import dask_setup
-from dask_isgd.dashboard.lines import closed_spans
+from dask_isgd.dashboard.line_panels import closed_spans
 from dask_isgd.dashboard.pages import PAGES, Page
 from dask_isgd.dashboard.panels import PANELS
-from dask_isgd.dashboard.record import RunRecord
-from dask_isgd.dashboard.watch import RunWatcher, watch
+from dask_isgd.dashboard.run_record import RunRecord
+from dask_isgd.dashboard.run_watcher import RunWatcher, watch
 from dask_isgd.errors import ClusterMismatchError
 from dask_isgd.runtime import dask_internals
 
@@ -45,10 +45,10 @@ def full_record() -> RunRecord:
         seen = {**values, "examples": step * 32.0, "seconds": step / 10}
         open_ = step > 50
         event = events.Progress(run="abc", incarnation=1, step=step, address="a", open=open_, values=seen)
-        record.take(event, at=float(step))
-    record.take(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=0.1), at=100.0)
-    record.take(events.Scored(run="abc", incarnation=1, chunks=[[0, 1, 90]], examples=1, per_second=5.0), at=100.0)
-    portrait = events.WeightSummary(
+        record.apply(event, at=float(step))
+    record.apply(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=0.1), at=100.0)
+    record.apply(events.Scored(run="abc", incarnation=1, chunks=[[0, 1, 90]], examples=1, per_second=5.0), at=100.0)
+    summary = events.WeightSummary(
         run="abc",
         incarnation=1,
         step=100,
@@ -64,7 +64,7 @@ def full_record() -> RunRecord:
         sampled=7,
         top_share=0.25,
     )
-    record.take(portrait, at=100.0)
+    record.apply(summary, at=100.0)
     return record
 
 
@@ -80,7 +80,7 @@ class TestListed:
         assert '<a href="isgd">' in page
         assert '<a href="individual-isgd-weights">Isgd Weights</a>' in page
 
-    def test_attach_says_that_it_was_there(self, client):
+    def test_attach_notes_that_the_pages_were_already_there(self, client):
         found = isgd.attach_dashboard(client)
         assert found.listed
         assert found.note == ""
@@ -148,7 +148,7 @@ with LocalCluster(**settings) as cluster, Client(cluster) as client:
     base = found.link.removesuffix("/isgd")
     assert "/individual-isgd-loss" not in json.loads(read(base + "/individual-plots.json")).values()
     assert "bokeh" in read(base + "/individual-isgd-loss")
-    from dask_isgd.dashboard.watch import watch
+    from dask_isgd.dashboard.run_watcher import watch
     assert watch(cluster.scheduler).runs["abc"].faults == 1  # what the scheduler remembered
     assert "torch" not in sys.modules
 """
@@ -203,45 +203,45 @@ class TestDocuments:
             assert len(lengths) == 1
         assert lengths != {0}
 
-    def test_without_classes_the_loss_takes_the_place_of_the_error(self):
+    def test_without_classes_the_loss_replaces_the_error(self):
         record = RunRecord("abc")
         nan = float("nan")
-        record.take(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=nan), at=100.0)
+        record.apply(events.Evaluated(run="abc", incarnation=1, version=100, loss=0.3, error=nan), at=100.0)
         panel = PANELS["error"]()
         panel.update(record)
         assert panel.source.data["error"].tolist() == [0.3]
         assert panel.root.title.text == "Validation loss: 0.3"
 
-    def test_a_page_follows_the_newest_run_or_the_chosen_one(self):
-        heard = RunWatcher()
-        page = Page(heard, {})
+    def test_a_page_follows_the_latest_run_or_the_chosen_one(self):
+        watcher = RunWatcher()
+        page = Page(watcher, {})
         assert "No run yet" in page.header.text
         for number, run in enumerate(("aaa", "bbb")):
             fault = events.Fault(run=run, incarnation=1, what="x", detail=f"of {run}")
-            heard.hear(f"isgd-{run}", fault.record(), at=float(number))
+            watcher.receive(f"isgd-{run}", fault.record(), at=float(number))
         page.update()
-        assert "of bbb" in page.happenings.text
+        assert "of bbb" in page.event_log.text
         page.select.value = "aaa"
-        assert "of aaa" in page.happenings.text
+        assert "of aaa" in page.event_log.text
         assert [value for value, _ in page.select.options[1:]] == ["bbb", "aaa"]
 
-    def test_a_page_that_shows_the_newest_sends_nothing(self):
-        heard = RunWatcher()
-        heard.runs["abc"] = full_record()
-        page = Page(heard, {name: make() for name, make in PANELS.items()})
+    def test_a_page_that_is_up_to_date_sends_nothing(self):
+        watcher = RunWatcher()
+        watcher.runs["abc"] = full_record()
+        page = Page(watcher, {name: make() for name, make in PANELS.items()})
         before = {name: panel.source.data for name, panel in page.panels.items()}
         page.update()
         assert all(panel.source.data is before[name] for name, panel in page.panels.items())
 
     def test_everything_is_escaped(self):
-        heard = RunWatcher()
-        record = heard.runs[EVIL] = RunRecord(EVIL)
-        record.take(events.Fault(run=EVIL, incarnation=1, what=EVIL, detail=EVIL), at=1.0)
-        record.take(
+        watcher = RunWatcher()
+        record = watcher.runs[EVIL] = RunRecord(EVIL)
+        record.apply(events.Fault(run=EVIL, incarnation=1, what=EVIL, detail=EVIL), at=1.0)
+        record.apply(
             events.Ended(run=EVIL, incarnation=1, attempt=1, role="learner", outcome=EVIL, step=1, message=EVIL), at=2.0
         )
-        page = Page(heard, {})
-        for text in (page.header.text, page.happenings.text):
+        page = Page(watcher, {})
+        for text in (page.header.text, page.event_log.text):
             assert "<img" not in text
             assert "&lt;img" in text
 
@@ -268,7 +268,7 @@ SCORED = {"chunks": [], "examples": 1, "per_second": 7.5}
 
 
 class TestCanary:
-    """A release of distributed that moves what the dashboard leans on fails here."""
+    """A release of distributed that moves what the dashboard relies on fails here."""
 
     def test_the_private_parts_are_where_they_were(self):
         from distributed.dashboard import scheduler as module

@@ -1,4 +1,4 @@
-"""What people see of a run: figures, lines, tables, cards and pictures."""
+"""How a run is shown: figures, lines, tables, cards and plots."""
 
 import io
 import re
@@ -9,7 +9,7 @@ import xarray as xr
 from rich.console import Console
 
 from dask_isgd.display import plots, smoothing
-from dask_isgd.display.html import html
+from dask_isgd.display.html import card
 from dask_isgd.display.live import LiveProgress
 from dask_isgd.display.summary_table import print_summary, summary_rows, summary_table
 from dask_isgd.display.text import DASH, duration, factor, number, percent
@@ -48,9 +48,10 @@ class TestProgress:
         with LiveProgress(stream, steps=4000) as progress:
             progress(LATEST)
             progress({**LATEST, "step": 401})  # too soon for another line
-            progress({**LATEST, "step": 4000})  # but the end is always told
+            progress({**LATEST, "step": 4000})  # but the last step is always written
         lines = stream.getvalue().splitlines()
-        assert lines[0] == "training  step 400/4,000  loss 0.231  gain 1.82×  steps/s 812  age 45"
+        figures = "training loss 0.231  gain 1.82×  steps per second 812  mean age 45"
+        assert lines[0] == f"training  step 400/4,000  {figures}"
         assert len(lines) == 2
         assert "step 4,000/4,000" in lines[1]
         assert "\x1b" not in stream.getvalue()
@@ -72,7 +73,7 @@ class TestProgress:
         assert "400/4000" in text
         assert "gain 1.82×" in text
 
-    def test_a_run_that_ends_in_an_error_leaves_the_terminal_whole(self, monkeypatch):
+    def test_a_run_that_ends_in_an_error_restores_the_terminal(self, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm-256color")
         stream = io.StringIO()
@@ -100,7 +101,7 @@ class TestSummary:
         text = stream.getvalue()
         for part in ("runs/[red]x", "4,000", "1 min 2 s", "2 / 3 / 4", "1.78×", "123,456"):
             assert part in text
-        assert "test error" not in text  # there was none
+        assert "validation error" not in text  # there was none
         assert "\x1b" not in text
 
     def test_of_a_uniform_run(self):
@@ -115,7 +116,7 @@ class TestSummary:
 
 class TestHtml:
     def test_is_escaped(self):
-        page = html("<script>alert(1)</script>", "running<b>", LATEST)
+        page = card("<script>alert(1)</script>", "running<b>", LATEST)
         assert "<script" not in page
         assert "running&lt;b&gt;" in page
         assert "step 400 of 4,000" in page
@@ -123,12 +124,12 @@ class TestHtml:
 
     @pytest.mark.parametrize(("gate", "text"), [(True, "open"), (0.0, "closed"), (None, None), (float("nan"), None)])
     def test_gate(self, gate, text):
-        page = html("r", "running", {**LATEST, "gate": gate})
+        page = card("r", "running", {**LATEST, "gate": gate})
         assert ("gate" in page) == (text is not None)
         assert text is None or f"<b>{text}</b>" in page
 
     def test_before_the_first_report(self):
-        assert "step 0" in html("r", "starting", {})
+        assert "step 0" in card("r", "starting", {})
 
 
 def history(n, **changed):
@@ -174,11 +175,11 @@ class TestPlot:
         plots.plot(reports, evaluations, "a <title> $5").savefig(file, format=kind)
         assert len(file.getvalue()) > 5_000
 
-    def test_panels_say_what_is_missing(self):
+    def test_panels_state_what_is_missing(self):
         texts = [text.get_text() for axes in plots.plot(None).axes for text in axes.texts]
         assert texts == ["no report yet", "no evaluation yet", "no norms yet", "no report yet", "no weights"]
 
-    def test_without_classes_the_loss_takes_the_place_of_the_error(self):
+    def test_without_classes_the_loss_replaces_the_error(self):
         evaluated = EVALUATIONS.assign(error=("report", [np.nan] * 3), loss=("report", [3.0, 2.0, 1.0]))
         axes = plots.plot(history(400), evaluated).axes[1]
         assert axes.get_title(loc="left") == "Validation loss"
@@ -187,14 +188,14 @@ class TestPlot:
     def test_shows_itself_in_a_notebook(self):
         assert plots.plot(None)._repr_png_().startswith(b"\x89PNG")
 
-    def test_the_picture_shows_the_numbers(self):
+    def test_the_plot_shows_the_numbers(self):
         figure = plots.plot(history(400), EVALUATIONS)
         loss, error, variance, gain, *_ = figure.axes
         np.testing.assert_array_equal(loss.lines[0].get_ydata(), history(400)["loss"])
         assert "best 10.00 % at step 640" in error.texts[0].get_text()
         assert {line.get_label() for line in variance.lines if not line.get_label().startswith("_")} == {
             "uniform",
-            "as drawn (stale)",
+            "as drawn",
             "ideal",
         }
         uniform = next(line for line in variance.lines if line.get_label() == "uniform").get_ydata()

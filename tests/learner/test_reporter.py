@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from fake_worker import FakeWorker
 
+from dask_isgd.columns import ANNOUNCED
 from dask_isgd.learner import reporter as module
-from dask_isgd.learner.reporter import ANNOUNCED, COLUMNS, Reporter
+from dask_isgd.learner.reporter import COLUMNS, Reporter
 from dask_isgd.learner.trainer import Step
 
 OF_THE_LEARNER = {
@@ -20,7 +21,7 @@ OF_THE_LEARNER = {
 }
 DRAWS = SimpleNamespace(
     open=True,
-    gate=SimpleNamespace(probing=True, why="measuring"),
+    gate=SimpleNamespace(probing=True, reason="measuring"),
     report=lambda step: {name: 1.23456789 for name in COLUMNS if name not in OF_THE_LEARNER},
 )
 """Stands in for a batch sampler."""

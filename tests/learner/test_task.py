@@ -10,7 +10,7 @@ from conftest import MODEL
 from distributed import Client
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import check, create
+from dask_isgd.checks.request import RunRequest, create, prepare
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import StorageFullError
 from dask_isgd.learner import task
@@ -45,7 +45,7 @@ def learn_in_vain(spec: RunSpec, broken: str) -> tuple[str, set[str], list[str]]
 )
 def test_what_was_opened_is_closed(client: Client, digits, run_dir, broken):
     settings = isgd.Learning(steps=10, batch_size=8, cache_memory=1, threads=1)
-    plan = check(MODEL, digits, run_dir, learning=settings)
+    plan = prepare(RunRequest(model=MODEL, data=digits, run_dir=run_dir, learning=settings))
     create(plan)
     future = client.submit(learn_in_vain, plan.spec, broken, pure=False, resources={"learner": 1})
     assert future.result(timeout=WAIT) == ("no room", set(), [])

@@ -15,11 +15,11 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 def execute(path: Path, folder: Path, timeout: float = 300) -> Any:
-    """The notebook with its outputs; raises CellExecutionError for the first cell that fails."""
+    """Return the notebook with its outputs. Raises CellExecutionError for the first cell that fails."""
     notebook = nbformat.read(path, as_version=4)
-    # Where the package is not installed, its folder is on the path of the kernel too.
-    ours = [entry for entry in sys.path if entry and Path(entry) != Path(__file__).parent]
-    os.environ["PYTHONPATH"] = os.pathsep.join(ours)
+    # If the package is not installed, the kernel needs its folder on the path too.
+    entries = [entry for entry in sys.path if entry and Path(entry) != Path(__file__).parent]
+    os.environ["PYTHONPATH"] = os.pathsep.join(entries)
     client = NotebookClient(
         notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
@@ -31,8 +31,8 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as empty:
             executed = execute(Path(given), Path(empty))
         for cell in executed.cells:
-            cell.metadata.pop("execution", None)  # times of this machine
-            if "outputs" in cell:  # how long worker processes take to end here
+            cell.metadata.pop("execution", None)  # times on this machine
+            if "outputs" in cell:  # warnings about how long worker processes take to end
                 cell.outputs = [out for out in cell.outputs if "distributed.nanny" not in out.get("text", "")]
         nbformat.write(executed, given)
         print(given)

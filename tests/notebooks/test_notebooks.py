@@ -1,4 +1,4 @@
-"""The notebooks do what they say: their last cell asserts on figures."""
+"""The notebooks show what they claim: their last cell makes assertions about the results."""
 
 from __future__ import annotations
 

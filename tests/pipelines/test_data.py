@@ -1,4 +1,4 @@
-"""Datasets of the pipelines: real files, tiny files of every kind, and what is wrong with bad ones."""
+"""Datasets of the pipelines: real files, tiny files of every kind, and errors for bad ones."""
 
 import gzip
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import zarr
 from scipy.io import savemat
 
 from dask_isgd.errors import DataError, IsgdError, LengthMismatchError
@@ -74,14 +75,14 @@ class TestDigits:
         assert sorted([*kept, *held]) == list(range(500))
         assert np.array_equal(stratified(labels, 0.2, seed=3)[1], held)
 
-    def test_wants_no_source(self, tmp_path):
+    def test_a_source_is_refused(self, tmp_path):
         with pytest.raises(DataError, match="comes with scikit-learn"):
             PIPELINES["digits"].prepare(str(tmp_path / "d.zarr"), source=str(tmp_path))
 
 
 class TestFashionMnist:
     @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-    def test_the_real_thing(self, tmp_path):
+    def test_the_real_files(self, tmp_path):
         train = Dataset(PIPELINES["fashion-mnist"].prepare(str(tmp_path / "f.zarr")), group="train")
         test = train.split("test")
         train.check()
@@ -102,13 +103,23 @@ class TestFashionMnist:
         order = np.random.default_rng(fashion_mnist.SEED).permutation(40)
         assert np.array_equal(train.inputs[0], made["train"][0][order])
         assert np.array_equal(train.target, made["train"][1][order])
+        attributes = zarr.open_group(f"{url}/test", mode="r").attrs["isgd"]
+        assert attributes["class_names"] == list(fashion_mnist.CLASSES)
+        assert attributes["class_counts"] == np.bincount(made["t10k"][1]).tolist()
+
+    def test_a_complete_dataset_needs_no_files(self, tmp_path):
+        write_fashion(tmp_path)
+        url = fashion_mnist.prepare(str(tmp_path / "f.zarr"), source=str(tmp_path))
+        for file in tmp_path.glob("*.gz"):
+            file.unlink()
+        assert fashion_mnist.prepare(url, source=str(tmp_path)) == url
 
     def test_from_the_environment(self, tmp_path, monkeypatch):
         write_fashion(tmp_path)
         monkeypatch.setenv("ISGD_FASHION_MNIST", str(tmp_path))
         assert len(Dataset(fashion_mnist.prepare(str(tmp_path / "f.zarr")), group="train")) == 40
 
-    def test_a_missing_file_says_what_to_do(self, tmp_path):
+    def test_the_error_for_a_missing_file_gives_advice(self, tmp_path):
         write_fashion(tmp_path)
         (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
         with pytest.raises(DataError, match=r"no t10k-labels-idx1-ubyte\.gz.*apt install dataset-fashion-mnist"):
@@ -175,15 +186,21 @@ class TestSvhn:
         mean, std = train.normalisation["image"]
         expected = images[order[10:]].astype(np.float64)
         np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-6)
-        wanted = expected.std(0)
-        wanted[0, 0, 0] = 1.0
-        np.testing.assert_allclose(std, wanted, rtol=1e-6)
+        deviations = expected.std(0)
+        deviations[0, 0, 0] = 1.0
+        np.testing.assert_allclose(std, deviations, rtol=1e-6)
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["s.zarr", *(f"{n}_32x32.mat" for n in self.SIZES)])
 
-    def test_blocks_do_not_change_the_statistics(self):
-        images = np.random.default_rng(0).integers(0, 256, (50, 3, 32, 32)).astype(np.uint8)
-        whole = svhn.pixel_statistics([images])
-        np.testing.assert_array_equal(svhn.pixel_statistics(images[a : a + 7] for a in range(0, 50, 7)), whole)
+    @pytest.mark.parametrize("rows", [1, 7, 60, 220])
+    def test_blocks_of_any_size_and_again_from_the_start(self, tmp_path, rows):
+        made = write_svhn(tmp_path, self.SIZES)
+        images = np.concatenate([made[split][0] for split in self.SIZES])
+        labels = np.concatenate([made[split][1] for split in self.SIZES])
+        with svhn.SvhnTable([tmp_path / f"{split}_32x32.mat" for split in self.SIZES]) as table:
+            for start, stop in [*table.blocks(rows), (58, 63), (199, 201), (0, 1)]:
+                found = table.read(start, stop, ["image", "label"])
+                assert np.array_equal(found["image"], images[start:stop])
+                assert np.array_equal(found["label"], labels[start:stop])
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -210,7 +227,7 @@ class TestSvhn:
 
 
 class TestDownload:
-    def test_offline_says_what_to_do(self, tmp_path, monkeypatch):
+    def test_the_error_without_a_network_gives_advice(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         source = svhn.SOURCE.__class__(
             **{**svhn.SOURCE.__dict__, "base_url": "https://127.0.0.1:9", "files": {"a.mat": "0" * 64}}
@@ -223,11 +240,11 @@ class TestPreparedOnce:
     IDENTITY = {"pipeline": "test", "version": 1}  # noqa: RUF012
 
     @staticmethod
-    def write(path):
+    def write(work):
         arrays = {"x": np.arange(6.0), "y": np.zeros(6, np.int64)}
-        write_dataset(path, "train", arrays, inputs="x", target="y", chunk_size=2)
+        write_dataset(work / "data.zarr", "train", arrays, inputs="x", target="y", chunk_size=2)
 
-    def test_used_again(self, tmp_path):
+    def test_a_complete_dataset_is_used_again(self, tmp_path):
         url = prepare_once(str(tmp_path / "a.zarr"), self.IDENTITY, self.write)
         assert prepare_once(url, self.IDENTITY, lambda _: pytest.fail("written twice")) == url
 
@@ -242,8 +259,8 @@ class TestPreparedOnce:
         assert (tmp_path / "mine" / "diary").read_text() == "dear"
 
     def test_a_failure_leaves_nothing(self, tmp_path):
-        def write(path):
-            self.write(path)
+        def write(work):
+            self.write(work)
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -253,8 +270,8 @@ class TestPreparedOnce:
     def test_two_at_once_agree(self, tmp_path):
         url = str(tmp_path / "a.zarr")
 
-        def write(path):
-            self.write(path)
+        def write(work):
+            self.write(work)
             if not (tmp_path / "a.zarr").exists():
                 prepare_once(url, self.IDENTITY, self.write)  # another process is faster
 

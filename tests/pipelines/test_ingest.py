@@ -1,4 +1,4 @@
-"""Promises of ingest: every row once, where it belongs, whatever the source, the memory or the crash."""
+"""Ingestion writes every row once, where it belongs, for any source and memory, and after a crash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from dask_isgd.pipelines.ingestion import ingest as ingestion
 from dask_isgd.pipelines.ingestion import passes
 from dask_isgd.pipelines.ingestion.splits import by_fraction, by_group, by_time, destinations
 from dask_isgd.pipelines.ingestion.statistics import Moments
-from dask_isgd.pipelines.ingestion.tables import ImageTable, ParquetTable
+from dask_isgd.pipelines.ingestion.tables.images import ImageTable
+from dask_isgd.pipelines.ingestion.tables.parquet import ParquetTable
 from dask_isgd.storage import Dataset
 
 N = 503
@@ -74,7 +75,7 @@ class TestRows:
         ]
         assert_array_equal(orders[0], orders[1])
         assert (orders[0] != orders[2]).mean() > 0.9
-        # Across chunks: a row's place says next to nothing of where it came from.
+        # Across chunks: a row's place tells next to nothing about its place in the source.
         assert abs(np.corrcoef(np.arange(len(orders[0])), orders[0])[0, 1]) < 0.15
         first = orders[0][:16]
         assert first.min() < N / 4
@@ -91,7 +92,7 @@ class TestRows:
         assert data.chunk_size == chunk_size
         assert sorted(by_name(url, "train")["row"]) == list(range(N))
 
-    def test_what_it_writes_is_verified_and_opened_by_xarray(self, tmp_path):
+    def test_the_dataset_is_verified_and_opened_by_xarray(self, tmp_path):
         url = ingest(ARRAYS, tmp_path / "d", chunk_size=16)
         with xr.open_zarr(url, group="train") as opened:
             assert opened.image.dims[0] == "sample"
@@ -106,7 +107,7 @@ class TestStatistics:
     @pytest.mark.parametrize(
         ("mode", "axes"), [("all", (0, 1, 2)), ("each", (0,)), ("first", (0, 2)), ("last", (0, 1))]
     )
-    def test_normalisation_is_of_the_first_split(self, tmp_path, mode, axes):
+    def test_normalisation_is_computed_from_the_first_split(self, tmp_path, mode, axes):
         url = ingest(ARRAYS, tmp_path / "d", normalise={"image": mode}, memory=4_000, chunk_size=16)
         train = by_name(url, "train")["image"].astype(float)
         for split in ("train", "validation"):
@@ -114,13 +115,13 @@ class TestStatistics:
             for got, want in ((mean, train.mean(axes, keepdims=True)), (std, train.std(axes, keepdims=True))):
                 assert_allclose(np.broadcast_to(got, (3, 5)), np.broadcast_to(want[0], (3, 5)), rtol=1e-6)
 
-    def test_by_itself_it_normalises_floats_and_images_and_leaves_tokens(self, tmp_path):
+    def test_by_default_floats_and_images_are_normalised_and_tokens_are_not(self, tmp_path):
         arrays = {"image": IMAGE, "wide": WIDE, "token": LABEL, "bytes": IMAGE[:, 0], "y": LABEL}
         found = Dataset(ingest(arrays, tmp_path / "d")).normalisation
         assert {name: mean.shape for name, (mean, _) in found.items()} == {"image": (), "wide": (4,)}
         assert Dataset(ingest(arrays, tmp_path / "e", normalise="none")).normalisation is None
 
-    def test_what_never_changes_is_not_divided_by_zero(self, tmp_path):
+    def test_a_constant_number_is_not_divided_by_zero(self, tmp_path):
         url = ingest({"x": np.full((50, 3), 7.0), "y": LABEL[:50]}, tmp_path / "d")
         assert_array_equal(Dataset(url).normalisation["x"][1], [1, 1, 1])
 
@@ -163,7 +164,7 @@ class TestSplits:
         assert np.bincount(split).tolist() == [50, 30, 20]
 
     @pytest.mark.parametrize("splits", [{"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": "x", "b": 1}, {"a": True}])
-    def test_fractions_that_are_none(self, tmp_path, splits):
+    def test_bad_fractions(self, tmp_path, splits):
         with pytest.raises(DataError, match="add up to 1"):
             ingest(ARRAYS, tmp_path / "d", splits=splits)
 
@@ -195,6 +196,33 @@ class TestSplits:
         with pytest.raises(DataError, match="wanted them in order"):
             by_time(np.array(["2020-01-01"], "M8[D]"), {"a": "2021-01-01", "b": "2020-01-01", "c": None})
 
+    def test_rows_by_number_keep_their_order(self, tmp_path):
+        order = RNG.permutation(N)
+        splits = {"train": order[100:], "test": order[:100]}
+        url = ingest(ARRAYS, tmp_path / "d", splits=splits, chunk_size=16, memory=4_000)
+        for split, rows in splits.items():
+            assert_array_equal(by_name(url, split)["row"], rows)
+        assert ingest(ARRAYS, url, splits=splits, chunk_size=16) == url
+        with pytest.raises(DataError, match="delete it"):
+            ingest(ARRAYS, url, splits={**splits, "test": order[:100][::-1]}, chunk_size=16)
+
+    @pytest.mark.parametrize(
+        ("splits", "settings", "says"),
+        [
+            ({"a": np.arange(N - 1)}, {}, f"rows for 'a', wanted each of {N} rows once"),
+            ({"a": np.arange(N), "b": np.arange(1)}, {}, "rows for 'a', 'b', wanted each"),
+            ({"a": np.arange(N) + 1}, {}, "wanted each"),
+            ({"a": np.arange(N) / 1}, {}, "wanted each"),
+            ({"a": np.arange(N), "b": 0.1}, {}, "wanted each"),
+            ({"a": np.arange(N)}, {"group": "row"}, "one of these at most"),
+            ({"a": np.arange(N), "b": np.arange(0)}, {}, "'b': got no rows"),
+        ],
+    )
+    def test_rows_by_number_that_are_wrong(self, tmp_path, splits, settings, says):
+        with pytest.raises(DataError, match=says):
+            ingest(ARRAYS, tmp_path / "d", splits=splits, **settings)
+        assert os.listdir(tmp_path) == []
+
     def test_destinations_are_a_permutation(self):
         order = RNG.permutation(50)
         split = RNG.integers(0, 3, 50).astype("i1")
@@ -205,7 +233,7 @@ class TestSplits:
             assert set(split[members]) == {i}
             assert_array_equal(members[np.argsort(target[members])], order[split[order] == i])
 
-    def test_a_split_of_nothing(self, tmp_path):
+    def test_an_empty_split(self, tmp_path):
         with pytest.raises(EmptyDatasetError, match=r"'test'.*of 3"):
             ingest({"x": np.ones(3), "y": np.arange(3)}, tmp_path / "d", splits={"train": 0.9, "test": 0.1})
 
@@ -330,14 +358,14 @@ class TestDtypes:
     @pytest.mark.parametrize(
         ("values", "dtype", "says"),
         [
-            (np.array([0, 1, 300] * 20), "uint8", "'x': got a int64 that uint8 cannot hold, first in row 2"),
+            (np.array([0, 1, 300] * 20), "uint8", "'x': got a value of int64 that uint8 cannot hold, first in row 2"),
             (np.array([0.0, 0.5] * 20), "int16", "cannot hold, first in row 1"),
             (np.array([0.0, 1e300] * 20), "float32", "cannot hold, first in row 1"),
             (np.array([0, 2**24 + 1] * 20), "float32", "cannot hold, first in row 1"),
             (np.array([0.0, np.nan] * 20), "float32", "missing or infinite, first in row 1.*missing='keep'"),
         ],
     )
-    def test_what_a_cast_would_change_is_refused(self, tmp_path, values, dtype, says):
+    def test_a_cast_that_would_change_a_value_is_refused(self, tmp_path, values, dtype, says):
         with pytest.raises(DataError, match=says):
             ingest({"x": values, "y": LABEL[: len(values)]}, tmp_path / "d", dtypes={"x": dtype})
         assert not (tmp_path / "d").exists()
@@ -351,10 +379,10 @@ class TestDtypes:
         ("settings", "error", "says"),
         [
             ({"target": "nothing"}, DataError, "no column 'nothing'; there are"),
-            ({"inputs": ["label"]}, DataError, "wanted each once"),
+            ({"inputs": ["label"]}, DataError, "wanted each column once"),
             ({"inputs": []}, DataError, "at least one input"),
             ({"dtypes": {"image": "datetime64[s]"}}, DataError, "wanted a boolean"),
-            ({"dtypes": {"oops": "u1"}}, DataError, "dtypes of these alone"),
+            ({"dtypes": {"oops": "u1"}}, DataError, "dtypes of these columns only"),
             ({"normalise": "some"}, DataError, "wanted one of 'auto', 'all'"),
             ({"normalise": {"oops": "all"}}, DataError, "wanted inputs"),
             ({"missing": "ignore"}, DataError, "'refuse' or 'keep'"),
@@ -364,7 +392,7 @@ class TestDtypes:
         ],
     )
     def test_settings_that_are_wrong(self, tmp_path, settings, error, says):
-        if says is None:  # a target of several numbers is regression
+        if says is None:  # a target of several numbers means regression
             assert Dataset(ingest(ARRAYS, tmp_path / "d", **settings)).classes is None
             return
         with pytest.raises(error, match=says):
@@ -392,7 +420,7 @@ class TestDtypes:
 
 class TestWholeOrNotAtAll:
     def crash_at(self, monkeypatch, name, i):
-        """The pass ``name`` ends the process, so to say, at item ``i``; returns the items that ran."""
+        """Make the pass ``name`` end at item ``i`` as if the process had been killed; return the items that ran."""
         ran, run = [], getattr(ingestion, name)
 
         def crashing(plan, at):
@@ -405,7 +433,7 @@ class TestWholeOrNotAtAll:
         return ran
 
     @pytest.mark.parametrize(("name", "i"), [("scatter", 2), ("collect", 0), ("collect", 3)])
-    def test_after_a_crash_it_goes_on(self, tmp_path, monkeypatch, name, i):
+    def test_after_a_crash_it_resumes(self, tmp_path, monkeypatch, name, i):
 
         settings = {"memory": 5_000, "chunk_size": 16}
         whole = ingest(ARRAYS, tmp_path / "whole", **settings)
@@ -451,10 +479,23 @@ class TestWholeOrNotAtAll:
         with monkeypatch.context() as patch:
             patch.setattr(ingestion, "scatter", lambda *_: pytest.fail("done twice"))
             assert ingest(ARRAYS, tmp_path / "d") == url
-        with pytest.raises(DataError, match="delete it, or prepare somewhere else"):
+        with pytest.raises(DataError, match="delete it, or prepare the dataset somewhere else"):
             ingest(ARRAYS, tmp_path / "d", seed=1)
         with pytest.raises(DataError, match="delete it"):
             ingest({**ARRAYS, "image": IMAGE[::-1].copy()}, tmp_path / "d")
+
+    def test_an_identity_takes_the_place_of_the_fingerprint(self, tmp_path, monkeypatch):
+        identity = {"name": "mine", "version": 1}
+        with monkeypatch.context() as patch:
+            self.crash_at(patch, "collect", 0)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(ARRAYS, tmp_path / "d", identity=identity)
+        assert os.listdir(tmp_path) == []
+        url = ingest(ARRAYS, tmp_path / "d", identity=identity)
+        assert zarr.open_group(url, mode="r").attrs["prepared"] == identity
+        assert ingest({**ARRAYS, "image": IMAGE[::-1].copy()}, url, identity=identity) == url
+        with pytest.raises(DataError, match=r"'version': 1.*wanted.*'version': 2"):
+            ingest(ARRAYS, url, identity={**identity, "version": 2})
 
     def test_remote(self, tmp_path):
         url = ingest(ARRAYS, f"memory://{tmp_path.name}/d.zarr", scratch=tmp_path / "scratch")

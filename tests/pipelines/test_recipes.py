@@ -61,7 +61,7 @@ class TestModels:
             zoo.mlp(sizes)
 
     def test_no_deviation(self):
-        with pytest.raises(ValueError, match="wanted all above 0"):
+        with pytest.raises(ValueError, match="wanted all values above 0"):
             zoo.Normalise(0.0, [1.0, 0.0])
 
 

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine, for as long as a ``with`` block lasts: munged, slurmctld, a slurmd a node.
+"""A real Slurm on this machine, for the duration of a ``with`` block: munged, slurmctld and one slurmd per node.
 
 Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge; no systemd, no cgroups.
 The daemons are children of this process and run in the foreground; all they write lies in one
@@ -25,7 +25,7 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 @dataclass(frozen=True)
 class Node:
-    """A node as Slurm believes it to be; several share the machine and may promise more than it has."""
+    """A node as it is configured in Slurm; several share this machine and may promise more than it has."""
 
     name: str
     partition: str
@@ -42,7 +42,7 @@ NODES = (
 
 
 def unavailable() -> str | None:
-    """Why there can be no Slurm here, or None."""
+    """Return the reason why Slurm cannot run here, or None."""
     if os.geteuid() != 0:
         return "not root: slurmd starts jobs for others"
     missing = [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
@@ -52,7 +52,7 @@ def unavailable() -> str | None:
 
 
 class LocalSlurm:
-    """``with LocalSlurm() as slurm:`` sets SLURM_CONF, so that sbatch and the rest speak to it."""
+    """``with LocalSlurm() as slurm:`` sets SLURM_CONF, so that sbatch and the other commands use it."""
 
     def __init__(self, nodes: tuple[Node, ...] = NODES) -> None:
         self.nodes = nodes
@@ -102,25 +102,25 @@ class LocalSlurm:
     # Asking -----------------------------------------------------------------------------------
 
     def run(self, program: str, *arguments: str) -> str:
-        """What a Slurm command prints; it has 20 seconds."""
+        """Return what a Slurm command prints. It may take 20 seconds."""
         done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=False)
         if done.returncode:
             raise RuntimeError(f"{program} {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
     def jobs(self) -> list[str]:
-        """Ids of the jobs that wait or run."""
+        """Return the ids of the jobs that are pending or running."""
         return self.run("squeue", "--noheader", "--format=%i").split()
 
     def show(self, job: str) -> dict[str, str]:
-        """What ``scontrol show job`` says of a job, ended ones too."""
+        """Return the fields of ``scontrol show job`` for a job, which may have ended."""
         words = self.run("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     # Nodes that fail --------------------------------------------------------------------------
 
     def power_off(self, node: str) -> None:
-        """What a node that dies leaves: nothing of its jobs and daemons runs, and Slurm was not told."""
+        """End all processes of a node's jobs and daemons without notice to Slurm, as when a node dies."""
         daemon = self._of_nodes.pop(node)
         self._daemons.remove(daemon)
         daemon.kill()
@@ -137,7 +137,7 @@ class LocalSlurm:
         self._until(lambda: self.state(node) in ("idle", "mixed", "allocated"), f"{node} is back")
 
     def state(self, node: str) -> str:
-        """What Slurm believes of a node: idle, mixed, down and so on; with an asterisk while it does not answer."""
+        """Return a node's state in Slurm: idle, mixed, down and so on, with an asterisk if it does not respond."""
         return self.run("sinfo", "--noheader", "--partition=all", "--nodes", node, "--format=%T").strip()
 
     def _switch_on(self, node: str) -> None:
@@ -148,7 +148,7 @@ class LocalSlurm:
     def _daemon(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [shutil.which(program, path=_PATH) or program, *arguments]
         with (self.home / f"{program}-{len(list(self.home.glob('*.out')))}.out").open("wb") as out:
-            # a session of its own: Ctrl-C in the terminal is not for it
+            # a session of its own, so that Ctrl-C in the terminal does not reach it
             daemon = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
         self._daemons.append(daemon)
         return daemon
@@ -187,7 +187,7 @@ class LocalSlurm:
             *("ProctrackType=proctrack/pgid", "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none"),
             *("AccountingStorageType=accounting_storage/none", "MpiDefault=none", "SwitchType=switch/none"),
             *("SelectType=select/cons_tres", "SelectTypeParameters=CR_Core_Memory", "GresTypes=gpu"),
-            # nodes are what is written here, not what the machine has
+            # nodes have what is configured here, not what the machine has
             *("SlurmdParameters=config_overrides", "ReturnToService=2"),
             "SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1",
             *("KillWait=10", "MinJobAge=600", "MessageTimeout=10", "SlurmdTimeout=10"),
@@ -215,12 +215,12 @@ class LocalSlurm:
 
 
 def _belongs(process: Path, node: str, home: Path, jobs: list[str]) -> bool:
-    """Whether a process is a job's on a node of the Slurm in ``home``, or the daemon that watches over one."""
+    """Return whether a process belongs to a job on a node of the Slurm in ``home``, or is the daemon of one."""
     try:
         environment = (process / "environ").read_bytes().split(b"\0")
         command = (process / "cmdline").read_bytes().decode(errors="replace")
         if any(command.startswith(f"slurmstepd: [{job}.") for job in jobs):
-            # of this Slurm? another one's jobs have the same numbers
+            # jobs of another Slurm may have the same numbers
             return any(os.readlink(file).startswith(str(home)) for file in (process / "fd").iterdir())
     except OSError:
         return False

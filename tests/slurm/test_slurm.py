@@ -1,6 +1,6 @@
-"""On a real queue: workers are jobs, the learner's is unlike the others, and its end is not the run's.
+"""On a real queue: workers are jobs, the learner's job differs from the others, and a run survives its end.
 
-All on one machine: it shows how jobs are handled, not how fast they are.
+Everything runs on one machine, so these tests show how jobs are handled, not how fast they are.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ IMPATIENT = {"distributed.deploy.lost-worker-timeout": "2s", "isgd.cluster.timeo
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[LocalSlurm]:
-    why = unavailable()
-    if why is not None:
-        pytest.skip(f"no Slurm: {why}")
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(f"no Slurm: {reason}")
     with LocalSlurm() as running:
         yield running
 
 
 @contextmanager
 def queue(logs: Path, **changes: Any) -> Iterator[tuple[Any, Client]]:
-    """A cluster on the Slurm of these tests, and its client once the learner's job has arrived."""
+    """Yield a cluster on the Slurm of these tests, and its client once the learner's job has arrived."""
     learner = {"queue": "learner", "job_extra_directives": ["--gres=gpu:1"], **changes.pop("learner", {})}
     options: dict[str, Any] = {
         "queue": "scorer",
@@ -78,14 +78,14 @@ def until(condition: Callable[[], Any], what: str, logs: Path | None = None, sec
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            said = "\n".join(p.read_text()[-800:] for p in sorted(logs.glob("*.err"))) if logs else ""
-            pytest.fail(f"not within {seconds:g} s: {what}\n{said}")
+            logged = "\n".join(p.read_text()[-800:] for p in sorted(logs.glob("*.err"))) if logs else ""
+            pytest.fail(f"not within {seconds:g} s: {what}\n{logged}")
         time.sleep(0.1)
     return found
 
 
 def on_workers(client: Client) -> dict[str, dict[str, str]]:
-    """Of every worker, what its job's environment says."""
+    """Return parts of the environment of every worker's job, by the worker's name."""
 
     def environment(dask_worker: Any) -> dict[str, str]:
         return {
@@ -128,7 +128,7 @@ def test_workers_are_jobs_and_scaling_leaves_the_learners_alone(slurm: LocalSlur
 
 
 def test_a_run_trains_and_its_learners_job_may_be_cancelled(slurm: LocalSlurm, logs, digits, run_dir):
-    """scancel: the learner commits in its grace, a new job goes on from that very step."""
+    """After scancel the learner commits in its grace period, and a new job resumes from exactly that step."""
     with queue(logs) as (cluster, client):
         run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
         until(lambda: run.latest.get("examples_scored", 0) and run.latest["step"] > 50, "scores and steps", logs)
@@ -136,24 +136,24 @@ def test_a_run_trains_and_its_learners_job_may_be_cancelled(slurm: LocalSlurm, l
         slurm.run("scancel", first)
         (second,) = until(lambda: [j for j in cluster.job_id("learner") if j != first], "a new learner's job", logs)
         until(lambda: run.latest.get("incarnation") == 2, "a second incarnation", logs)
-        went_on = run.latest["step"]
-        until(lambda: run.latest["step"] > went_on, "further steps", logs)
+        resumed_at = run.latest["step"]
+        until(lambda: run.latest["step"] > resumed_at, "further steps", logs)
         assert run.stop(timeout=WAIT) == "stopped"
         assert slurm.show(first)["JobState"] == "CANCELLED"
         assert slurm.show(second)["JobState"] == "RUNNING"
-    assert steps_lost(run) == 0, "the learner had its grace"
+    assert steps_lost(run) == 0, "the learner had its grace period"
 
 
-def goes_on(slurm: LocalSlurm, logs: Path, data: Any, run_dir: Path, learner: dict[str, Any]) -> str:
-    """A learner whose job is to end goes on in the next one without a lost step; how Slurm saw the first one end."""
+def resumes_in_the_next_job(slurm: LocalSlurm, logs: Path, data: Any, run_dir: Path, learner: dict[str, Any]) -> str:
+    """Check that a learner whose job ends resumes in the next job without a lost step; return the first job's state."""
     with queue(logs, learner=learner) as (cluster, client):
         run = isgd.fit(client, MODEL, data, run_dir, learning=ENDLESS, sampling=OPEN)
         (first,) = cluster.job_id("learner")
         until(lambda: run.latest["step"] > 50, "the first steps", logs)
         began = run.latest["incarnation"]
         until(lambda: run.latest["incarnation"] > began, "another incarnation", logs)
-        went_on = run.latest["step"]
-        until(lambda: run.latest["step"] > went_on, "further steps", logs)
+        resumed_at = run.latest["step"]
+        until(lambda: run.latest["step"] > resumed_at, "further steps", logs)
         assert cluster.job_id("learner") != [first]
         state = slurm.show(first)["JobState"]
         run.stop(timeout=WAIT)
@@ -161,20 +161,22 @@ def goes_on(slurm: LocalSlurm, logs: Path, data: Any, run_dir: Path, learner: di
     return state
 
 
-def test_a_learner_that_reaches_its_lifetime_goes_on_in_the_next_job(slurm: LocalSlurm, logs, digits, run_dir):
-    goes_on(slurm, logs, digits, run_dir, {"worker_extra_args": ["--lifetime", "40s"]})
+def test_a_learner_that_reaches_its_lifetime_resumes_in_the_next_job(slurm: LocalSlurm, logs, digits, run_dir):
+    resumes_in_the_next_job(slurm, logs, digits, run_dir, {"worker_extra_args": ["--lifetime", "40s"]})
 
 
-def test_a_learner_that_slurm_warns_before_its_walltime_goes_on_in_the_next_job(
+def test_a_learner_that_slurm_warns_before_its_walltime_resumes_in_the_next_job(
     slurm: LocalSlurm, logs, digits, run_dir
 ):
-    """``--signal=B:TERM@60``: Slurm sends it at most a minute early, and counts a walltime in minutes."""
+    """``--signal=B:TERM@60``: Slurm sends the signal at most a minute early, and counts a walltime in minutes."""
     warned = {"walltime": "00:02:00", "job_extra_directives": ["--gres=gpu:1", "--signal=B:TERM@60"]}
-    assert goes_on(slurm, logs, digits, run_dir, warned) != "TIMEOUT", "it left before its time was over"
+    assert resumes_in_the_next_job(slurm, logs, digits, run_dir, warned) != "TIMEOUT", (
+        "it left before its time was over"
+    )
 
 
-def test_a_learner_whose_node_goes_down_goes_on_at_another(slurm: LocalSlurm, logs, digits, run_dir):
-    """Nothing of its jobs and of Slurm runs there any more. What is lost are the steps since a checkpoint."""
+def test_a_learner_whose_node_goes_down_resumes_on_another(slurm: LocalSlurm, logs, digits, run_dir):
+    """No process of its jobs or of Slurm runs there any more. Only the steps since a checkpoint are lost."""
     with queue(logs) as (cluster, client):
         run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
         (first,) = cluster.job_id("learner")
@@ -183,8 +185,8 @@ def test_a_learner_whose_node_goes_down_goes_on_at_another(slurm: LocalSlurm, lo
         try:
             slurm.power_off(node)
             until(lambda: run.latest.get("incarnation") == 2, "a second incarnation", logs)
-            went_on = run.latest["step"]
-            until(lambda: run.latest["step"] > went_on, "further steps", logs)
+            resumed_at = run.latest["step"]
+            until(lambda: run.latest["step"] > resumed_at, "further steps", logs)
             (second,) = cluster.job_id("learner")
             assert slurm.show(second)["NodeList"] not in (node, "(null)")
             run.stop(timeout=WAIT)
@@ -195,31 +197,31 @@ def test_a_learner_whose_node_goes_down_goes_on_at_another(slurm: LocalSlurm, lo
 
 
 def test_adapt_up_and_down_without_touching_the_learner(slurm: LocalSlurm, logs, digits, run_dir):
-    class Told(clusters.Need):
-        """The need, said by the test."""
+    class Fixed(clusters.ScorerController):
+        """A controller that the test sets."""
 
-        says = 2
+        number = 2
 
-        def wanted(self, now, scorers, runs):
-            return self.says
+        def target(self, now, scorers, reports):
+            return self.number
 
-    need = Told()
+    controller = Fixed()
     with queue(logs, n_workers=0) as (cluster, client):
         (learner,) = cluster.job_id("learner")
-        cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2, need=need)
+        cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2, controller=controller)
         run = isgd.fit(client, MODEL, digits, run_dir, learning=ENDLESS, sampling=OPEN)
         until(lambda: len(present(client)) == 3, "up to two scorers", logs)
         until(lambda: run.latest.get("examples_scored", 0), "scores", logs)
-        need.says = 0
+        controller.number = 0
         until(lambda: list(present(client)) == ["learner"], "down to none", logs)
-        need.says = 1
+        controller.number = 1
         until(lambda: len(present(client)) == 2, "up again", logs)
         assert cluster.job_id("learner") == [learner]
         assert run.latest["incarnation"] == 1, "the learner was never started again"
         run.stop(timeout=WAIT)
 
 
-def test_a_scorers_job_that_is_cancelled_is_replaced_and_jobs_speak_tls(slurm: LocalSlurm, logs):
+def test_a_scorers_job_that_is_cancelled_is_replaced_and_jobs_use_tls(slurm: LocalSlurm, logs):
     with queue(logs, security=Security.temporary(), shared_temp_directory=str(logs)) as (cluster, client):
         (first,) = until(lambda: len(present(client)) == 2 and cluster.job_id("scorer"), "a scorer", logs)
         slurm.run("scancel", first)
@@ -232,14 +234,14 @@ def test_a_scorers_job_that_is_cancelled_is_replaced_and_jobs_speak_tls(slurm: L
 
 
 def incarnations(run: isgd.Run) -> list[tuple[int, int]]:
-    """Of each incarnation of the learner the step it went on from, and the last one it reported (-1: none)."""
+    """Return, for each incarnation of the learner, the step it started from and the last it reported (-1: none)."""
     root = zarr.open_group(str(run.directory.history), mode="r")
     learners = [group for name, group in sorted(root.groups()) if name.startswith("learner")]
     return [(int(g.attrs["start_step"]), int(np.nanmax(g["step"][:], initial=-1))) for g in learners]
 
 
 def steps_lost(run: isgd.Run) -> int:
-    """The most steps that one incarnation reported and the next had to take again."""
+    """Return the largest number of steps that one incarnation reported and the next had to repeat."""
     found = incarnations(run)
     assert len(found) >= 2
     assert found[0][1] > 0
@@ -247,7 +249,7 @@ def steps_lost(run: isgd.Run) -> int:
 
 
 def test_the_command_trains_on_slurm_by_the_example(slurm: LocalSlurm, tmp_path):
-    """``dask isgd train digits --cluster slurm.yaml``: the file in ``examples``, as it is."""
+    """``dask isgd train digits --cluster slurm.yaml`` with the unchanged file from ``examples``."""
     example = Path(__file__).parents[2] / "examples" / "clusters" / "slurm.yaml"
     command = [sys.executable, "-m", "dask_isgd", "train", "digits", "--steps", "300", "--json"]
     files = ["--cluster", str(example), "--run", str(tmp_path / "run"), "--data", str(tmp_path / "digits.zarr")]

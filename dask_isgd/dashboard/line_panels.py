@@ -1,4 +1,4 @@
-"""What changes with the steps: loss, error, spread, gain, sampling, speed, versions."""
+"""Panels of what changes with the steps: loss, error, spread, gain, sampling, speed, versions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d, LinearAxis, NumeralTickFormatter, Range1d, Span
 
+from dask_isgd.columns import label
 from dask_isgd.dashboard import style
 from dask_isgd.dashboard.panel import Panel
-from dask_isgd.dashboard.record import RunRecord
+from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.dashboard.style import BLUE, GREEN, ORANGE, PURPLE, RED
 from dask_isgd.display.smoothing import smooth
 
@@ -20,15 +21,15 @@ def _smooth(values: Any) -> Any:
 
 
 class Loss(Panel):
-    title = "Training loss"
+    title = label("loss").capitalize()
     y_log = True
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "loss", "raw_loss")}
-        made = style.plot(self.title, y_log=self.y_log)
-        (line,) = self._lines(made, ("loss", "", BLUE, "solid"), raw=True)
-        style.hover(made, line, ("step", "@step{0,0}"), ("loss", "@loss{0.0000}"))
-        return made
+        plot = style.new_plot(self.title, y_log=self.y_log)
+        (line,) = self._lines(plot, ("loss", "", BLUE, "solid"), raw=True)
+        style.hover(plot, line, ("step", "@step{0,0}"), (label("loss"), "@loss{0.0000}"))
+        return plot
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         loss = np.where(record.progress["loss"] > 0, record.progress["loss"], math.nan)
@@ -36,26 +37,27 @@ class Loss(Panel):
 
 
 class Error(Panel):
-    title = "Validation error"
+    title = label("validation_error").capitalize()
     covers = ("error",)
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "error", "loss")}
-        made = style.plot(self.title)
-        made.y_range.start = 0
-        made.yaxis.formatter = NumeralTickFormatter(format="0.[0]%")
-        (line,) = self._lines(made, ("error", "", RED, "solid"))
-        made.scatter("step", "error", source=self.source, size=5, color=RED)
-        style.hover(made, line, ("step", "@step{0,0}"), ("error", "@error{0.00%}"), ("loss", "@loss{0.0000}"))
-        return made
+        plot = style.new_plot(self.title)
+        plot.y_range.start = 0
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[0]%")
+        (line,) = self._lines(plot, ("error", "", RED, "solid"))
+        plot.scatter("step", "error", source=self.source, size=5, color=RED)
+        tips = ((label("validation_error"), "@error{0.00%}"), (label("validation_loss"), "@loss{0.0000}"))
+        style.hover(plot, line, ("step", "@step{0,0}"), *tips)
+        return plot
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
         error, loss = record.latest.get("validation_error", math.nan), record.latest.get("validation_loss", math.nan)
         if math.isfinite(error) or not math.isfinite(loss):
             self.root.title.text = self.title + (f": {100 * error:.2f} %" if math.isfinite(error) else "")
-        else:  # no classes: the loss takes the place of the error
-            self.root.title.text = f"Validation loss: {loss:.4g}"
+        else:  # without classes the loss replaces the error
+            self.root.title.text = f"{label('validation_loss').capitalize()}: {loss:.4g}"
         self.root.yaxis.formatter.format = "0.[0]%" if not math.isfinite(loss) or math.isfinite(error) else "0.[000]"
 
     def data(self, record: RunRecord) -> dict[str, Any]:
@@ -72,27 +74,24 @@ class Spread(Panel):
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", *self.KINDS, *(f"raw_{kind}" for kind in self.KINDS))}
-        made = style.plot(self.title, y_log=self.y_log)
+        plot = style.new_plot(self.title, y_log=self.y_log)
         lines = self._lines(
-            made,
-            ("uniform", "uniform", ORANGE, "dashed"),
-            ("stale", "as drawn", BLUE, "solid"),
-            ("ideal", "ideal", GREEN, "dotted"),
+            plot,
+            ("uniform", label("variance_uniform"), ORANGE, "dashed"),
+            ("stale", label("variance_stale"), BLUE, "solid"),
+            ("ideal", label("variance_ideal"), GREEN, "dotted"),
             raw=True,
         )
-        tips = [
-            (name, f"@{column}{{0.000}}")
-            for name, column in zip(("uniform", "as drawn", "ideal"), self.KINDS, strict=True)
-        ]
-        style.hover(made, lines[1], ("step", "@step{0,0}"), *tips)
-        style.legend(made)
-        return made
+        tips = [(label(f"variance_{kind}"), f"@{kind}{{0.000}}") for kind in self.KINDS]
+        style.hover(plot, lines[1], ("step", "@step{0,0}"), *tips)
+        style.legend(plot)
+        return plot
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         found = {"step": record.progress["step"]}
         for kind in self.KINDS:
             trace = record.progress[f"variance_{kind}"]
-            # Estimates of a trace are unbiased, so some are negative: average first, root after.
+            # Estimates of a trace are unbiased, so some are negative: average first, then take the root.
             for name, values in ((kind, _smooth(trace)), (f"raw_{kind}", trace)):
                 found[name] = np.sqrt(np.where(values > 0, values, math.nan))
         return found
@@ -104,8 +103,8 @@ class Gain(Panel):
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "gain", "raw_gain", "candidate")}
         self.closed = ColumnDataSource({"left": [], "right": []})
-        made = style.plot(self.title)
-        made.vstrip(
+        plot = style.new_plot(self.title)
+        plot.vstrip(
             x0="left",
             x1="right",
             source=self.closed,
@@ -113,14 +112,14 @@ class Gain(Panel):
             line_color=None,
             legend_label="gate closed",
         )
-        lines = self._lines(made, ("gain", "as drawn", PURPLE, "solid"), raw=True)
-        lines += self._lines(made, ("candidate", "if drawn by weight", GREEN, "dotted"))
-        made.add_layout(Span(location=1.0, dimension="width", line_color=style.MUTED, line_dash="dashed"))
-        made.yaxis.formatter = NumeralTickFormatter(format="0.[00]")
-        tips = (("step", "@step{0,0}"), ("gain", "@gain{0.00}×"), ("if drawn by weight", "@candidate{0.00}×"))
-        style.hover(made, lines[0], *tips)
-        style.legend(made)
-        return made
+        lines = self._lines(plot, ("gain", label("gain"), PURPLE, "solid"), raw=True)
+        lines += self._lines(plot, ("candidate", label("candidate_gain"), GREEN, "dotted"))
+        plot.add_layout(Span(location=1.0, dimension="width", line_color=style.MUTED, line_dash="dashed"))
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[00]")
+        tips = (("step", "@step{0,0}"), (label("gain"), "@gain{0.00}×"), (label("candidate_gain"), "@candidate{0.00}×"))
+        style.hover(plot, lines[0], *tips)
+        style.legend(plot)
+        return plot
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
@@ -137,7 +136,7 @@ class Gain(Panel):
 
 
 def closed_spans(step: Any, gate: Any) -> tuple[list[float], list[float]]:
-    """First and last step of each stretch with a closed gate; a report speaks for the steps up to the next."""
+    """Return the first and last step of each span with a closed gate; a report holds for the steps up to the next."""
     if not len(step):
         return [], []
     closed = np.concatenate([[False], np.asarray(gate) == 0, [False]]).astype(int)
@@ -152,21 +151,21 @@ class Sampling(Panel):
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "size", "largest")}
-        made = style.plot(self.title)
-        made.y_range = Range1d(0, 1.05)
-        made.yaxis.formatter = NumeralTickFormatter(format="0%")
-        made.extra_y_ranges = {"largest": DataRange1d(start=0)}
+        plot = style.new_plot(self.title)
+        plot.y_range = Range1d(0, 1.05)
+        plot.yaxis.formatter = NumeralTickFormatter(format="0%")
+        plot.extra_y_ranges = {"largest": DataRange1d(start=0)}
         right = LinearAxis(y_range_name="largest")
-        style.dress(right, PURPLE)
-        style.dress(made.yaxis[0], GREEN)
+        style.style_axis(right, PURPLE)
+        style.style_axis(plot.yaxis[0], GREEN)
         right.ticker.desired_num_ticks = 5
-        made.add_layout(right, "right")
-        (size,) = self._lines(made, ("size", "effective sample size", GREEN, "solid"))
-        self._lines(made, ("largest", "largest coefficient", PURPLE, "dashed"), y_range_name="largest")
-        tips = (("step", "@step{0,0}"), ("size", "@size{0.0%}"), ("largest coefficient", "@largest{0.0}"))
-        style.hover(made, size, *tips)
-        style.legend(made)
-        return made
+        plot.add_layout(right, "right")
+        (size,) = self._lines(plot, ("size", label("ess_fraction"), GREEN, "solid"))
+        self._lines(plot, ("largest", label("largest_coefficient"), PURPLE, "dashed"), y_range_name="largest")
+        tips = ((label("ess_fraction"), "@size{0.0%}"), (label("largest_coefficient"), "@largest{0.0}"))
+        style.hover(plot, size, ("step", "@step{0,0}"), *tips)
+        style.legend(plot)
+        return plot
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         rows = record.progress
@@ -175,18 +174,19 @@ class Sampling(Panel):
 
 
 class Speed(Panel):
-    title = "Examples a second"
+    title = "Examples per second"
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "learned", "scored")}
-        made = style.plot(self.title)
-        made.y_range.start = 0
-        made.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
-        lines = self._lines(made, ("scored", "scored", ORANGE, "solid"), ("learned", "learned", BLUE, "solid"))
-        tips = (("step", "@step{0,0}"), ("scored/s", "@scored{0,0}"), ("learned/s", "@learned{0,0}"))
-        style.hover(made, lines[1], *tips)
-        style.legend(made)
-        return made
+        plot = style.new_plot(self.title)
+        plot.y_range.start = 0
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+        scored, learned = label("scored_per_second"), label("learned_per_second")
+        lines = self._lines(plot, ("scored", scored, ORANGE, "solid"), ("learned", learned, BLUE, "solid"))
+        tips = (("step", "@step{0,0}"), (scored, "@scored{0,0}"), (learned, "@learned{0,0}"))
+        style.hover(plot, lines[1], *tips)
+        style.legend(plot)
+        return plot
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         rows = record.progress
@@ -199,24 +199,24 @@ class Versions(Panel):
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "published", "scored", "mean")}
-        made = style.plot(self.title)
-        made.y_range.start = 0
-        made.yaxis.formatter = NumeralTickFormatter(format="0,0")
+        plot = style.new_plot(self.title)
+        plot.y_range.start = 0
+        plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
         lines = self._lines(
-            made,
-            ("mean", "mean age", GREEN, "dotted"),
-            ("scored", "in use by scorers", ORANGE, "solid"),
-            ("published", "published", BLUE, "solid"),
+            plot,
+            ("mean", label("mean_age"), GREEN, "dotted"),
+            ("scored", label("scored_behind"), ORANGE, "solid"),
+            ("published", label("published_behind"), BLUE, "solid"),
         )
         tips = (
             ("step", "@step{0,0}"),
-            ("published", "@published{0,0}"),
-            ("in use", "@scored{0,0}"),
-            ("mean age", "@mean{0,0}"),
+            (label("published_behind"), "@published{0,0}"),
+            (label("scored_behind"), "@scored{0,0}"),
+            (label("mean_age"), "@mean{0,0}"),
         )
-        style.hover(made, lines[2], *tips)
-        style.legend(made)
-        return made
+        style.hover(plot, lines[2], *tips)
+        style.legend(plot)
+        return plot
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         rows = record.progress

@@ -1,11 +1,11 @@
-"""What is remembered of a run: bounded, the whole of it, one line of steps whatever restarts."""
+"""What the dashboard keeps of a run: bounded, from the first step to the last, in order after any restart."""
 
 import numpy as np
 import pytest
 
 from dask_isgd import events
-from dask_isgd.dashboard.record import RunRecord, Series
-from dask_isgd.dashboard.watch import RunWatcher
+from dask_isgd.dashboard.run_record import RunRecord, Series
+from dask_isgd.dashboard.run_watcher import RunWatcher
 
 RUN = {"run": "abc", "incarnation": 1}
 
@@ -24,7 +24,7 @@ def progress(step, incarnation=1, **values):
 
 class TestSeries:
     @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 100, 12_345])
-    def test_is_bounded_even_and_ends_with_the_newest(self, n):
+    def test_is_bounded_even_and_ends_with_the_latest(self, n):
         series = Series(("step", "loss"), capacity=8)
         for step in range(n):
             series.append({"step": step, "loss": -step})
@@ -56,13 +56,13 @@ class TestRecord:
     def test_a_life(self):
         record = RunRecord("abc")
         assert record.status(0) == "starting"
-        record.take(events.Published(**RUN, version=0, address="a", checkpoint=None), at=1.0)
-        record.take(progress(10), at=2.0)
-        record.take(progress(30), at=3.0)
-        record.take(events.Scored(**RUN, chunks=[[0, 1, 10], [1, 1, 20]], examples=64, per_second=99.0), at=3.0)
-        record.take(events.Published(**RUN, version=40, address="a", checkpoint=None), at=3.5)
-        record.take(progress(50), at=4.0)
-        record.take(events.Evaluated(**RUN, version=40, loss=0.5, error=0.25), at=4.0)
+        record.apply(events.Published(**RUN, version=0, address="a", checkpoint=None), at=1.0)
+        record.apply(progress(10), at=2.0)
+        record.apply(progress(30), at=3.0)
+        record.apply(events.Scored(**RUN, chunks=[[0, 1, 10], [1, 1, 20]], examples=64, per_second=99.0), at=3.0)
+        record.apply(events.Published(**RUN, version=40, address="a", checkpoint=None), at=3.5)
+        record.apply(progress(50), at=4.0)
+        record.apply(events.Evaluated(**RUN, version=40, loss=0.5, error=0.25), at=4.0)
         assert record.status(5.0) == "running"
         assert record.progress["step"].tolist() == [10, 30, 50]
         assert record.progress["learned_per_second"][1:].tolist() == pytest.approx([3200.0, 3200.0])
@@ -70,50 +70,50 @@ class TestRecord:
         assert record.progress["scored_behind"][-1] == 30
         assert record.progress["scored_per_second"][-1] == 99
         assert record.evaluations["error"].tolist() == [0.25]
-        record.take(events.Control(**RUN, attempt=1, want="pause"), at=6.0)
+        record.apply(events.Control(**RUN, attempt=1, want="pause"), at=6.0)
         assert record.status(600.0) == "paused"
-        record.take(events.Control(**RUN, attempt=1, want="run"), at=601.0)
+        record.apply(events.Control(**RUN, attempt=1, want="run"), at=601.0)
         assert record.status(700.0) == "silent for 99 s"
         ended = events.Ended(**RUN, attempt=1, role="learner", outcome="finished", step=60, message="")
-        record.take(ended, at=701.0)
+        record.apply(ended, at=701.0)
         assert record.status(9999.0) == "finished"
-        assert record.happenings[-1].detail == "finished at step 60"
+        assert record.log[-1].detail == "finished at step 60"
 
     def test_a_learner_that_is_restarted(self):
         record = RunRecord("abc")
         for step in (10, 20, 30, 40):
-            record.take(progress(step), at=float(step))
+            record.apply(progress(step), at=float(step))
         ended = events.Ended(**RUN, attempt=1, role="learner", outcome="left", step=40, message="")
-        record.take(ended, at=41.0)
+        record.apply(ended, at=41.0)
         assert record.status(41.0) == "running"  # it has a successor
-        record.take(progress(25, incarnation=2, loss=2.0), at=42.0)
-        record.take(progress(45, incarnation=1, loss=9.0), at=42.5)  # the old one, not dead yet
-        record.take(progress(35, incarnation=2, loss=2.0), at=43.0)
+        record.apply(progress(25, incarnation=2, loss=2.0), at=42.0)
+        record.apply(progress(45, incarnation=1, loss=9.0), at=42.5)  # the old one, not dead yet
+        record.apply(progress(35, incarnation=2, loss=2.0), at=43.0)
         assert record.progress["step"].tolist() == [10, 20, 25, 35]
         assert record.progress["loss"].tolist() == [1.0, 1.0, 2.0, 2.0]
         assert list(record.restarts) == [25]
-        assert [(h.what, h.detail) for h in record.happenings][-1] == ("learner", "incarnation 2 took over")
+        assert [(h.what, h.detail) for h in record.log][-1] == ("learner", "incarnation 2 took over")
 
     def test_a_resumed_run_runs_again(self):
         record = RunRecord("abc")
-        record.take(progress(10), at=1.0)
-        record.take(events.Ended(**RUN, attempt=1, role="learner", outcome="stopped", step=10, message=""), at=2.0)
+        record.apply(progress(10), at=1.0)
+        record.apply(events.Ended(**RUN, attempt=1, role="learner", outcome="stopped", step=10, message=""), at=2.0)
         assert record.status(3.0) == "stopped"
-        record.take(progress(20, incarnation=2), at=4.0)
+        record.apply(progress(20, incarnation=2), at=4.0)
         assert record.status(5.0) == "running"
 
     def test_memory_is_bounded(self):
         record = RunRecord("abc")
         for step in range(20_000):
-            record.take(progress(step), at=float(step))
-            record.take(events.Fault(**RUN, what="score", detail="x"), at=float(step))
+            record.apply(progress(step), at=float(step))
+            record.apply(events.Fault(**RUN, what="score", detail="x"), at=float(step))
         assert len(record.progress) <= 601
-        assert len(record.happenings) == 200
+        assert len(record.log) == 200
         assert record.faults == 20_000
 
 
-class TestWatch:
-    def test_hears_events_of_runs_and_nothing_else(self):
+class TestRunWatcher:
+    def test_receives_events_of_runs_and_nothing_else(self):
         watch = RunWatcher()
         record = progress(10).record()
         watch.log_event("isgd-abc", record)
@@ -124,9 +124,9 @@ class TestWatch:
         assert list(watch.runs) == ["abc"]
         assert watch.runs["abc"].progress["step"].tolist() == [10]
 
-    def test_keeps_the_runs_heard_of_last(self):
+    def test_keeps_the_latest_runs(self):
         watch = RunWatcher()
         for number in range(100):
             fault = events.Fault(run=f"r{number}", incarnation=0, what="x", detail="y")
-            watch.hear(f"isgd-r{number}", fault.record(), at=float(number))
-        assert [record.run for record in watch.newest()] == [f"r{n}" for n in range(99, 67, -1)]
+            watch.receive(f"isgd-r{number}", fault.record(), at=float(number))
+        assert [record.run for record in watch.latest_first()] == [f"r{n}" for n in range(99, 67, -1)]

@@ -1,4 +1,4 @@
-"""What all chunks and weights look like now: ages and the distribution of the weights."""
+"""Panels of the current state of all chunks: their ages and the distribution of the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bokeh.models import BasicTicker, ColorBar, LinearColorMapper, NumeralTickFo
 
 from dask_isgd.dashboard import style
 from dask_isgd.dashboard.panel import Panel
-from dask_isgd.dashboard.record import RunRecord
+from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.dashboard.style import BLUE, GREEN
 
 _MAP_COLUMNS = 32
@@ -21,10 +21,10 @@ class AgeMap(Panel):
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("x", "y", "age", "text", "chunks")}
         self.mapper = LinearColorMapper(palette=list(style.AGES), low=0, high=1, low_color=style.NEVER)
-        made = style.plot(self.title, x="", x_range=(-0.5, _MAP_COLUMNS - 0.5), y_range=Range1d(0.5, -0.5))
-        made.axis.visible = False
-        made.grid.visible = False
-        cells = made.rect(
+        plot = style.new_plot(self.title, x="", x_range=(-0.5, _MAP_COLUMNS - 0.5), y_range=Range1d(0.5, -0.5))
+        plot.axis.visible = False
+        plot.grid.visible = False
+        cells = plot.rect(
             "x",
             "y",
             0.94,
@@ -39,14 +39,14 @@ class AgeMap(Panel):
         bar.ticker = BasicTicker(desired_num_ticks=4)
         bar.major_label_text_font_size = "11px"
         bar.major_label_text_color = style.MUTED
-        made.add_layout(bar, "right")
-        style.hover(made, cells, ("chunks", "@chunks"), ("age", "@text"), mode="mouse")
-        return made
+        plot.add_layout(bar, "right")
+        style.hover(plot, cells, ("chunks", "@chunks"), ("age", "@text"), mode="mouse")
+        return plot
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        portrait = record.portrait
-        cells = portrait.cells if portrait else []
+        summary = record.weight_summary
+        cells = summary.cells if summary else []
         columns = max(1, min(_MAP_COLUMNS, len(cells)))
         self.root.x_range.update(start=-0.5, end=columns - 0.5)
         self.root.y_range.update(start=-(-len(cells) // columns) - 0.5, end=-0.5)
@@ -55,9 +55,9 @@ class AgeMap(Panel):
         self.root.title.text = self.title + (f" (the oldest of each {per_cell:,})" if per_cell > 1 else "")
 
     def data(self, record: RunRecord) -> dict[str, Any]:
-        portrait = record.portrait
-        cells = portrait.cells if portrait else []
-        per_cell, chunks = _per_cell(record), portrait.chunks if portrait else 0
+        summary = record.weight_summary
+        cells = summary.cells if summary else []
+        per_cell, chunks = _per_cell(record), summary.chunks if summary else 0
         columns = max(1, min(_MAP_COLUMNS, len(cells)))
         at = np.arange(len(cells))
         bounds = [(i * per_cell, min((i + 1) * per_cell, chunks) - 1) for i in range(len(cells))]
@@ -69,27 +69,27 @@ class AgeMap(Panel):
             "chunks": [f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in bounds],
         }
 
-    def extend(self, data: dict[str, Any]) -> tuple[Any, Any]:
+    def extent_of(self, data: dict[str, Any]) -> tuple[Any, Any]:
         return data["x"], data["y"]
 
 
 def _per_cell(record: RunRecord) -> int:
-    portrait = record.portrait
-    return max(1, -(-portrait.chunks // max(1, len(portrait.cells)))) if portrait else 1
+    summary = record.weight_summary
+    return max(1, -(-summary.chunks // max(1, len(summary.cells)))) if summary else 1
 
 
 class Bars(Panel):
-    """A histogram; ``edges`` and ``counts`` say of what."""
+    """A histogram of what ``bins`` returns."""
 
     x = ""
     color = BLUE
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("left", "right", "count")}
-        made = style.plot(self.title, x=self.x, x_log=self.x_log)
-        made.y_range.start = 0
-        made.yaxis.formatter = NumeralTickFormatter(format="0,0")
-        bars = made.quad(
+        plot = style.new_plot(self.title, x=self.x, x_log=self.x_log)
+        plot.y_range.start = 0
+        plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+        bars = plot.quad(
             left="left",
             right="right",
             top="count",
@@ -100,18 +100,18 @@ class Bars(Panel):
             line_width=0.5,
         )
         tips = (("from", "@left{0,0.[000]}"), ("to", "@right{0,0.[000]}"), ("count", "@count{0,0}"))
-        style.hover(made, bars, *tips, mode="mouse")
-        return made
+        style.hover(plot, bars, *tips, mode="mouse")
+        return plot
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         edges, counts = self.bins(record)
         return {"left": edges[:-1], "right": edges[1:], "count": counts}
 
-    def extend(self, data: dict[str, Any]) -> tuple[Any, Any]:
+    def extent_of(self, data: dict[str, Any]) -> tuple[Any, Any]:
         return np.append(data["left"], data["right"]), data["count"]
 
     def bins(self, record: RunRecord) -> tuple[Any, Any]:
-        """Edges (n + 1,) and counts (n,)."""
+        """Return the edges, (n + 1,), and the counts, (n,)."""
         raise NotImplementedError
 
 
@@ -120,14 +120,14 @@ class AgeHistogram(Bars):
     x = "steps since they were scored"
 
     def bins(self, record: RunRecord) -> tuple[Any, Any]:
-        portrait = record.portrait
-        if portrait is None:
+        summary = record.weight_summary
+        if summary is None:
             return np.empty(0), np.empty(0)
-        return np.linspace(0, portrait.age_high, len(portrait.age_counts) + 1), np.array(portrait.age_counts)
+        return np.linspace(0, summary.age_high, len(summary.age_counts) + 1), np.array(summary.age_counts)
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        never = record.portrait.never if record.portrait else 0
+        never = record.weight_summary.never if record.weight_summary else 0
         self.root.title.text = self.title + (f": {never:,} never scored" if never else "")
 
 
@@ -138,17 +138,17 @@ class Weights(Bars):
     color = GREEN
 
     def bins(self, record: RunRecord) -> tuple[Any, Any]:
-        portrait = record.portrait
-        if portrait is None or not sum(portrait.weight_counts):
+        summary = record.weight_summary
+        if summary is None or not sum(summary.weight_counts):
             return np.empty(0), np.empty(0)
-        counts = np.array(portrait.weight_counts)
-        return np.logspace(portrait.weight_low, portrait.weight_high, len(counts) + 1), counts
+        counts = np.array(summary.weight_counts)
+        return np.logspace(summary.weight_low, summary.weight_high, len(counts) + 1), counts
 
     def update(self, record: RunRecord) -> None:
         super().update(record)
-        portrait, text = record.portrait, self.title
-        if portrait is not None and portrait.top_share is not None:
-            text += f": 1 % hold {100 * portrait.top_share:.0f} % of the sum"
-        if portrait is not None and portrait.zeros:
-            text += f"; {portrait.zeros:,} are zero"
+        summary, text = record.weight_summary, self.title
+        if summary is not None and summary.top_share is not None:
+            text += f": the largest 1 % hold {100 * summary.top_share:.0f} % of the sum"
+        if summary is not None and summary.zeros:
+            text += f"; {summary.zeros:,} are zero"
         self.root.title.text = text

@@ -1,0 +1,38 @@
+"""The text of the dashboard's pages: a header of figures and the log of events, as escaped HTML."""
+
+from __future__ import annotations
+
+import time
+
+from dask_isgd.dashboard.run_record import RunRecord
+from dask_isgd.display.render import render
+from dask_isgd.display.text import figure, figures, number
+
+_COLOURS = {"running": "#0072B2", "finished": "#009E73", "failed": "#D55E00", "stopped": "#9a6a00", "paused": "#9a6a00"}
+
+
+def header(record: RunRecord | None, now: float) -> str:
+    """Return the status and the latest figures of a run."""
+    if record is None:
+        return render("no_run")
+    status, latest = record.status(now), record.latest
+    shown = [
+        ("run", record.run),
+        figure("step", latest),
+        *figures(latest, gate=True),
+        ("restarts", str(max(0, int(latest.get("incarnation", 1)) - 1))),
+        ("faults", str(record.faults)),
+    ]
+    return render("header", status=status, colour=_COLOURS.get(status, "#6b6b6b"), figures=shown)
+
+
+def event_log(record: RunRecord | None) -> str:
+    """Return faults, restarts and ends, the latest first."""
+    rows = [] if record is None else list(record.log)[::-1]
+    entries = [(time.strftime("%H:%M:%S", time.localtime(row.time)), row.what, row.detail) for row in rows]
+    return render("event_log", entries=entries)
+
+
+def label(record: RunRecord, now: float) -> str:
+    """Return a run's entry in the list of runs."""
+    return f"{record.run} · {record.status(now)} · step {number(record.latest.get('step', 0))}"

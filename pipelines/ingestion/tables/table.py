@@ -1,0 +1,72 @@
+"""A table: named columns that share a first dimension and are read one block of rows at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_isgd.errors import DataError
+from dask_isgd.storage.data.writing import Column
+
+_SAMPLED_ROWS = 4
+_VALUES = 1 << 20
+
+
+class Table(Protocol):
+    """Rows that need not fit into memory. A table can be pickled, so that the workers of a cluster can read it."""
+
+    length: int
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """Shape and dtype of each column."""
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the target's classes in the order of their numbers; None if the source has none."""
+
+    def read(self, start: int, stop: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Return rows ``start`` to ``stop`` (excluded) of the columns ``names``."""
+
+    def blocks(self, rows: int) -> list[tuple[int, int]]:
+        """Return spans that cover all rows in order, each of at most ``rows`` rows if the source allows it."""
+
+
+def even_blocks(length: int, rows: int) -> list[tuple[int, int]]:
+    """Return spans of ``rows`` rows that cover ``length`` rows in order; the last may be shorter."""
+    return [(start, min(start + rows, length)) for start in range(0, length, rows)]
+
+
+def scalars(table: Table, name: str) -> NDArray[Any]:
+    """Return all values of a column, (N,). Raises DataError if its rows are arrays."""
+    values = np.concatenate([table.read(start, stop, [name])[name] for start, stop in table.blocks(_VALUES)])
+    if values.ndim != 1:
+        raise DataError(f"column {name!r}: got rows of shape {values.shape[1:]}, wanted one value per row")
+    return values
+
+
+def distinct(table: Table, name: str) -> tuple[Any, ...]:
+    """Return the distinct values of a column, sorted."""
+    found: set[Any] = set()
+    for start, stop in table.blocks(_VALUES):
+        found.update(np.unique(table.read(start, stop, [name])[name]).tolist())
+    return tuple(sorted(found))
+
+
+def fingerprint(table: Table, names: Sequence[str]) -> dict[str, Any]:
+    """Return, as JSON, what distinguishes a table: length, shapes, dtypes, and a hash of the first and last rows."""
+    digest = hashlib.sha256()
+    for start, stop in ((0, min(_SAMPLED_ROWS, table.length)), (max(0, table.length - _SAMPLED_ROWS), table.length)):
+        for name, values in sorted(table.read(start, stop, names).items()):
+            digest.update(name.encode())
+            digest.update(repr(values.tolist()).encode() if values.dtype.kind in "OUST" else values.tobytes())
+    columns = {name: [str(table.columns[name].dtype), list(table.columns[name].shape)] for name in names}
+    described: dict[str, Any] = json.loads(
+        json.dumps({"length": table.length, "columns": columns, "sampled": digest.hexdigest()})
+    )
+    return described

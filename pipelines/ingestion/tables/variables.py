@@ -1,0 +1,61 @@
+"""The variables of an ``xarray.Dataset``, in memory or in whatever files xarray opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_isgd.errors import DataError
+from dask_isgd.pipelines.ingestion.tables.table import even_blocks
+from dask_isgd.storage.data.writing import Column
+
+
+class XarrayTable:
+    """The variables of an ``xarray.Dataset`` that have ``dimension``, at any place in their shape."""
+
+    class_names: Sequence[str] | None = None
+
+    def __init__(self, data: Any, dimension: str) -> None:
+        if dimension not in data.sizes:
+            raise DataError(
+                f"source: got the dimensions {', '.join(map(repr, data.sizes)) or 'none'}, wanted {dimension!r} among "
+                "them; pass dimension=..., the one that counts the examples"
+            )
+        self._dimension = dimension
+        found = {str(name): variable for name, variable in data.variables.items() if dimension in variable.dims}
+        self._data = data[[name for name in data.variables if str(name) in found]].reset_coords()
+        self.length = int(data.sizes[dimension])
+        self.columns = {
+            name: Column(tuple(n for d, n in zip(v.dims, v.shape, strict=True) if d != dimension), np.dtype(v.dtype))
+            for name, v in found.items()
+        }
+
+    def read(self, start: int, stop: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        import dask
+
+        with dask.config.set(scheduler="synchronous"):  # this may itself run in a task
+            part = self._data[list(names)].isel({self._dimension: slice(start, stop)})
+            return {name: np.asarray(part[name].transpose(self._dimension, ...).values) for name in names}
+
+    def blocks(self, rows: int) -> list[tuple[int, int]]:
+        return even_blocks(self.length, rows)
+
+
+def open_variables(place: Any, dimension: str, **options: Any) -> XarrayTable:
+    """Return the table of a file or URL that xarray opens. Raises DataError if it cannot be opened."""
+    import xarray
+
+    try:
+        text = str(place)
+        if text.rstrip("/").endswith(".zarr") or options.get("engine") == "zarr":
+            options = {"chunks": None, **options}
+            options.pop("engine", None)
+            return XarrayTable(xarray.open_zarr(text, **options), dimension)
+        return XarrayTable(xarray.open_dataset(text, **options), dimension)
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{place}: cannot be opened by xarray ({error})") from error
