@@ -1,20 +1,20 @@
-"""What the system costs: the learner's step, a scoring task, a publication, Dask's share of a task.
+"""The cost of the system: the learner's step, a scoring task, a publication, Dask's share of a task.
 
     python benchmarks/cost.py           # about four minutes on two cores
     python benchmarks/cost.py --tiny    # what the tests run
 
 Compared in one run on pinned cores, interleaved, medians of the repeats:
 
-* ``learner``: steps a second of the learner inside a run (core 0, one torch thread; scheduler, scorer
+* ``learner``: steps per second of the learner inside a run (core 0, one torch thread; scheduler, scorer
   and client on core 1) over those of a bare torch loop in the same process (core 0, one torch thread,
   nothing else running), on tensors in RAM, same model, optimizer, minibatch, uniform indices drawn
-  with numpy, gradient buffers kept. ``uniform`` is the run with uniform draws and no scoring.
-* ``scoring``: examples a second inside scoring tasks over those of a bare loop over the same chunks
+  with numpy, gradient buffers reused. ``uniform`` is the run with uniform draws and no scoring.
+* ``scoring``: examples per second inside scoring tasks over those of a bare loop over the same chunks
   in the same process: open array, read, norms.
 * ``learner_beside`` and ``scoring_beside``: the same over the two bare loops while both run, each on its
-  core, as learner and scorer do: cores of one machine share caches and memory, which no software can mend.
-* ``publication``: milliseconds the learner's loop stands still for one publication.
-* ``dask``: milliseconds of a scoring task that are neither reading nor scoring, from a train of tasks.
+  core, as learner and scorer do: cores of one machine share caches and memory, which no software can change.
+* ``publication``: milliseconds for which one publication blocks the learner's loop.
+* ``dask``: milliseconds of a scoring task that are neither reading nor scoring, from a sequence of tasks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MODELS = {"784-512x3-10": small, "3072-2048x4-10": large}
 
 
 def make(folder: Path, width: int, rows: int) -> Dataset:
-    """Random inputs of a width, ten classes that a linear map decides, so that there is something to learn."""
+    """Write random inputs of a width, with ten classes decided by a linear map, so that there is something to learn."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, width), np.float32)
     y = (x @ rng.standard_normal((width, 10), np.float32)).argmax(1)
@@ -80,7 +80,7 @@ def pin(cores: set[int]) -> None:
 
 
 def bare_training(data: Dataset, name: str, steps: int) -> float:
-    """Steps a second of a plain loop on tensors in RAM; runs on the learner's worker."""
+    """Return steps per second of a plain loop on tensors in RAM; runs on the learner's worker."""
     torch.set_num_threads(1)
     rows = data.load()
     x, y = torch.from_numpy(rows.inputs[0]), torch.from_numpy(rows.target)
@@ -99,9 +99,9 @@ def bare_training(data: Dataset, name: str, steps: int) -> float:
 
 
 def bare_scoring(data: Dataset, name: str, chunk: int, batch: int, until: str | None = None) -> float:
-    """Examples a second of a plain scan: read, norms; runs on a scorer.
+    """Return examples per second of a plain scan: read, norms; runs on a scorer.
 
-    Once over the data, or again and again while there is no file ``until``.
+    It reads the data once, or repeatedly until the file ``until`` exists.
     """
     torch.set_num_threads(1)
     model = MODELS[name]()
@@ -123,7 +123,7 @@ def bare_scoring(data: Dataset, name: str, chunk: int, batch: int, until: str | 
 
 
 def system(client: Client, data: Dataset, name: str, folder: Path, steps: int, *, uniform: bool) -> dict[str, float]:
-    """Steps a second of the learner of a run; and what its scorers reached."""
+    """Return steps per second of a run's learner, and examples per busy second of its scorers."""
     learning = isgd.Learning(
         steps=steps + steps // 4,
         batch_size=BATCH,
@@ -151,7 +151,7 @@ def system(client: Client, data: Dataset, name: str, folder: Path, steps: int, *
 
 
 def publication(name: str, times: int) -> dict[str, float]:
-    """Milliseconds of the copy a publication costs the loop: the first, and the median with buffers used again."""
+    """Return milliseconds that the loop needs to copy a publication: the first, and the median with reused buffers."""
     state, snapshots, seconds = models.state_of(MODELS[name]()), Snapshots(), []
     for _ in range(times):
         began = time.perf_counter()
@@ -171,7 +171,7 @@ def _nothing(chunk: int, nonce: str) -> str:
 
 
 def dask_share(client: Client, tasks: int) -> float:
-    """Milliseconds a task that does nothing takes, submitted in the coordinator's manner."""
+    """Return milliseconds per empty task, submitted as the coordinator does."""
     began = time.perf_counter()
     futures = [
         client.submit(_nothing, i, str(began), key=("nothing", i, str(began)), pure=False, resources={"scorer": 1})
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                         "learner_beside": median("importance", "bare_beside"),
                         "scoring_beside": median("scored", "scan_beside"),
                     }
-                result["dask_ms_a_task"] = round(dask_share(client, 50 if options.tiny else 500), 2)
+                result["dask_ms_per_task"] = round(dask_share(client, 50 if options.tiny else 500), 2)
         finally:
             pin(everywhere)
     result["publication"] = publication(names[-1], 3 if options.tiny else 15)

@@ -1,12 +1,12 @@
-"""How fast random rows arrive, and chunks in order, against ``X[idx]`` in RAM and a bare ``z[a:b]`` loop.
+"""The speed of reading random rows, against ``X[idx]`` in RAM, and chunks in order, against a bare ``z[a:b]`` loop.
 
-    python benchmarks/feed.py            # 600 MB, some minutes on one core
+    python benchmarks/feed.py            # 600 MB, a few minutes on one core
     python benchmarks/feed.py --tiny     # what the tests run
 
-Every way gives the same minibatches of 128 rows of 3,072 bytes as torch tensors, in one process; a
-figure is the median over minibatches (the pool's a mean: its refills come in between), the ratio is to
-``X[idx]``, numpy alone, of the same run. The other ways of reading Zarr are measured where they are installed.
-The last lines train an MLP from memory and from a budget ten times smaller than the data.
+Every method yields the same minibatches of 128 rows of 3,072 bytes as torch tensors, in one process. A
+figure is the median over minibatches (for the pool the mean, because it is refilled in between); the ratio is to
+``X[idx]``, plain numpy, of the same run. Other libraries that read Zarr are measured if they are installed.
+The last lines train an MLP from memory and with a memory budget of a tenth of the data.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BATCH, CHUNK = 128, 512
 
 
 class Uniform:
-    """Uniform draws: what is measured is the feed, not the sampler."""
+    """Uniform draws: the benchmark measures the feed, not the sampler."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -66,7 +66,7 @@ class Uniform:
 
 
 def write(folder: Path, n: int) -> dict[str, Dataset]:
-    """The same rows uncompressed and as zstd. Half random, half constant: they compress to a half."""
+    """Write the same rows uncompressed and as zstd. Half of each is constant: they compress to half the size."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
     image[:, :, 16:] = 7
@@ -87,14 +87,14 @@ def write(folder: Path, n: int) -> dict[str, Dataset]:
     return found
 
 
-def rate(give: Callable[[int], Any], batches: int, *, mean: bool = False) -> float:
-    """Rows a CPU second, of all threads: what one core does, whoever else uses the machine."""
+def rate(minibatch: Callable[[int], Any], batches: int, *, mean: bool = False) -> float:
+    """Return rows per CPU second of all threads: the speed of one core, whatever else runs on the machine."""
     for step in range(max(1, batches // 5)):
-        give(step)
+        minibatch(step)
     seconds = []
     for step in range(batches):
         began = time.process_time()
-        give(step)
+        minibatch(step)
         seconds.append(time.process_time() - began)
     return BATCH / (statistics.fmean(seconds) if mean else statistics.median(seconds))
 
@@ -121,21 +121,21 @@ def random_rows(data: dict[str, Dataset], batches: int) -> Iterator[tuple[str, f
         source = open_source(data[kind], draws, Learning(steps=1, **{"cache_disk": 0, **settings}))
         if hasattr(source, "wait"):
             source.wait()
-        if hasattr(source, "slots"):  # the steady state: what comes while it fills up is another matter
+        if hasattr(source, "slots"):  # measure the steady state, not the time during which it fills
             while source.loaded < source.slots:
                 source.minibatch(0)
 
-        def give(step: int, source: Any = source) -> Any:
+        def minibatch(step: int, source: Any = source) -> Any:
             _, rows = source.minibatch(step)
             return [as_tensor(array) for array in (*rows.inputs, rows.target)]
 
-        yield name, rate(give, batches, mean=hasattr(source, "slots"))
+        yield name, rate(minibatch, batches, mean=hasattr(source, "slots"))
         source.close()
     yield from others(data["zstd"], max(2, batches // 100))
 
 
 def others(dataset: Dataset, batches: int) -> Iterator[tuple[str, float]]:
-    """What people do today, on the compressed rows."""
+    """Measure common alternatives on the compressed rows."""
     image, label = (dataset.arrays[name] for name in ("image", "label"))
     draws = Uniform(len(dataset))
 
@@ -172,7 +172,7 @@ def others(dataset: Dataset, batches: int) -> Iterator[tuple[str, float]]:
 
 
 def scans(data: dict[str, Dataset], times: int) -> Iterator[tuple[str, float]]:
-    """Chunks in order, 16 at a time: rows a CPU second, the best of ``times`` passes."""
+    """Read chunks in order, 16 at a time: rows per CPU second, the best of ``times`` passes."""
     for kind, dataset in data.items():
         z = {name: zarr.open_array(array.store, path=array.path, mode="r") for name, array in dataset.arrays.items()}
         span = 16 * CHUNK
@@ -199,7 +199,7 @@ def scans(data: dict[str, Dataset], times: int) -> Iterator[tuple[str, float]]:
                 began = time.process_time()
                 run()
                 best[name].append(time.process_time() - began)
-        for name, label in (("bare", "bare z[a:b]"), ("scan", "scan"), ("kept", "scan, kept from the last pass")):
+        for name, label in (("bare", "bare z[a:b]"), ("scan", "scan"), ("kept", "scan, cached by the last pass")):
             yield f"{kind}: {label}", len(dataset) / min(best[name])
 
 
@@ -212,7 +212,7 @@ def model() -> torch.nn.Module:
 
 
 class Scaled(Prepare):
-    """As if the dataset had a normalisation."""
+    """Prepares batches as if the dataset had a normalisation."""
 
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(dataset, torch.device("cpu"))
@@ -220,7 +220,7 @@ class Scaled(Prepare):
 
 
 def training(data: dict[str, Dataset], steps: int) -> Iterator[tuple[str, float]]:
-    """Steps a second of an MLP, rounds of all ways one after another, the median round."""
+    """Measure an MLP's steps per second: rounds of all methods in turn, the median round."""
     dataset = data["raw"]
     ways = {
         "in memory": (data["raw"], 2 * dataset.nbytes, 0),
@@ -250,14 +250,14 @@ def training(data: dict[str, Dataset], steps: int) -> Iterator[tuple[str, float]
 
 
 def table(title: str, rows: Iterator[tuple[str, float]], unit: str) -> dict[str, float]:
-    """Print as it comes; ratios to the first row."""
+    """Print rows as they are measured; return their ratios to the first."""
     print(f"\n{title}\n{'':<45}{unit:>12}{'ratio':>9}")
     found: dict[str, float] = {}
     ratios: dict[str, float] = {}
     for name, value in rows:
         found[name] = value
         first = found["bare" if "bare" in found else next(iter(found))]
-        if ": " in name:  # ratios to the bare loop of the same kind
+        if ": " in name:  # the ratio is to the bare loop of the same kind
             first = found[f"{name.split(':')[0]}: bare z[a:b]"]
         ratios[name] = round(value / first, 5)
         print(f"{name:<45}{value:>12,.0f}{value / first:>9.4f}", flush=True)
@@ -266,8 +266,8 @@ def table(title: str, rows: Iterator[tuple[str, float]], unit: str) -> dict[str,
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--rows", type=int, default=200_000, help="of 3,080 bytes")
+    parser.add_argument("--tiny", action="store_true", help="use small sizes: a test that it runs")
+    parser.add_argument("--rows", type=int, default=200_000, help="number of rows, 3,080 bytes each")
     options = parser.parse_args(argv)
     n, batches, times, steps = (6_000, 10, 1, 3) if options.tiny else (options.rows, 1000, 3, 60)
     threads = torch.get_num_threads()

@@ -1,12 +1,12 @@
-"""What ingesting takes: memory above all, then seconds.
+"""The cost of ingesting: memory above all, then seconds.
 
-    python benchmarks/ingest.py               # 3 GB, and as much again of disk twice
+    python benchmarks/ingest.py               # 3 GB, and four times that on disk
     python benchmarks/ingest.py --megabytes 1000
     python benchmarks/ingest.py --tiny        # what the tests run
 
-Writes images of bytes to a file, ingests them in a process of its own (shuffled, split, normalised,
-checksummed) with a budget, and prints the peak of that process and what it is above the budget (at most 150 MB,
-which Python, numpy, xarray and Zarr take), beside the time a plain copy of the file takes.
+Writes images of bytes to a file, ingests them in a separate process (shuffled, split, normalised,
+checksummed) with a memory budget, and prints that process's peak memory and its excess over the budget (at most 150 MB,
+for Python, numpy, xarray and Zarr), and the time for a plain copy of the file.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def write(folder: Path, rows: int) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="use small sizes: a test that it runs")
     parser.add_argument("--megabytes", type=int, default=3000)
     parser.add_argument("--memory", default="256MB")
-    parser.add_argument("--folder", help="where there is room for four times the data")
+    parser.add_argument("--folder", help="a folder with space for four times the data")
     options = parser.parse_args(argv)
     megabytes, memory = (10, "2MB") if options.tiny else (options.megabytes, options.memory)
     folder = Path(tempfile.mkdtemp(prefix="isgd-ingest-", dir=options.folder))

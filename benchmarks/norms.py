@@ -1,14 +1,14 @@
-"""Exact norms against a training step: the step's time over that of everything that gives the norms.
+"""Exact norms against a training step: the step's time over that of every method that computes the norms.
 
-A training step is forward and backward of the mean loss with kept gradient buffers; zeroing them and the
-optimizer are left out. One thread, CPU seconds, medians of repeats in shuffled order. Run from the repository::
+A training step is forward and backward of the mean loss with reused gradient buffers; zeroing them and the
+optimizer's step are not included. One thread, CPU seconds, medians of repeats in shuffled order. To run it::
 
     pip install -e .[bench]
     python benchmarks/norms.py [--tiny] [--repeats 15] [--only mlp resnet] [--malloc default]
 
-By default the C library is told to keep freed memory (as it does anyway in a process that trains for long): with its
-default settings temporaries of tens of megabytes go back to the kernel and are faulted in again in every step, which
-slows down whoever forms weight gradients and flatters who does not.
+By default the C library is configured to keep freed memory (as it does in a process that trains for long): with its
+default settings, temporaries of tens of megabytes are returned to the kernel and faulted in again in every step, which
+slows down methods that form weight gradients and favours methods that do not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Row:
     faults: float
     """Pages faulted in, median."""
     megabytes: float
-    """Peak of the tensors allocated, above what was held before."""
+    """Peak of the tensors allocated, above the amount before."""
 
 
 def losses_of(output: Tensor, target: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ def losses_of(output: Tensor, target: Tensor) -> Tensor:
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor, *, repeats: int) -> tuple[list[Row], list[str]]:
-    """The table of one model, and what is missing from it."""
+    """Return the table of one model, and the methods missing from it, with reasons."""
     scale = torch.full((len(x),), 1 / len(x))
 
     def train(*, captured: bool = False) -> None:
-        # Gradients add up in the buffers they have: new ones each step would flatter what is compared.
+        # Gradients accumulate in existing buffers: new ones in each step would make the step look slower.
         with capture_norms(model) if captured else nullcontext() as capture:
             torch.dot(losses_of(model(x), y), scale).backward()
         if capture is not None:
@@ -91,7 +91,7 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, *, repeats: int) -> tuple[li
     faults: dict[str, list[int]] = {name: [] for name in work}
     order, shuffler = list(work), random.Random(0)
     for _ in range(repeats):
-        shuffler.shuffle(order)  # what ran before leaves its caches: always the same order favours some
+        shuffler.shuffle(order)  # a method finds the caches of the one before: a fixed order would favour some
         for name in order:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             start = time.process_time()
@@ -107,9 +107,9 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, *, repeats: int) -> tuple[li
 
 
 def bare_products(layers: list[nn.Linear], size: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The matrix products that an MLP's step and its norms can't do without, into buffers that exist.
+    """Return the matrix products that an MLP's step and its norms cannot avoid, into existing buffers.
 
-    Their quotient is the limit of the ratio: activations, norms and Python cost nothing here.
+    Their quotient bounds the ratio: activations, norms and Python cost nothing here.
     """
     weights = [layer.weight.detach() for layer in layers]
     gradients = [torch.zeros_like(weight) for weight in weights]
@@ -131,7 +131,7 @@ def bare_products(layers: list[nn.Linear], size: int) -> tuple[Callable[[], None
 
 
 def peak_megabytes(run: Callable[[], object]) -> float:
-    """What torch's allocator hands out during one run, at its peak: resident memory depends on what ran before."""
+    """Return the peak of torch's allocations during one run: resident memory would depend on earlier runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     recorder = profiled.profiler
@@ -154,7 +154,7 @@ def report(workload: Workload, rows: list[Row], left_out: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tiny", action="store_true", help="seconds, not minutes; the figures mean nothing")
+    parser.add_argument("--tiny", action="store_true", help="run for seconds, not minutes; the figures mean nothing")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=list(workloads(tiny=True)), choices=list(workloads(tiny=True)))
     parser.add_argument("--malloc", choices=["keep", "default"], default="keep", help="whether freed memory is kept")
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
             torch.manual_seed(0)
             workload = workloads(tiny=options.tiny)[name]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the peers' hooks warn, once a step
+                warnings.simplefilter("ignore")  # the peers' hooks warn once per step
                 table: Any = measure(
                     workload.model(), *workload.batch(), repeats=2 if options.tiny else options.repeats
                 )

@@ -1,4 +1,4 @@
-"""The networks that the norms are timed on."""
+"""The models for which computing norms is timed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Workload:
-    """A model with a batch of its input."""
+    """A model, and a batch of inputs and targets for it."""
 
     title: str
     model: Callable[[], nn.Module]
@@ -21,7 +21,7 @@ class Workload:
 
 
 def mlp(inputs: int, width: int, layers: int, classes: int = 10) -> nn.Sequential:
-    """``layers`` hidden layers of ``width``, ReLU."""
+    """Return an MLP with ``layers`` hidden layers of ``width`` and ReLU."""
     sizes = [inputs, *[width] * layers]
     hidden = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(width, classes))
@@ -47,7 +47,7 @@ class _Block(nn.Module):
 
 
 def resnet(width: int, blocks: int) -> nn.Sequential:
-    """The CIFAR ResNet with 6 ``blocks`` + 2 layers, GroupNorm in the place of BatchNorm."""
+    """Return the CIFAR ResNet with 6 ``blocks`` + 2 layers, with GroupNorm in place of BatchNorm."""
     widths = [width, *[width * factor for factor in (1, 2, 4) for _ in range(blocks)]]
     body = [_Block(a, b) for a, b in itertools.pairwise(widths)]
     stem = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.GroupNorm(8, width), nn.ReLU()
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
 
 
 def workloads(*, tiny: bool) -> dict[str, Workload]:
-    """By name; ``tiny`` ones take milliseconds and mean nothing."""
+    """Return the workloads by name; ``tiny`` ones take milliseconds, and their figures mean nothing."""
 
     def dense(title: str, size: int, inputs: int, width: int, layers: int) -> Workload:
         return Workload(

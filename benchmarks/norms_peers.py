@@ -1,6 +1,6 @@
-"""Other people's per-example norms, each as one function of a batch: Opacus, BackPACK, torch.func.
+"""Per-example norms by other libraries, each as one function of a batch: Opacus, BackPACK, torch.func.
 
-A peer that is not installed, does not know a layer of the model or gives other numbers is left out with the reason.
+If a library is not installed, does not support a layer or returns other numbers, it is omitted, with the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ELEMENTS = 1 << 28
-"""Of per-example gradients at a time (1 GB), for the peers that form them."""
+"""Elements of per-example gradients at a time (1 GB), for the libraries that form them."""
 
 Norms = Callable[[Tensor, Tensor], Tensor]
 
@@ -99,7 +99,7 @@ PEERS: dict[str, Callable[[nn.Module], Norms]] = {
 
 
 def usable(model: nn.Module, x: Tensor, y: Tensor, wanted: Tensor) -> tuple[dict[str, Callable[[], Any]], list[str]]:
-    """The peers that give ``wanted`` for this model and batch, and why the others are left out."""
+    """Return the libraries whose norms are ``wanted`` for this model and batch, and why others are omitted."""
     found: dict[str, Callable[[], Any]] = {}
     left_out = []
     for name, make in PEERS.items():

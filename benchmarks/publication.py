@@ -1,18 +1,18 @@
-"""A published version on its way: what the learner pays, and when every scorer has it.
+"""The transfer of a published version: its cost to the learner, and the time until every scorer has it.
 
     python benchmarks/publication.py          # 75 MB to 1, 2, 4 and 8 processes, about two minutes
     python benchmarks/publication.py --tiny   # what the tests run
 
-Each scorer is a process of its own on this machine. In turn, several times each, medians:
+Each scorer is a separate process on this machine. Medians of several versions:
 
-* ``stall``: milliseconds for which the learner's loop stands still: the copy of the parameters and the
-  offer to the thread that publishes, as in ``dask_isgd.learner.task``; ``cpu``: the loop's own CPU time of it,
-  which a busy machine does not lengthen;
+* ``stall``: milliseconds for which the learner's loop is blocked: the copy of the parameters and the
+  offer to the thread that publishes, as in ``dask_isgd.learner.task``; ``cpu``: the loop's CPU time in them,
+  which does not depend on how busy the machine is;
 * ``ours``: seconds from the publication until a task on every scorer has the tensors: scatter on the learner's
-  worker, the ``Variable``, the announcement on a topic, a coordinator's task that hears it and submits one
-  task a scorer, which fetch the tensors from the learner and from one another;
+  worker, the ``Variable``, the announcement on a topic, a coordinator's task that receives it and submits one
+  task per scorer, which fetch the tensors from the learner and from one another;
 * ``bare``: seconds of the same transfer with Dask alone: tensors scattered on the learner's worker by a
-  client that submits one task a scorer at once.
+  client that immediately submits one task per scorer.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def cluster(scorers: int) -> SpecCluster:
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=40)  # type: ignore[no-untyped-call]
 
 
-def look(tensors: dict[str, torch.Tensor], _: str) -> float:
-    """A scorer has the tensors: when."""
+def receive(tensors: dict[str, torch.Tensor], _: str) -> float:
+    """Return the time at which a scorer has the tensors."""
     assert float(tensors["layer4"][-1]) == 4.0
     return time.time()
 
 
 def publish_ours(megabytes: float, run: str, versions: int) -> list[tuple[float, float, float]]:
-    """In the learner's place: when each version was offered, milliseconds the loop stood still, and of CPU."""
+    """Act as the learner; return when each version was offered, the loop's blocked milliseconds, and those of CPU."""
     torch.set_num_threads(1)
     worker, client = get_worker(), get_client()
     state, snapshots, background = (
@@ -67,7 +67,7 @@ def publish_ours(megabytes: float, run: str, versions: int) -> list[tuple[float,
         Snapshots(codec.pack),
         LatestJobWorker("publication", 60).open(),
     )
-    heard = pubsub.subscribe(client, f"{run}-done")
+    events = pubsub.subscribe(client, f"{run}-done")
     rows, held = [], []
     for version in range(versions):
         began = time.time()
@@ -84,41 +84,41 @@ def publish_ours(megabytes: float, run: str, versions: int) -> list[tuple[float,
         background.offer(job)
         del tensors, job
         rows.append((began, 1e3 * (time.perf_counter() - start), 1e3 * (time.thread_time() - cpu)))
-        while (event := heard.get(60)) is None or event.version != version:  # type: ignore[attr-defined]
+        while (event := events.get(60)) is None or event.version != version:  # type: ignore[attr-defined]
             pass
-    heard.close()
+    events.close()
     background.close()
     return rows
 
 
 def coordinate(run: str, versions: int, scorers: list[str]) -> list[float]:
-    """In the coordinator's place: when the last scorer had each version."""
+    """Act as the coordinator; return when the last scorer had each version."""
     worker, client = get_worker(), get_client()
     secede()
-    heard, rows = pubsub.subscribe(client, run), []
+    events, rows = pubsub.subscribe(client, run), []
     while len(rows) < versions:
-        event = heard.get(60)
+        event = events.get(60)
         if not isinstance(event, Published):
             continue
         found = newest(client, run, 60)
         assert found is not None
         futures = [
-            client.submit(look, found.future, uuid.uuid4().hex, workers=[address], pure=False) for address in scorers
+            client.submit(receive, found.future, uuid.uuid4().hex, workers=[address], pure=False) for address in scorers
         ]
         rows.append(max(client.gather(futures)))
         pubsub.announce(worker, f"{run}-done", event)
-    heard.close()
+    events.close()
     return rows
 
 
 def publish_bare(megabytes: float, scorers: list[str]) -> float:
-    """Dask alone: scatter here, one task on each scorer."""
+    """Transfer with Dask alone: scatter here, one task on each scorer; return the seconds."""
     client, tensors = get_client(), parameters(megabytes)
     secede()
     began = time.time()
     key = f"bare-{uuid.uuid4().hex}"
     future = client.scatter({key: tensors}, hash=False)[key]
-    futures = [client.submit(look, future, uuid.uuid4().hex, workers=[address], pure=False) for address in scorers]
+    futures = [client.submit(receive, future, uuid.uuid4().hex, workers=[address], pure=False) for address in scorers]
     return max(client.gather(futures)) - began
 
 
@@ -137,7 +137,7 @@ def measure(scorers: int, megabytes: float, versions: int) -> dict[str, float]:
         wait([arrived, offered], timeout=300)
         rows = list(zip(offered.result(), arrived.result(), strict=True))
         forget(client, run)
-    later = rows[1:] or rows  # the first meets fresh buffers and processes that have not imported torch
+    later = rows[1:] or rows  # the first has new buffers, and processes that have not imported torch
     return {
         "scorers": scorers,
         "stall_ms": statistics.median(stall for (_, stall, _), _ in later),
@@ -150,10 +150,10 @@ def measure(scorers: int, megabytes: float, versions: int) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=75.5, help="18.9 million parameters, the paper's network.")
-    parser.add_argument("--scorers", type=int, action="append", help="Processes.  [default: 1, 2, 4 and 8]")
+    parser.add_argument("--megabytes", type=float, default=75.5, help="default: those of the paper's network")
+    parser.add_argument("--scorers", type=int, action="append", help="processes (repeatable; default: 1, 2, 4 and 8)")
     parser.add_argument("--versions", type=int, default=8)
-    parser.add_argument("--tiny", action="store_true", help="One megabyte to two processes: what the tests run.")
+    parser.add_argument("--tiny", action="store_true", help="one megabyte to two processes: a test that it runs")
     options = parser.parse_args(argv)
     if options.tiny:
         options.megabytes, options.scorers, options.versions = 1.0, [2], 2

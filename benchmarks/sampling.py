@@ -1,13 +1,13 @@
-"""What a draw, an update and feedback cost, that a draw hardly depends on N, and what others need.
+"""The cost of a draw, an update and feedback, how little a draw depends on N, and the cost of alternatives.
 
     python benchmarks/sampling.py           # two minutes, about 1.5 GB
     python benchmarks/sampling.py --tiny    # what the tests run
 
-Weights change between any two draws, in every line: 128 of them by feedback for the sampler, at least one for
-the others, which start afresh anyway. Prints one JSON line, medians in microseconds, and the ratios that
-are promised: ``scaling`` of draws of 128 from the smallest N to the largest (aim: at most 3), ``speedup`` over
+Weights change between any two draws in every line: 128 of them by feedback for the sampler, at least one for
+the alternatives, which start from scratch in any case. Prints one JSON line: medians in microseconds, and three
+ratios with aims: ``scaling`` of draws of 128 from the smallest N to the largest (aim: at most 3), ``speedup`` over
 ``numpy.random.Generator.choice(p=)`` and ``torch.multinomial`` (aim: at least 20), and ``cpprb``'s time
-over ours for a draw and a scattered update of 4,096 weights (aim: above 1; null where cpprb is not installed).
+over the sampler's for a draw and a scattered update of 4,096 weights (aim: above 1; null if cpprb is not installed).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCATTERED = 4096
 
 
 def median(call: Callable[[], object], times: int, before: Callable[[], object] = lambda: None) -> float:
-    """Median microseconds of a call; ``before`` each is not counted."""
+    """Return the median microseconds of a call; ``before`` runs before each call and is not counted."""
     seconds = []
     for _ in range(times + 1):
         before()
@@ -69,12 +69,12 @@ def measure(n: int, times: int) -> dict[str, float]:
         "update": median(lambda: sampler.update(0, fresh, 0), times),
         "refresh": median(lambda: (sampler.refresh(1), sampler.draw(1, rng)), times),
         "stats": median(lambda: sampler.stats(1), max(3, times // 10), before=lambda: [(draw(), feedback())] * 20),
-        "bytes_an_example": round(sampler.nbytes / n, 3),
+        "bytes_per_example": round(sampler.nbytes / n, 3),
     }
 
 
 def others(n: int, times: int) -> dict[str, float]:
-    """Draws of 128 by those that look at all N weights each time."""
+    """Measure draws of 128 by functions that read all N weights each time."""
     rng = np.random.default_rng(0)
     weights = rng.exponential(size=n)
     tensor = torch.from_numpy(weights)
@@ -89,7 +89,7 @@ def others(n: int, times: int) -> dict[str, float]:
 
 
 def against_cpprb(n: int, times: int) -> dict[str, float] | None:
-    """A draw of 128 and a scattered update of 4,096 weights: ours, and cpprb's prioritized buffer's."""
+    """Measure a draw of 128 and a scattered update of 4,096 weights: the sampler's and cpprb's prioritized buffer's."""
     try:
         import cpprb
     except ImportError:
@@ -118,7 +118,7 @@ def against_cpprb(n: int, times: int) -> dict[str, float] | None:
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="use small sizes: a test that it runs")
     tiny = parser.parse_args(argv).tiny
     torch.set_num_threads(1)
     sizes, times = ([1_000, 20_000, 50_000], 3) if tiny else ([10**5, 10**6, 10**7, 10**8], 300)

@@ -1,22 +1,22 @@
-"""Hundreds of scorers on one machine: does the coordinator keep them busy, and what does that cost?
+"""Hundreds of scorers on one machine: whether the coordinator keeps them busy, and at what cost.
 
     python benchmarks/scale.py                    # 64 and 256 threads, about eight minutes
     python benchmarks/scale.py --threads 64 --seconds 20
     python benchmarks/scale.py --tiny             # what the tests run
 
 Scorers are threads of one process whose scoring tasks wait for a second (``stubs.py``) and write
-nothing. Learner, coordinator and scorers have a process each, the scheduler shares the client's. In
-turn, with the same processes and the same learner:
+nothing. Learner, coordinator and scorers have one process each; the scheduler shares the client's. With
+the same processes and the same learner, alternately:
 
 * ``ours``: a run with its coordinator;
-* ``bare``: the same run, its coordinator told to score nothing, and a bare loop of Dask (submit, wait,
+* ``bare``: the same run, whose coordinator scores nothing, and a bare loop of Dask (submit, wait,
   submit) in the coordinator's process that keeps as many stubs in flight.
 
 ``busy``: share of the threads' time in stubs. ``coordinator ms/task``: CPU time of the coordinator's
-process, all its threads, for each task. ``learner``: its steps a second in ``ours`` over those in the ``bare``
-window right after it. All are medians over the windows, with the least and the greatest ratio of a pair. ``cpu``:
-cores that each process keeps busy. On a machine with fewer cores than that the learner waits for one; ``ms/step``,
-CPU time of its loop, says what a step costs without that.
+process, all its threads, per task. ``learner``: its steps per second in ``ours`` over those in the next
+``bare`` window. All are medians over the windows, with the smallest and the largest ratio of a pair. ``cpu``:
+cores that each process keeps busy. If the machine has fewer cores, the learner waits for one; ``ms/step``,
+the CPU time of its loop, is the cost of a step without waiting.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from dask_isgd.storage import Dataset, WeightArray, write_dataset
 
 HERE = str(Path(__file__).parent)
 ROWS = 16
-"""Examples a scoring chunk: the weights are not what is measured."""
+"""Examples per scoring chunk; few, because weights are not measured."""
 
 
 def model() -> nn.Module:
@@ -58,7 +58,7 @@ def data(folder: Path, chunks: int) -> Dataset:
 
 
 def cluster(threads: int) -> SpecCluster:
-    """Learner's and coordinator's workers; the scorers' joins once the coordinator has its place."""
+    """Return a cluster of the learner's and the coordinator's workers; the scorers' worker is added later."""
 
     def worker(nthreads: int, resources: dict[str, float]) -> dict[str, Any]:
         env = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
@@ -75,10 +75,10 @@ def cluster(threads: int) -> SpecCluster:
 
 
 def use_stubs(scoring: bool) -> None:
-    """In the coordinator's process: its scoring tasks are stubs, or there are none."""
+    """Replace the coordinator's scoring tasks with stubs, or disable them; runs in its process."""
     import stubs
 
-    from dask_isgd import coordinator
+    from dask_isgd.coordinator import task as coordinator
     from dask_isgd.runtime import placement
 
     coordinator.score = stubs.score
@@ -88,15 +88,15 @@ def use_stubs(scoring: bool) -> None:
 
 
 def bare_loop(in_flight: int, seconds: float) -> int:
-    """Keep ``in_flight`` stubs in flight for a while, as many submitted at once as have landed; how many landed."""
+    """Keep ``in_flight`` stubs in flight, submitting as many at once as have completed; return how many completed."""
     import stubs
 
-    client, over, landed = get_client(), queue.SimpleQueue(), 0
+    client, over, completed = get_client(), queue.SimpleQueue(), 0
     secede()
     futures: dict[int, Any] = {}
 
     def launch(count: int) -> None:
-        numbers = list(range(landed + len(futures), landed + len(futures) + count))
+        numbers = list(range(completed + len(futures), completed + len(futures) + count))
         submitted = client.map(stubs.bare, numbers, pure=False, resources={"scorer": 1})
         for number, future in zip(numbers, submitted, strict=True):
             futures[number] = future
@@ -110,14 +110,14 @@ def bare_loop(in_flight: int, seconds: float) -> int:
             done.append(over.get())
         for number in done:
             futures.pop(number).result()
-        landed += len(done)
+        completed += len(done)
         launch(len(done))
     client.cancel(list(futures.values()))
-    return landed
+    return completed
 
 
 def cpu() -> tuple[float, float]:
-    """CPU seconds of this process, and of the thread of it that has used most: on the learner's worker its loop."""
+    """Return the CPU seconds of this process, and of its busiest thread: on the learner's worker its loop."""
     threads = [thread.user_time + thread.system_time for thread in psutil.Process().threads()]
     return time.process_time(), max(threads)
 
@@ -128,8 +128,8 @@ def busy(since: float, until: float) -> float:
     return stubs.busy(since, until)
 
 
-def settle(client: Client, where: dict[str, str], low: float = 0.0, high: float = float("inf")) -> None:
-    """Wait until the stubs of the last second come to between ``low`` and ``high`` seconds."""
+def wait_until_busy(client: Client, where: dict[str, str], low: float = 0.0, high: float = float("inf")) -> None:
+    """Wait until the stubs were busy for between ``low`` and ``high`` seconds of the last second."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         time.sleep(0.5)
@@ -137,11 +137,11 @@ def settle(client: Client, where: dict[str, str], low: float = 0.0, high: float 
         (found,) = client.run(busy, now - 2, now - 1, workers=[where["scorers"]]).values()
         if low <= found <= high:
             return
-    raise TimeoutError(f"stubs of a second: {found:g}, wanted between {low:g} and {high:g} within a minute")
+    raise TimeoutError(f"got {found:g} s of stubs per second, wanted between {low:g} and {high:g} within a minute")
 
 
 def measure(client: Client, where: dict[str, str], run: isgd.Run, threads: int, seconds: float) -> dict[str, float]:
-    """Shares and rates over one window."""
+    """Return shares and rates over one window."""
 
     def on(name: str, function: Any, *args: Any) -> Any:
         return client.run(function, *args, workers=[where[name]])[where[name]]
@@ -154,7 +154,7 @@ def measure(client: Client, where: dict[str, str], run: isgd.Run, threads: int, 
     time.sleep(seconds)
     ended, last, cpu_last = time.time(), run.latest["step"], used()
     step_seconds = time.monotonic() - step_began
-    time.sleep(1.5)  # stubs that began in the window have ended
+    time.sleep(1.5)  # until stubs that began in the window have ended
     tasks = on("scorers", busy, began, ended)  # a second each
     spent = {name: cpu_last[name][0] - cpu_first[name][0] for name in cpu_first}
     return {
@@ -168,7 +168,7 @@ def measure(client: Client, where: dict[str, str], run: isgd.Run, threads: int, 
 
 
 def compare(threads: int, seconds: float, repeats: int) -> dict[str, Any]:
-    """``ours`` and ``bare`` in turn."""
+    """Measure ``ours`` and ``bare`` alternately."""
     with (
         tempfile.TemporaryDirectory() as folder,
         cluster(threads) as made,
@@ -193,14 +193,14 @@ def compare(threads: int, seconds: float, repeats: int) -> dict[str, Any]:
         rows: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
         for _ in range(repeats):
             client.run(use_stubs, True, workers=[where["coordinator"]])
-            settle(client, where, low=0.5 * threads)
+            wait_until_busy(client, where, low=0.5 * threads)
             rows["ours"].append(measure(client, where, run, threads, seconds))
             client.run(use_stubs, False, workers=[where["coordinator"]])
-            settle(client, where, high=0.0)
+            wait_until_busy(client, where, high=0.0)
             loop = client.submit(
                 bare_loop, 2 * threads, seconds + 8, pure=False, workers=[where["coordinator"]], priority=30
             )
-            settle(client, where, low=0.5 * threads)
+            wait_until_busy(client, where, low=0.5 * threads)
             rows["bare"].append(measure(client, where, run, threads, seconds))
             loop.result(timeout=60)
         run.stop(timeout=60)
@@ -213,10 +213,10 @@ def compare(threads: int, seconds: float, repeats: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, action="append", help="Scorers.  [default: 64 and 256]")
-    parser.add_argument("--seconds", type=float, default=8.0, help="Of each window.")
-    parser.add_argument("--repeats", type=int, default=9, help="Pairs of windows.")
-    parser.add_argument("--tiny", action="store_true", help="Four threads, two seconds: what the tests run.")
+    parser.add_argument("--threads", type=int, action="append", help="scorers (repeatable; default: 64 and 256)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each window")
+    parser.add_argument("--repeats", type=int, default=9, help="number of pairs of windows")
+    parser.add_argument("--tiny", action="store_true", help="four threads, two seconds: a test that it runs")
     options = parser.parse_args(argv)
     if options.tiny:
         options.threads, options.seconds, options.repeats = [4], 2.0, 1
@@ -235,8 +235,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             print(f"{threads:4d} threads  {name}  cpu " + ", ".join(
                 f"{key[4:]} {value:.2f}" for key, value in row.items() if key.startswith("cpu_")
             ))  # fmt: skip
-        least, most = found["pairs"][0], found["pairs"][-1]
-        print(f"{threads:4d} threads  learner, ours over bare: {found['learner']:.3f} ({least:.3f} to {most:.3f})")
+        low, high = found["pairs"][0], found["pairs"][-1]
+        print(f"{threads:4d} threads  learner, ours over bare: {found['learner']:.3f} ({low:.3f} to {high:.3f})")
     return results
 
 

@@ -1,8 +1,8 @@
-"""A training run in virtual time: one process plays learner and scorers, for ``benchmarks/staleness.py``.
+"""A training run in virtual time: one process acts as learner and scorers, for ``benchmarks/staleness.py``.
 
-The model of METHOD: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64, plain SGD, scoring
-chunks of 512. The learner makes one update per unit of time; the scorers work through ``speed`` examples
-per example learned, each chunk with the version published last when its scoring began, and the norms
+The experiment: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64, plain SGD, scoring
+chunks of 512. The learner makes one update per unit of time; the scorers score ``speed`` examples
+per example learned, each chunk with the latest version when its scoring begins, and the norms
 arrive when it ends. Sampler, gate, monitor and schedule are the library's own.
 
 Scores are computed in bfloat16 (a score of any precision keeps the gradient unbiased), training and every
@@ -32,7 +32,7 @@ from dask_isgd.sampling.variance import VarianceMonitor
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 BATCH, CHUNK = 64, 512
-PUBLISH_EVERY, PROBE_EVERY = 32, 20
+PUBLISH_EVERY, REPORT_EVERY = 32, 20
 EVALUATE_EVERY, EVALUATED = 100, 4096
 SPIKE, SPIKES_AFTER = 1.5, 500
 MEDIAN_OVER, MEDIAN_AFTER = 101, 20
@@ -40,7 +40,7 @@ MEDIAN_OVER, MEDIAN_AFTER = 101, 20
 
 @dataclass(frozen=True)
 class Policy:
-    """What is compared: how to draw, how to clip, how fast the scorers are."""
+    """One of the policies that are compared: how to draw and how to clip."""
 
     sampling: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from the library's defaults."""
@@ -59,7 +59,7 @@ class Images:
 
 
 def images(n: int | None = None) -> Images:
-    """Fashion-MNIST, or its first ``n`` training examples."""
+    """Return Fashion-MNIST, or its first ``n`` training examples."""
 
     def part(name: str, n: int | None) -> tuple[Tensor, Tensor]:
         x = read_idx(FOLDER / f"{name}-images-idx3-ubyte.gz")[:n]
@@ -71,7 +71,7 @@ def images(n: int | None = None) -> Images:
 
 
 class Mlp:
-    """Linear layers with ReLU between, and their backward pass written out: no autograd, no hooks."""
+    """Linear layers with ReLU between, and an explicit backward pass: no autograd, no hooks."""
 
     def __init__(self, sizes: tuple[int, ...], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -86,13 +86,13 @@ class Mlp:
         return [*self.weights, *self.biases]
 
     def published(self) -> Mlp:
-        """A copy for scorers, in bfloat16."""
+        """Return a copy for scorers, in bfloat16."""
         copy = Mlp.__new__(Mlp)
         copy.weights, copy.biases = [w.bfloat16() for w in self.weights], [b.bfloat16() for b in self.biases]
         return copy
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The inputs of every layer, then the logits in float32."""
+        """Return the inputs of every layer, then the logits in float32."""
         layers = [x]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             layers.append(torch.addmm(bias, layers[-1], weight).relu_())
@@ -103,7 +103,7 @@ class Mlp:
         return torch.nn.functional.cross_entropy(self.forward(x)[-1], y, reduction="none")
 
     def backward(self, layers: list[Tensor], y: Tensor, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Norms (B,) of the examples' gradients, and where ``scale`` (B,) weighs their losses Σ scale × gradient."""
+        """Return the norms (B,) of the examples' gradients and, if ``scale`` (B,) is given, Σ scale × gradient."""
         delta = layers[-1].softmax(1)
         delta[torch.arange(len(y)), y] -= 1.0
         squares = torch.zeros(len(y))
@@ -130,13 +130,13 @@ def _row_squares(x: Tensor) -> Tensor:
 
 
 class Clip:
-    """The learner's rule: no gradient above ``multiple`` times the running median of the norms."""
+    """The learner's clipping: no gradient norm above ``multiple`` times the running median of the norms."""
 
     def __init__(self, multiple: float | None) -> None:
         self.multiple, self.recent, self.clipped = multiple, deque[float](maxlen=MEDIAN_OVER), 0
 
     def __call__(self, gradients: list[Tensor]) -> float:
-        """The factor to multiply the gradients with."""
+        """Return the factor to multiply the gradients by."""
         if self.multiple is None:
             return 1.0
         norm = math.sqrt(math.fsum(float(torch.linalg.vector_norm(g, dtype=torch.float32)) ** 2 for g in gradients))
@@ -147,7 +147,7 @@ class Clip:
 
 
 class Simulation:
-    """One run; ``record`` holds what it showed."""
+    """One run; ``record`` holds its measurements."""
 
     def __init__(self, data: Images, policy: Policy, *, rate: float, seed: int, speed: float, width: int = 512) -> None:
         self.data, self.policy, self.rate, self.speed = data, policy, rate, speed
@@ -156,10 +156,10 @@ class Simulation:
         self.rng = np.random.default_rng(seed)
         self.model = Mlp((data.x.shape[1], width, width, width, 10), seed)
         self.sampler = ImportanceSampler(self.n, CHUNK, self.sampling)
-        self.evidence = GainSamples(self.sampler)
+        self.samples = GainSamples(self.sampler)
         self.gate, self.monitor, self.clip = Gate(self.sampling), VarianceMonitor(), Clip(policy.clip)
         self.x = data.x.bfloat16()
-        # Fixed for all runs, so that they are compared on the same examples.
+        # The same examples in all runs, so that they can be compared.
         self.evaluated = np.sort(np.random.default_rng(0).permutation(self.n)[:EVALUATED])
         self.evaluated_x = self.x[self.evaluated]
         self.versions = np.full(self.sampler.n_chunks, np.nan)
@@ -202,7 +202,7 @@ class Simulation:
         }
 
     def _score(self, now: int) -> None:
-        """Let the scorers work until ``now``, in units of updates."""
+        """Score until ``now``, in units of updates."""
         while self.ready <= now:
             if self.scoring is not None:
                 self._scored(*self.scoring)
@@ -231,17 +231,17 @@ class Simulation:
         norms, gradients = model.backward(model.forward(x), y, scale)
         found = norms.numpy().astype(np.float64)
         if np.isfinite(found).all():
-            self.evidence.add(draw, found, self.gate)
+            self.samples.add(draw, found, self.gate)
             if self.sampling.feedback and not self.sampling.uniform:
                 self.sampler.feedback(draw.indices, found, step)
-        if (step + 1) % PROBE_EVERY == 0:
+        if (step + 1) % REPORT_EVERY == 0:
             self._report(step)
         factor = self.clip(gradients)
         for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
             parameter.add_(gradient, alpha=-self.rate * factor)
 
     def _report(self, step: int) -> None:
-        norms, coefficients, candidate = self.evidence.take()
+        norms, coefficients, candidate = self.samples.take()
         if not len(norms):
             return
         self.monitor.observe(norms, coefficients, None, 0.0)
@@ -260,7 +260,7 @@ class Simulation:
         g = model.backward(layers, y)[0].double().numpy()
         s = np.ones(len(g)) if self.sampling.uniform else self.sampler.probabilities(self.evaluated)
         added = (1.0 / self.sampler.stats(0)["largest_coefficient"]) if not self.sampling.uniform else 1.0
-        fresh = g / g.mean() * (1 - added) + added  # least s over mean s: what a proposal as well defended would be
+        fresh = g / g.mean() * (1 - added) + added  # an equally smoothed proposal from fresh norms
         ideal, uniform = g.mean() ** 2, (g * g).mean()
         stale, smoothed = s.mean() * (g * g / s).mean(), fresh.mean() * (g * g / fresh).mean()
         for key, value in {
@@ -279,7 +279,7 @@ class Simulation:
 
 
 def spikes(losses: list[float]) -> int:
-    """Evaluator above 1.5 × the running minimum, one every 100 updates, after the first 500."""
+    """Return how many evaluations, after the first 500 updates, exceed 1.5 × the running minimum."""
     low = np.minimum.accumulate(losses)
     late = np.arange(1, len(losses) + 1) * EVALUATE_EVERY > SPIKES_AFTER
     return int((late & ~(np.asarray(losses) <= SPIKE * low)).sum())

@@ -4,17 +4,17 @@
     python benchmarks/soak.py --seconds 60 --to soak.json
     python benchmarks/soak.py --tiny         # what the tests run: each role once
 
-Learner, coordinator and scorers of a run on the digits are killed (SIGKILL) at random, seeded moments, in turn
-of a shuffled order, each kill once the run has recovered from the last and made a step. The tally counts kills by
+Learner, coordinator and scorers of a run on the digits are killed (SIGKILL) at random moments from a seed, in
+shuffled order, each time after the run has recovered from the last kill and made a step. The tally counts kills by
 role; for every kill the seconds until its role was back (the learner: until its successor reported a step; the
-coordinator: until a successor's scores were told; a scorer: until the scheduler had as many as before), and
-for the learner the steps that were trained twice. What must hold, or the script fails:
+coordinator: until a successor's scores were reported; a scorer: until the scheduler had as many as before), and
+for the learner the steps that were trained twice. The script fails unless:
 
-* no successor starts before the newest checkpoint there was at the kill (``lost beyond the promise``);
+* no successor starts before the latest checkpoint at the time of the kill (``lost beyond the promise``);
 * the history has each report once (``double rows``, ``gaps``);
-* no older incarnation or version is heard after a newer one (``older heard``);
-* every weight is finite, every checkpoint verifies, and 200,000 draws from the weights on disk come with the
-  frequencies they ask for (chi-square over the chunks, p above 1e-4).
+* no older incarnation or version is received after a newer one (``older received``);
+* every weight is finite, every checkpoint verifies, and 200,000 draws from the weights on disk have the
+  frequencies that follow from them (chi-square over the chunks, p above 1e-4).
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ RESULT = Path(__file__).parent / "results" / "soak.json"
 CHECKPOINT_SECONDS = 2.0
 REPORT_EVERY = 10
 BACK = 300.0
-"""Seconds after which a role that is not back fails the script."""
+"""Seconds after which the script fails if a role is not back."""
 _DRAWS = 200_000
-_LEAST_P = 1e-4
+_MIN_P = 1e-4
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=4.0, help="mean seconds from a recovery to the next kill")
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--to", type=Path, default=RESULT, help="where the tally goes as JSON")
-    parser.add_argument("--tiny", action="store_true", help="each role once, nothing written: for the test of this")
+    parser.add_argument("--to", type=Path, default=RESULT, help="file for the tally, as JSON")
+    parser.add_argument("--tiny", action="store_true", help="kill each role once, write nothing: a test that it runs")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder), options.workers, random.Random(options.seed))
@@ -83,22 +83,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if not options.tiny:
         options.to.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written to {options.to}")
-    broken = [name for name in ("lost beyond the promise", "double rows", "gaps", "older heard") if tally[name]]
+    broken = [name for name in ("lost beyond the promise", "double rows", "gaps", "older received") if tally[name]]
     broken += [name for name in ("weights not finite", "checkpoints that do not verify") if tally[name]]
-    broken += ["frequencies, p"] if tally["frequencies, p"] <= _LEAST_P else []
+    broken += ["frequencies, p"] if tally["frequencies, p"] <= _MIN_P else []
     if broken:
-        sys.exit(f"a promise is broken: {', '.join(broken)}")
+        sys.exit(f"requirements not met: {', '.join(broken)}")
     return result
 
 
 class Soak:
-    """A run, and the hand that kills its processes."""
+    """A run, and the killing of its processes."""
 
     def __init__(self, folder: Path, workers: int, chance: random.Random) -> None:
         self.chance = chance
         self.kills: list[dict[str, Any]] = []
         self.orders: list[tuple[int, int]] = []
-        """(incarnation, step) of everything heard from learners, in the order it was heard."""
+        """(incarnation, step) of all progress received from learners, in order of receipt."""
         self.published: list[tuple[int, int]] = []
         data = Dataset(PIPELINES["digits"].prepare(str(folder / "digits.zarr")), group="train")
         learning = isgd.Learning(
@@ -112,7 +112,7 @@ class Soak:
         self.until(lambda latest: latest["step"] > 20)
 
     def kill_for(self, seconds: float, every: float) -> None:
-        """Kill one after the other for so long, every role at least once."""
+        """Kill one role after the other for ``seconds``, every role at least once."""
         end, roles = time.monotonic() + seconds, list[str]()
         while time.monotonic() < end or len(self.kills) < len(ROLES):
             before = self.run.latest["step"]
@@ -123,7 +123,7 @@ class Soak:
             if killed is not None:
                 self.kills.append({"role": roles.pop(), **killed})
 
-    # One of each ------------------------------------------------------------------------------
+    # Kills ------------------------------------------------------------------------------
 
     def learner(self) -> dict[str, Any] | None:
         leases, step = self.run.directory.leases(), self.run.latest["step"]
@@ -160,7 +160,7 @@ class Soak:
         return found.step if found is not None else 0
 
     def _start(self, incarnation: int) -> int:
-        """The step an incarnation went on from; 0 of one that died before it began."""
+        """Return the step from which an incarnation resumed; 0 if it died before it began."""
         try:
             group = zarr.open_group(self.run.directory.history, path=f"learner-{incarnation:04d}", mode="r")
             return int(group.attrs["start_step"])
@@ -170,10 +170,10 @@ class Soak:
     # Waiting ----------------------------------------------------------------------------------
 
     def until(self, condition: Callable[[dict[str, Any]], bool]) -> float:
-        """Follow the run until the condition holds; the seconds that took."""
+        """Follow the run until the condition holds; return the seconds this took."""
         began = time.monotonic()
         for latest in self.run.watch(BACK):
-            self._hear()
+            self._receive()
             if condition(latest):
                 return time.monotonic() - began
         raise AssertionError(f"the run ended: {self.run.status}, {self.run.latest}")
@@ -181,25 +181,25 @@ class Soak:
     def let_pass(self, seconds: float) -> None:
         try:
             for _ in self.run.watch(seconds):
-                self._hear()
+                self._receive()
         except WaitTimeoutError:
             return
         raise AssertionError(f"the run ended: {self.run.status}, {self.run.latest}")
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         for event in self.events.drain():
             if isinstance(event, Progress):
                 self.orders.append((event.incarnation, event.step))
             elif isinstance(event, Published):
                 self.published.append((event.incarnation, event.version))
 
-    # The end ----------------------------------------------------------------------------------
+    # Tally ----------------------------------------------------------------------------------
 
     def tally(self, seed: int) -> dict[str, Any]:
-        """Stop the run and count."""
+        """Stop the run and return the tally."""
         directory = self.run.directory
         assert self.run.stop(timeout=BACK) == "stopped"
-        self._hear()
+        self._receive()
         weights = WeightArray.open(directory.weights)
         values = weights.read_all()
         jumps = np.diff(self.run.history.step.values)
@@ -211,18 +211,18 @@ class Soak:
         return {
             "kills": len(self.kills),
             **{f"kills of {role}s": len(seconds) for role, seconds in back.items()},
-            **{f"{role} back, s: median, most": [round(statistics.median(s), 1), max(s)] for role, s in back.items()},
+            **{f"{role} back, s: median, max": [round(statistics.median(s), 1), max(s)] for role, s in back.items()},
             "incarnations of the learner": directory.leases().highest(),
             "incarnations of the coordinator": directory.leases("coordinator").highest(),
             "steps": self._committed(),
-            "steps a second, median": round(rate, 1),
-            "steps lost a learner kill: median, most": [statistics.median(lost), max(lost)],
+            "steps per second, median": round(rate, 1),
+            "steps lost per learner kill: median, max": [statistics.median(lost), max(lost)],
             "steps between two checkpoints, about": round(rate * CHECKPOINT_SECONDS),
             "lost beyond the promise": sum(kill["beyond"] for kill in deaths),
             "double rows": int((jumps <= 0).sum()),
             "gaps": int((jumps > REPORT_EVERY).sum()),
-            "older heard": _backwards([i for i, _ in self.orders]) + _backwards(self.published),
-            "events heard": len(self.orders) + len(self.published),
+            "older received": _backwards([i for i, _ in self.orders]) + _backwards(self.published),
+            "events received": len(self.orders) + len(self.published),
             "weights not finite": int((~np.isfinite(values)).sum()),
             "checkpoints that do not verify": sum(not _verifies(checkpoints, n) for n in checkpoints.names()),
             "frequencies, p": round(frequencies(weights, np.nan_to_num(values), seed), 4),
@@ -236,7 +236,7 @@ class Soak:
 
 
 def _kill(pid: int | None) -> bool:
-    """Whether there was a process to kill: one that was killed a moment ago may not be succeeded yet."""
+    """Kill a process; return whether it existed: one killed a moment ago may have no successor yet."""
     if not pid:
         return False
     try:
@@ -259,7 +259,7 @@ def _backwards(orders: list[Any]) -> int:
 
 
 def frequencies(weights: WeightArray, values: np.ndarray, seed: int) -> float:
-    """p-value of the draws' frequencies over chunks, given the weights that are on disk."""
+    """Return the p-value of the draws' frequencies over chunks, given the weights on disk."""
     sampler = ImportanceSampler(weights.n, weights.chunk_size, SAMPLING)
     for chunk in range(weights.n_chunks):
         sampler.update(chunk, values[slice(*weights.bounds(chunk))], 0)

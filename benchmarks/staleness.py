@@ -1,10 +1,10 @@
-"""What stale weights cost, and what importance sampling wins, in virtual time on Fashion-MNIST.
+"""The cost of stale weights and the benefit of importance sampling, in virtual time on Fashion-MNIST.
 
-    python benchmarks/staleness.py                  # the whole grid: tens of core-minutes, resumes where it stopped
+    python benchmarks/staleness.py                  # the whole grid: tens of core-minutes; an interrupted one resumes
     python benchmarks/staleness.py --tiny           # what the tests run
-    python benchmarks/staleness.py --table          # summarise the runs there are
+    python benchmarks/staleness.py --table          # summarise the existing runs
 
-Writes a JSON line a run to ``results/staleness.jsonl`` and prints the table. The model is in
+Writes one JSON line per run to ``results/staleness.jsonl`` and prints the table. The simulation is in
 ``simulation.py``. The grid: the defaults at speed 4 and uniform draws, at four learning rates and
 five seeds; every other policy and speed at one rate and one seed.
 
@@ -51,7 +51,7 @@ POLICIES = {
     "independent draws": Policy(sampling={"scheme": "independent"}),
     "systematic draws": Policy(sampling={"scheme": "systematic"}),
 }
-"""Differences from the library's defaults. A defensive mixture λ is the smoothing λ/(1 - λ)."""
+"""Differences from the defaults, by the names in the recorded results. A defensive mixture λ is smoothing λ/(1 - λ)."""
 
 
 class Run(NamedTuple):
@@ -97,7 +97,7 @@ def middle(values: list[float]) -> float:
 
 
 def first_below(row: dict[str, Any], loss: float) -> float:
-    """Updates after which the training loss is first at most ``loss``, infinite: never."""
+    """Return the updates after which the training loss is first at most ``loss``; infinite: never."""
     below = np.flatnonzero(np.asarray(row["loss"]) <= loss)
     return float((below[0] + 1) * EVALUATE_EVERY) if len(below) else float("inf")
 
@@ -114,13 +114,13 @@ def line(run: Run, row: dict[str, Any]) -> str:
 
 
 HEAD = (
-    "| policy | speed | rate | seed | final loss | test error | stale/ideal | late | of it smoothing | staleness "
+    "| policy | speed | rate | seed | final loss | test error | stale/ideal | late | smoothing | staleness "
     "| gain | ideal gain | spikes | clipped | diverged |\n|" + "---|" * 15
 )
 
 
 def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
-    """The promised figures, of the runs that are there."""
+    """Return the headline figures of the existing runs."""
     uniform = {(r.rate, r.seed): row for r, row in rows.items() if r.policy == "uniform" and r.updates == UPDATES}
     default = {
         (r.rate, r.seed): row
@@ -128,7 +128,7 @@ def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
         if r.policy == "default" and r.speed == 4 and r.updates == UPDATES and (r.rate, r.seed) in uniform
     }
     if not default:
-        return ["no pair of runs yet"]
+        return ["there is no pair of runs yet"]
     finals = {rate: middle([row["final_loss"] for (r, _), row in uniform.items() if r == rate]) for rate, _ in uniform}
     best = min(finals, key=finals.__getitem__)
     target = {seed: row["final_loss"] for (rate, seed), row in uniform.items() if rate == best}
@@ -156,7 +156,7 @@ def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
         theirs = [first_below(uniform[at, seed], target[seed]) / UPDATES for seed in here]
         out.append(
             f"rate {at:g}: updates to uniform's best final loss, of {UPDATES}: median {statistics.median(ours):.3f} "
-            f"(each {', '.join(f'{x:.2f}' for x in ours)}; aim 0.55); uniform itself first there after "
+            f"(each {', '.join(f'{x:.2f}' for x in ours)}; aim 0.55); uniform itself reaches it after "
             f"{statistics.median(theirs):.3f}; final loss over uniform's best, median "
             f"{middle([row['final_loss'] / target[seed] for seed, row in here.items()]):.3f}"
         )
@@ -169,10 +169,10 @@ def wanted(arguments: argparse.Namespace) -> list[Run]:
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--table", action="store_true", help="no new runs")
-    parser.add_argument("--only", help="runs of this policy only")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="runs of these seeds only")
+    parser.add_argument("--tiny", action="store_true", help="use small sizes: a test that it runs")
+    parser.add_argument("--table", action="store_true", help="only summarise existing runs")
+    parser.add_argument("--only", help="run only this policy")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="run only these seeds")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Scoring tasks that only wait, importable by the workers of ``scale.py``."""
+"""Scoring tasks that only wait; the workers of ``scale.py`` import them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _spans: list[tuple[float, float]] = []
 
 
 def score(tensors: dict[str, Any], spec: Any, chunk: int, incarnation: int, version: int) -> ScoreReport:
-    """What ``dask_isgd.scorer.task.score`` returns, after ``SECONDS`` of waiting; the weights stay as they are."""
+    """Wait for ``SECONDS`` and return the same as ``dask_isgd.scorer.task.score``; the weights do not change."""
     wait()
     return ScoreReport(chunk, incarnation, version, spec.chunk, SECONDS, 0.0, 0)
 
 
 def bare(number: int) -> int:
-    """The same for a loop that is not ours."""
+    """Do the same in a plain Dask loop."""
     wait()
     return number
 
@@ -33,6 +33,6 @@ def wait() -> None:
 
 
 def busy(since: float, until: float) -> float:
-    """Seconds that this process's stubs waited between two times of the clock."""
+    """Return the seconds for which this process's stubs waited between two clock times."""
     with _lock:
         return sum(max(0.0, min(b, until) - max(a, since)) for a, b in _spans)

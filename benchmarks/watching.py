@@ -1,9 +1,9 @@
-"""Does watching cost the learner anything? Its steps a second with and without the dashboard's page open.
+"""The cost of watching a run: the learner's steps per second with and without the dashboard's page open.
 
     python benchmarks/watching.py [--repeats 3] [--seconds 12] [--pages 3]
 
-The pages are held open by Bokeh's own client, so that what is measured is the scheduler's work and
-not a browser's. Without and with alternate; the ratio is of medians.
+Bokeh's own client keeps the pages open, so that the scheduler's work is measured and
+not a browser's. Measurements without and with pages alternate; the ratio is of medians.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from bokeh.client import pull_session
 import dask_isgd as isgd
 from dask_isgd.pipelines import PIPELINES
 
-_LINGERS = 17.0  # seconds that a Bokeh server keeps a session nobody looks at
+_SESSION_SECONDS = 17.0  # seconds for which a Bokeh server keeps an unused session
 
 
 def rate(run: Any, seconds: float) -> float:
-    """Steps a second over some seconds."""
+    """Return steps per second over some seconds."""
     first, began = run.latest["step"], time.monotonic()
     time.sleep(seconds)
     return float((run.latest["step"] - first) / (time.monotonic() - began))
 
 
 def main(repeats: int, seconds: float, pages: int) -> float:
-    """The ratio of the two rates; prints all of them."""
+    """Print all rates; return the ratio of the two medians."""
     closed, opened = [], []
     with tempfile.TemporaryDirectory() as name, isgd.LocalCluster(2) as cluster, cluster.get_client() as client:
         folder = Path(name)
@@ -48,7 +48,7 @@ def main(repeats: int, seconds: float, pages: int) -> float:
             opened.append(rate(run, seconds))
             for session in sessions:
                 session.close()
-            time.sleep(_LINGERS if seconds > 1 else 0.0)
+            time.sleep(_SESSION_SECONDS if seconds > 1 else 0.0)
         run.stop()
     ratio = statistics.median(opened) / statistics.median(closed)
     print(

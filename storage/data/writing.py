@@ -119,7 +119,10 @@ def finish_split(
     with writing(redact(url)):
         group = zarr.open_group(store, path=split, mode="a")
         for name, (values, dimensions) in beside.items():
-            array = _create(group, name, values.shape, values.dtype, None, dimensions, compressed)
+            if name in group:  # an ingestion was interrupted after this point
+                array: Any = group[name]
+            else:
+                array = _create(group, name, values.shape, values.dtype, None, dimensions, compressed)
             array[...] = values
         group.attrs["isgd"] = {"format_version": FORMAT_VERSION, **attributes, "normalisation": constants or None}
         consolidate(store, split)

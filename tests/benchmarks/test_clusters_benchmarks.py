@@ -1,4 +1,4 @@
-"""The benchmarks of scale and publication run, so that they cannot rot."""
+"""The benchmarks of scale and publication still run."""
 
 from __future__ import annotations
 

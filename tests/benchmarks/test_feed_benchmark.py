@@ -1,4 +1,4 @@
-"""The feed's benchmark runs, and its line has every way."""
+"""The benchmark of the feed still runs, and its line has every method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of ingesting runs, and its line has what it promises."""
+"""The benchmark of ingesting still runs, and its line has the documented entries."""
 
 from __future__ import annotations
 

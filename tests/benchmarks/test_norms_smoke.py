@@ -1,4 +1,4 @@
-"""The benchmark runs, so that it cannot rot."""
+"""The benchmark of the norms still runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampling benchmark runs, and its line has what it promises."""
+"""The benchmark of sampling still runs, and its line has the documented entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the dashboard runs at its smallest size; its figures are read by people."""
+"""The benchmark of the dashboard still runs at its smallest size; people judge its figures."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_this_machine():
 
 
 def test_an_existing_scheduler(tmp_path):
-    with LocalCluster(1, processes=False, dashboard_address=None, scheduler_port=0) as cluster:
+    with LocalCluster(1, processes=False, dashboard_address="127.0.0.1:0", scheduler_port=0) as cluster:
         text = (EXAMPLES / "scheduler.yaml").read_text()
         (tmp_path / "c.yaml").write_text(text.replace("tcp://127.0.0.1:8786", cluster.scheduler_address))
         with open_cluster(load_cluster(tmp_path / "c.yaml")) as client:
@@ -150,7 +150,7 @@ def test_dask_cuda_is_asked_for_one_process_a_gpu(monkeypatch):
 
     def made(security=None, **options):
         asked.update(options)
-        return LocalCluster(1, processes=False, dashboard_address=None)
+        return LocalCluster(1, processes=False, dashboard_address="127.0.0.1:0")
 
     monkeypatch.setitem(sys.modules, "dask_cuda", types.SimpleNamespace(LocalCUDACluster=made))
     with open_cluster(load_cluster(EXAMPLES / "dask-cuda.yaml")) as client:

@@ -40,7 +40,7 @@ class FakeTasks:
     def end(self, chunk: int, result: object) -> None:
         self.over.append(CompletedTask(chunk, self.flying[chunk], result))
 
-    def landed(self) -> Iterator[CompletedTask]:
+    def completed(self) -> Iterator[CompletedTask]:
         while self.over:
             task = self.over.pop(0)
             self.flying.pop(task.chunk, None)

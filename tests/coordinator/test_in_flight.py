@@ -21,7 +21,7 @@ ORDER = (1, 0)
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    options = {"processes": False, "dashboard_address": None, "n_workers": 1, "threads_per_worker": 2}
+    options = {"processes": False, "dashboard_address": "127.0.0.1:0", "n_workers": 1, "threads_per_worker": 2}
     with Client(set_as_default=False, host="127.0.0.1", protocol="tcp://", **options) as client:
         yield client
 

@@ -141,7 +141,7 @@ def test_weights_that_cannot_be_read_are_not_summarised(reporting, monkeypatch, 
     def unreadable(versions: object, step: float) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr(reporting.reporter._summarizer, "draw", unreadable)
+    monkeypatch.setattr(reporting.reporter._summarizer, "summarize", unreadable)
     reporting.add(0)
     reporting.reporter.close(0)
     assert reporting.summaries() == []

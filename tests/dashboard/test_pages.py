@@ -155,9 +155,10 @@ with LocalCluster(**settings) as cluster, Client(cluster) as client:
         subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment())
 
     def test_without_a_dashboard(self):
-        settings = {"n_workers": 0, "processes": False, "dashboard_address": None}
+        # an address of its own all the same: Dask serves HTTP without a dashboard, too, by default on a fixed port
+        settings = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"}
         with (
-            LocalCluster(**settings) as cluster,
+            LocalCluster(**settings, scheduler_kwargs={"dashboard": False}) as cluster,
             Client(cluster) as client,
             pytest.raises(ClusterMismatchError, match="has no dashboard; start it with one"),
         ):

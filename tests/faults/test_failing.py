@@ -277,7 +277,7 @@ def test_without_a_worker_for_the_learner_the_wait_ends_and_the_run_goes_on_when
         watcher = isgd.attach(client, run_dir)
         until(watcher, reaches(100))
         client.retire_workers([holder(run)["address"]])
-        with pytest.raises(NoLearnerWorkerError, match=r"--resources 'learner=1'.*goes on"):
+        with pytest.raises(NoLearnerWorkerError, match=r"--resources 'learner=1'.*resumes from its latest checkpoint"):
             watcher.wait(timeout=WAIT)
         seconds = until(run, reaches(1, incarnation=2))
     with capsys.disabled():

@@ -19,8 +19,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from dask_isgd.errors import DataError, EmptyDatasetError, LabelError, LengthMismatchError
 from dask_isgd.pipelines import ingest
 from dask_isgd.pipelines.cli import isgd
+from dask_isgd.pipelines.ingestion import assembly, passes
 from dask_isgd.pipelines.ingestion import ingest as ingestion
-from dask_isgd.pipelines.ingestion import passes
 from dask_isgd.pipelines.ingestion.splits import by_fraction, by_group, by_time, destinations
 from dask_isgd.pipelines.ingestion.statistics import Moments
 from dask_isgd.pipelines.ingestion.tables.images import ImageTable
@@ -207,7 +207,7 @@ class TestSplits:
             ingest(ARRAYS, url, splits={**splits, "test": order[:100][::-1]}, chunk_size=16)
 
     @pytest.mark.parametrize(
-        ("splits", "settings", "says"),
+        ("splits", "settings", "message"),
         [
             ({"a": np.arange(N - 1)}, {}, f"rows for 'a', wanted each of {N} rows once"),
             ({"a": np.arange(N), "b": np.arange(1)}, {}, "rows for 'a', 'b', wanted each"),
@@ -218,8 +218,8 @@ class TestSplits:
             ({"a": np.arange(N), "b": np.arange(0)}, {}, "'b': got no rows"),
         ],
     )
-    def test_rows_by_number_that_are_wrong(self, tmp_path, splits, settings, says):
-        with pytest.raises(DataError, match=says):
+    def test_rows_by_number_that_are_wrong(self, tmp_path, splits, settings, message):
+        with pytest.raises(DataError, match=message):
             ingest(ARRAYS, tmp_path / "d", splits=splits, **settings)
         assert os.listdir(tmp_path) == []
 
@@ -356,7 +356,7 @@ class TestDtypes:
         assert (data.arrays["y"].dtype, data.classes) == (np.dtype(dtype), 2)
 
     @pytest.mark.parametrize(
-        ("values", "dtype", "says"),
+        ("values", "dtype", "message"),
         [
             (np.array([0, 1, 300] * 20), "uint8", "'x': got a value of int64 that uint8 cannot hold, first in row 2"),
             (np.array([0.0, 0.5] * 20), "int16", "cannot hold, first in row 1"),
@@ -365,8 +365,8 @@ class TestDtypes:
             (np.array([0.0, np.nan] * 20), "float32", "missing or infinite, first in row 1.*missing='keep'"),
         ],
     )
-    def test_a_cast_that_would_change_a_value_is_refused(self, tmp_path, values, dtype, says):
-        with pytest.raises(DataError, match=says):
+    def test_a_cast_that_would_change_a_value_is_refused(self, tmp_path, values, dtype, message):
+        with pytest.raises(DataError, match=message):
             ingest({"x": values, "y": LABEL[: len(values)]}, tmp_path / "d", dtypes={"x": dtype})
         assert not (tmp_path / "d").exists()
 
@@ -376,7 +376,7 @@ class TestDtypes:
         assert np.isnan(by_name(url, "train")["x"]).sum() > 10
 
     @pytest.mark.parametrize(
-        ("settings", "error", "says"),
+        ("settings", "error", "message"),
         [
             ({"target": "nothing"}, DataError, "no column 'nothing'; there are"),
             ({"inputs": ["label"]}, DataError, "wanted each column once"),
@@ -391,16 +391,16 @@ class TestDtypes:
             ({"target": "wide"}, DataError, None),
         ],
     )
-    def test_settings_that_are_wrong(self, tmp_path, settings, error, says):
-        if says is None:  # a target of several numbers means regression
+    def test_settings_that_are_wrong(self, tmp_path, settings, error, message):
+        if message is None:  # a target of several numbers means regression
             assert Dataset(ingest(ARRAYS, tmp_path / "d", **settings)).classes is None
             return
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             ingest(ARRAYS, tmp_path / "d", **settings)
         assert not (tmp_path / "d").exists()
 
     @pytest.mark.parametrize(
-        ("source", "error", "says"),
+        ("source", "error", "message"),
         [
             ({"x": np.ones(3), "y": np.ones(4)}, LengthMismatchError, "'x': 3, 'y': 4"),
             ({"x": np.ones((0, 2)), "y": np.ones(0, int)}, EmptyDatasetError, "no rows"),
@@ -413,8 +413,8 @@ class TestDtypes:
             (7, DataError, "got int"),
         ],
     )
-    def test_sources_that_are_wrong(self, tmp_path, source, error, says):
-        with pytest.raises(error, match=says):
+    def test_sources_that_are_wrong(self, tmp_path, source, error, message):
+        with pytest.raises(error, match=message):
             ingest(source, tmp_path / "d")
 
 
@@ -455,6 +455,25 @@ class TestWholeOrNotAtAll:
         assert all(np.array_equal(a[n], b[n]) for n in a)
         buckets = -(-453 // 16) + -(-50 // 16)
         assert len(kept) < buckets or name == "scatter" or i == 0
+
+    def test_after_a_crash_between_two_splits_it_resumes(self, tmp_path, monkeypatch):
+        arrays = {"x": RNG.normal(size=(N, 100)), "y": LABEL}  # so many constants that they are arrays
+        finished = []
+
+        def crashing(url, split, *arguments, **options):
+            run(url, split, *arguments, **options)
+            finished.append(split)
+            raise KeyboardInterrupt
+
+        run = assembly.finish_split
+        with monkeypatch.context() as patch:
+            patch.setattr(assembly, "finish_split", crashing)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(arrays, tmp_path / "d")
+        assert finished == ["train"]
+        url = ingest(arrays, tmp_path / "d")
+        mean, _ = Dataset(url, group="validation").normalisation["x"]
+        assert_allclose(mean, by_name(url, "train")["x"].astype(float).mean(0), rtol=1e-4, atol=1e-6)
 
     def test_a_killed_process_leaves_nothing_that_opens(self, tmp_path):
         script = (
@@ -520,7 +539,7 @@ class TestRecipe:
         assert CliRunner().invoke(isgd, ["prepare", "mine.yaml", "--to", "other.zarr"]).stdout == "other.zarr\n"
 
     @pytest.mark.parametrize(
-        ("content", "says"),
+        ("content", "message"),
         [
             ("[1, 2]", "wanted 'source:'"),
             ("source: a.nc", "wanted 'source:'"),
@@ -532,11 +551,11 @@ class TestRecipe:
             ("{source: {numpy: nowhere.npz}}", "cannot be read by numpy"),
         ],
     )
-    def test_mistakes(self, tmp_path, content, says):
+    def test_mistakes(self, tmp_path, content, message):
         (tmp_path / "r.yaml").write_text(content)
         result = CliRunner().invoke(isgd, ["prepare", str(tmp_path / "r.yaml")])
         assert result.exit_code == 1
-        assert re.search(says, result.stderr)
+        assert re.search(message, result.stderr)
 
     def test_a_file_that_is_not_there(self):
         result = CliRunner().invoke(isgd, ["prepare", "nowhere.yaml"])

@@ -90,7 +90,7 @@ def test_a_cluster_of_scorers_only_is_refused_in_time(monkeypatch):
     with (
         dask.config.set({"isgd.cluster.timeout": "1s"}),
         LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, resources={"scorer": 1}
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", resources={"scorer": 1}
         ) as cluster,
         Client(cluster) as client,
         pytest.raises(NoLearnerWorkerError, match="--resources 'learner=1'"),
