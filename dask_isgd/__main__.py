@@ -1,4 +1,4 @@
-"""``python -m dask_isgd``: the command line where the ``dask`` command is not on the path."""
+"""``python -m dask_isgd``: the command line, if the ``dask`` command is not on the path."""
 
 from dask_isgd.pipelines.cli import isgd
 

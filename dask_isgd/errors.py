@@ -1,30 +1,30 @@
 """Every error the library raises on purpose.
 
-Each message says what was got, what was wanted and what to do::
+Each message states what was got, what was wanted and what to do::
 
     IsgdError
     ├── ConfigError (ValueError)        a setting is wrong; all mistakes at once
     ├── DataError (ValueError)
     │   ├── EmptyDatasetError           no examples, or a split is missing
     │   ├── LengthMismatchError         arrays of different lengths
-    │   ├── LabelError                  a label no class has
+    │   ├── LabelError                  a label that is not a class
     │   ├── MissingChunkError           a chunk was never written
     │   └── CorruptChunkError           a chunk cannot be decoded
     ├── ModelError (ValueError)         the model or the loss has the wrong shape
     ├── NonFiniteLossError              the loss is NaN or infinite
     ├── NonFiniteNormsError             too many norms are NaN, infinite or negative
-    ├── ClusterMismatchError            a worker lacks the data, the model or a version
+    ├── ClusterMismatchError            a worker lacks the data, the model or a package version
     ├── NoLearnerWorkerError            no worker can take the learner
-    ├── WorkersLostError                a task loses its worker again and again
-    ├── RunExistsError                  the run directory is taken
+    ├── WorkersLostError                a task keeps losing its workers
+    ├── RunExistsError                  the run directory already holds a run
     ├── RunNotFoundError                the run directory holds no run
-    ├── RunMismatchError                resumed with other data or another model
-    ├── LeaseLostError                   a younger learner holds the run
+    ├── RunMismatchError                resumed with other data or another model, or another format
+    ├── LeaseLostError                  a newer learner holds the run
     ├── CheckpointError                 a checkpoint cannot be written or verified
     ├── StorageFullError                no room, or not writable
-    └── WaitTimeoutError (TimeoutError)      something did not happen in time
+    └── WaitTimeoutError (TimeoutError) something did not happen in time
 
-Errors travel between processes: each takes one message and pickles whole.
+Errors travel between processes, so each takes one message and can be pickled.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class DataError(IsgdError, ValueError):
     """The dataset cannot be trained on."""
 
     rows: tuple[int, int] | None = None
-    """The first and, excluded, the last example that cannot be read, where that is known."""
+    """The examples [start, stop) that cannot be read, if they are known."""
 
 
 class EmptyDatasetError(DataError):
-    """The dataset has no examples, or a group that was asked for is missing."""
+    """The dataset has no examples, or a requested group is missing."""
 
 
 class LengthMismatchError(DataError):
@@ -78,7 +78,7 @@ class NonFiniteNormsError(IsgdError):
 
 
 class ClusterMismatchError(IsgdError):
-    """A worker does not see the data, the run directory or the model, or runs other versions."""
+    """A worker cannot read the data, the run directory or the model, or has other package versions."""
 
 
 class NoLearnerWorkerError(IsgdError):
@@ -86,7 +86,7 @@ class NoLearnerWorkerError(IsgdError):
 
 
 class WorkersLostError(IsgdError):
-    """A task of the run loses worker after worker and gets nowhere."""
+    """A task of the run keeps losing its workers and makes no progress."""
 
 
 class RunExistsError(IsgdError):
@@ -98,15 +98,15 @@ class RunNotFoundError(IsgdError):
 
 
 class RunMismatchError(IsgdError):
-    """A run was resumed with other data or another model."""
+    """A run was resumed with other data or another model, or has another format version."""
 
 
 class LeaseLostError(IsgdError):
-    """A younger incarnation of the learner holds the run; this one must stop."""
+    """A newer incarnation of the learner holds the run; this one must stop."""
 
 
 class CheckpointError(IsgdError):
-    """A checkpoint cannot be committed, or none verifies."""
+    """A checkpoint cannot be committed, or no checkpoint verifies."""
 
 
 class StorageFullError(IsgdError):

@@ -1,7 +1,7 @@
 """The command line: ``dask isgd``, or ``python -m dask_isgd``.
 
-Only options are dealt with here. What the commands do is imported when they run, so that
-``--help`` stays quick: no torch, no Zarr, no cluster.
+This module handles only the options. It imports the commands when they run, so that ``--help`` stays fast: it
+imports no torch and no Zarr.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _DEBUG = "dask_isgd.debug"
 
 
 def _clean(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors of ours are one message and exit code 1, Ctrl-C is 130, SIGTERM 143; adds ``--debug``."""
+    """Add ``--debug``; print an IsgdError as one message, with exit code 1; exit with 130 on Ctrl-C, 143 on SIGTERM."""
 
-    @click.option("--debug", is_flag=True, help="Show tracebacks and Dask's own messages.")
+    @click.option("--debug", is_flag=True, help="Show tracebacks and Dask's log messages.")
     @functools.wraps(command)
     def wrapped(*, debug: bool, **options: Any) -> None:
         click.get_current_context().meta[_DEBUG] = debug
@@ -53,24 +53,24 @@ def isgd() -> None:
 
 
 class _NameOrRecipe(click.Choice[str]):
-    """The name of a pipeline, or a YAML file that is there."""
+    """The name of a pipeline, or an existing YAML file."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value.endswith((".yaml", ".yml")):
             return super().convert(value, param, ctx)
         if not Path(value).is_file():
-            self.fail(f"there is no file {value!r}.", param, ctx)
+            self.fail(f"there is no file {value!r}; check the path.", param, ctx)
         return value
 
 
 @isgd.command(
-    help="Write a public dataset as Zarr, or data of yours as a recipe says.\n\n"
+    help="Write a public dataset, or your own data described by a recipe, as Zarr.\n\n"
     f"\b\nNAME is one of\n{_pipelines()}\n\n"
-    "A RECIPE.yaml has `source:` (xarray, numpy, images or parquet), `inputs:`, `target:`, `splits:` and more."
+    "A RECIPE.yaml sets `source:` (xarray, numpy, images or parquet), `inputs:`, `target:`, `splits:` and more."
 )
 @click.argument("name", type=_NameOrRecipe(list(PIPELINES)), metavar="NAME|RECIPE.yaml")
 @click.option("--to", "url", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
-@click.option("--from", "source", metavar="PATH", help="Folder that holds the original files.")
+@click.option("--from", "source", metavar="PATH", help="Folder with the original files.")
 @_clean
 def prepare(name: str, url: str | None, source: str | None) -> None:
     from dask_isgd.pipelines.commands.train import default_data
@@ -88,39 +88,52 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
         return PIPELINES[value].recipe
     if value.endswith((".yaml", ".yml")):
         if not Path(value).is_file():
-            raise click.BadParameter(f"there is no file {value!r}.")
+            raise click.BadParameter(f"there is no file {value!r}; check the path.")
         return load_recipe(value, {name: pipeline.recipe for name, pipeline in PIPELINES.items()})
     close = nearest(value, PIPELINES)
-    hint = f"Did you mean {close!r}?" if close else f"Wanted {', '.join(PIPELINES)} or a RECIPE.yaml."
+    hint = f"Did you mean {close!r}?" if close else f"Pass {', '.join(PIPELINES)} or a RECIPE.yaml."
     raise click.BadParameter(f"got {value!r}. {hint}")
 
 
-@isgd.command(help=f"Train a model, and see whether importance sampling pays.\n\n\b\nNAME is one of\n{_pipelines()}")
+@isgd.command(help=f"Train a model and see whether importance sampling pays.\n\n\b\nNAME is one of\n{_pipelines()}")
 @click.argument("what", metavar="NAME|RECIPE.yaml")
-@click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster; else one is started on this machine.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes of the cluster that is started here.")
-@click.option("--cluster", metavar="YAML", help="Describes the cluster to start or use; see docs/clusters.md.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Address of a running Dask cluster.  [default: start a cluster on this machine]",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Number of worker processes to start on this machine.")
+@click.option(
+    "--cluster", metavar="YAML", help="File that describes the cluster to start or use; see docs/clusters.md."
+)
 @click.option(
     "--run", "run_dir", metavar="DIR", help="Path or URL of the run directory.  [default: runs/NAME-DATE-TIME]"
 )
 @click.option("--data", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
-@click.option("--from", "source", metavar="PATH", help="Folder that holds the dataset's original files.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimizer updates.  [default: the recipe's]")
-@click.option("--seed", type=click.IntRange(min=0), help="Of parameters and draws.  [default: the recipe's]")
-@click.option("--uniform", is_flag=True, help="Uniform draws, no scoring: the baseline.")
-@click.option("--synchronous", is_flag=True, help="Wait for fresh scores; the same bits for the same seed.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --run.")
-@click.option("--overwrite", is_flag=True, help="Delete a run that is in --run.")
-@click.option("--json", "as_json", is_flag=True, help="End with the results as one line of JSON on stdout.")
+@click.option("--from", "source", metavar="PATH", help="Folder with the dataset's original files.")
+@click.option("--steps", type=click.IntRange(min=1), help="Number of optimizer updates.  [default: the recipe's]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of the parameters and the draws.  [default: the recipe's]"
+)
+@click.option("--uniform", is_flag=True, help="Draw uniformly and score nothing, as a baseline.")
+@click.option("--synchronous", is_flag=True, help="Wait for fresh scores, so that the same seed gives the same bits.")
+@click.option("--resume", is_flag=True, help="Resume the run in --run from its latest checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Delete the run in --run and start a new one.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the results as one line of JSON on stdout; everything else goes to stderr.",
+)
 @_clean
 def train(what: str, **options: Any) -> None:
     given = {name for name, value in options.items() if value}
     clusters = (("scheduler", "workers"), ("cluster", "scheduler"), ("cluster", "workers"))
     for one, other in (*clusters, ("resume", "overwrite"), ("uniform", "synchronous")):
         if {one, other} <= given:
-            raise click.UsageError(f"--{one} and --{other} exclude each other.")
+            raise click.UsageError(f"--{one} and --{other} cannot be used together; pass one of them.")
     if "resume" in given and "run_dir" not in given:
-        raise click.UsageError("--resume needs --run DIR: which run is to go on?")
+        raise click.UsageError("--resume needs --run DIR, the run to resume.")
     context = click.get_current_context()
     recipe = _recipe(context, context.command.params[0], what)
     from dask_isgd.pipelines.commands import train as training
@@ -131,16 +144,16 @@ def train(what: str, **options: Any) -> None:
 
 @isgd.command()
 @click.argument("run", metavar="RUN")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-@click.option("--watch", is_flag=True, help="Again and again until the run has ended; Ctrl-C stops looking.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option("--watch", is_flag=True, help="Update until the run has ended; Ctrl-C stops watching, not the run.")
 @click.option(
-    "--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between two looks."
+    "--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between two updates."
 )
 @_clean
 def status(run: str, as_json: bool, watch: bool, every: float) -> None:
-    """Show how far the run in the directory RUN has come.
+    """Show the progress of the run in the directory RUN.
 
-    Reads the directory only: it needs no cluster and disturbs nothing.
+    Reads only the directory: it needs no cluster and does not disturb the run.
     """
     from dask_isgd.pipelines.commands import show
 
@@ -154,9 +167,9 @@ def status(run: str, as_json: bool, watch: bool, every: float) -> None:
 @click.argument("run", metavar="RUN")
 @_clean
 def stop(run: str) -> None:
-    """Have the learner of the run in the directory RUN commit a checkpoint and stop.
+    """Stop the run in the directory RUN after a last checkpoint.
 
-    Works from wherever the directory is seen; `train --resume` goes on with the run.
+    Works on every machine that can write to the directory; `train --resume` resumes the run.
     """
     from dask_isgd.pipelines.commands import show
 
@@ -165,10 +178,12 @@ def stop(run: str) -> None:
 
 @isgd.command()
 @click.argument("run", metavar="RUN")
-@click.option("--to", "path", metavar="FILE", help="A .png, .svg, .pdf or .html file.  [default: RUN/summary.png]")
+@click.option(
+    "--to", "path", metavar="FILE", help="The .png, .svg, .pdf or .html file to write.  [default: RUN/summary.png]"
+)
 @_clean
 def plot(run: str, path: str | None) -> None:
-    """Draw loss, validation error, variance and gain of the run in the directory RUN."""
+    """Plot loss, validation error, variance and gain of the run in the directory RUN."""
     from dask_isgd.pipelines.commands import show
 
     if path is not None and Path(path).suffix.lower() not in show.FORMATS:

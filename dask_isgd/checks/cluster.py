@@ -1,4 +1,4 @@
-"""Whether every worker sees the data, the run directory and the model, and runs the same versions."""
+"""Check that every worker can read the data, the run directory and the model, and has the same package versions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dask_isgd.errors import (
 from dask_isgd.runtime.placement import LEARNER, missing_resources, workers_of
 
 _PACKAGES = ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed")
-_LEAVING = 5.0
-"""Seconds within which the scheduler is to have noticed that a worker is gone."""
+_DEPARTURE_SECONDS = 5.0
+"""The time in which the scheduler notices that a worker has left."""
 
 
 def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
-    """The workers, once there is one that can take the learner.
+    """Return the workers as soon as one of them can take the learner.
 
     Raises NoLearnerWorkerError after ``isgd.cluster.timeout``.
     """
@@ -40,12 +40,12 @@ def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
         if workers and (not pinned or any((w.get("resources") or {}).get(LEARNER) for w in workers.values())):
             return workers
         if workers and not any((w.get("resources") or {}).get("scorer") for w in workers.values()):
-            return workers  # resources of other people's making
+            return workers  # their resources have nothing to do with this library
         left = deadline - time.monotonic()
         if left <= 0:
             raise NoLearnerWorkerError(
-                f"no worker for the learner within {timeout:g} s: {len(workers)} workers, none of which declares the "
-                f"resource {LEARNER!r}; start one with `dask worker SCHEDULER --resources 'learner=1' --nthreads 2`"
+                f"no worker for the learner within {timeout:g} s: none of {len(workers)} workers declares "
+                f"the resource {LEARNER!r}; start one with `dask worker SCHEDULER --resources 'learner=1' --nthreads 2`"
             )
         try:
             client.wait_for_workers(len(workers) + 1, timeout=min(left, 2.0))
@@ -54,17 +54,17 @@ def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
 
 
 def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[str, Any]]:
-    """Every worker sees data and run directory, imports the model and runs the same versions.
+    """Check data, run directory, model and package versions on every worker; return the workers.
 
-    Runs beside whatever the workers do. Raises ClusterMismatchError naming worker and thing.
+    The workers' tasks continue meanwhile. Raises ClusterMismatchError with each worker and what differs there.
     """
     workers = wait_for_workers(client)
     if lacking := missing_resources(workers, prepared.spec.scoring):
-        raise ConfigError(f"Scoring.resources: {lacking}; no worker could ever score")
+        raise ConfigError(f"Scoring.resources: {lacking}; no worker could score. Change it or start such a worker")
     timeout = config.seconds("cluster.timeout")
     here = _versions()
 
-    async def versions() -> dict[str, str]:  # by value: a worker may lack this package altogether
+    async def versions() -> dict[str, str]:  # pickled by value: a worker may not have this package
         import importlib.metadata as metadata
         import platform
 
@@ -83,24 +83,24 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
             wrong.append(f"{address}: {there!r}")
             continue
         wrong += [
-            f"{address}: {name} is {there.get(name)}, here it is {here[name]}"
+            f"{address}: {name} is {there.get(name)}, the client has {here[name]}"
             for name in here
             if there.get(name) != here[name]
         ]
     if not wrong:
-        answers = _ask(client, _prove, timeout, prepared.spec, prepared.document)
+        answers = _ask(client, _check_worker, timeout, prepared.spec, prepared.document)
         for address, answer in answers.items():
             wrong += (
                 [f"{address}: {answer!r}"] if isinstance(answer, Exception) else [f"{address}: {a}" for a in answer]
             )
     if wrong:
         raise ClusterMismatchError(
-            "workers cannot take part:\n"
+            "some workers cannot take part in the run:\n"
             + "\n".join(sorted(wrong)[:10])
-            + "\nWorkers need the same versions, the model "
-            "importable, and the data and run directory under the same path or URL (a shared file system or store)"
+            + "\nEvery worker needs the same package versions, an importable model, and data and run directory at "
+            "the same path or URL (a shared file system or store)"
         )
-    if workers.keys() - answers.keys():  # one has died since: was it the learner's?
+    if workers.keys() - answers.keys():  # a worker has died meanwhile, perhaps the learner's
         return check_cluster(client, prepared)
     return workers
 
@@ -116,20 +116,21 @@ def _ask(client: Client, function: Any, timeout: float, *args: Any) -> dict[str,
         found: dict[str, Any] = client.sync(limited)
     except TimeoutError as error:
         raise ClusterMismatchError(
-            f"workers did not answer the first check within {timeout:g} s; is one of them hanging or starting?"
+            f"not all workers replied to the first check within {timeout:g} s; is one of them hanging or starting? "
+            "Remove it, or raise isgd.cluster.timeout"
         ) from error
-    return _of_the_living(client, found)
+    return _without_departed(client, found)
 
 
-def _of_the_living(client: Client, answers: Mapping[str, Any]) -> dict[str, Any]:
-    """Answers without those of workers that died or left meanwhile: they take no part."""
-    # the operating system's errors have a number: those are of a path, say, and the worker's own
-    silent = {a for a, answer in answers.items() if isinstance(answer, OSError) and answer.errno is None}
-    deadline = time.monotonic() + _LEAVING
-    while silent and silent & workers_of(client).keys() and time.monotonic() < deadline:
+def _without_departed(client: Client, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answers without those of workers that have died or left meanwhile."""
+    # an OSError with an errno comes from the worker's system, one without from the connection
+    unreachable = {a for a, answer in answers.items() if isinstance(answer, OSError) and answer.errno is None}
+    deadline = time.monotonic() + _DEPARTURE_SECONDS
+    while unreachable and unreachable & workers_of(client).keys() and time.monotonic() < deadline:
         time.sleep(0.05)
-    there = workers_of(client) if silent else answers
-    return {address: answer for address, answer in answers.items() if address not in silent or address in there}
+    there = workers_of(client) if unreachable else answers
+    return {address: answer for address, answer in answers.items() if address not in unreachable or address in there}
 
 
 def _versions() -> dict[str, str]:
@@ -137,12 +138,12 @@ def _versions() -> dict[str, str]:
     return {"python": python, **{name: version(name) for name in _PACKAGES}}
 
 
-async def _prove(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
-    return await asyncio.to_thread(_proof, spec, document)
+async def _check_worker(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
+    return await asyncio.to_thread(_differences, spec, document)
 
 
-def _proof(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
-    """What this worker cannot see or does not agree with."""
+def _differences(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
+    """Return what this worker cannot read and what differs here from the client."""
     wrong: list[str] = []
     try:
         if spec.directory.document().get("run") != spec.run:
@@ -151,12 +152,12 @@ def _proof(spec: RunSpec, document: Mapping[str, Any]) -> list[str]:
         wrong.append(f"run directory {spec.url}: {error}")
     try:
         if spec.data.fingerprint() != document["data"]:
-            wrong.append(f"data {spec.data!r}: differs from what the client sees")
+            wrong.append(f"data {spec.data!r}: differs from the client's data")
     except Exception as error:
-        wrong.append(f"data: {error}")  # which names it; a dataset that is not there cannot be shown
+        wrong.append(f"data: {error}")  # the error names the dataset, whose repr would fail too
     try:
         if models.signature(models.build(spec.model)) != document["model"]["signature"]:
-            wrong.append(f"model {models.name_of(spec.model)}: other parameters than on the client")
+            wrong.append(f"model {models.name_of(spec.model)}: its parameters differ from the client's")
     except Exception as error:
         wrong.append(f"model {models.name_of(spec.model)}: {error}")
     return wrong

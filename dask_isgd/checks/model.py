@@ -1,4 +1,4 @@
-"""A model tried on a few examples: whatever is wrong with it shows in the first second, not after an hour."""
+"""Try a model on a few examples, so that its mistakes show in the first second and not after an hour."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = frozenset(
 
 
 def check_parameters(module: nn.Module) -> None:
-    """Raise ModelError naming every tensor of the state that no checkpoint or publication can hold."""
+    """Raise ModelError with every tensor of the state that checkpoints and publications cannot hold."""
     wrong = [
         f"{name}: {_kind(tensor)}"
         for name, tensor in models.state_of(module).items()
@@ -33,8 +33,10 @@ def check_parameters(module: nn.Module) -> None:
     ]
     if wrong:
         raise ModelError(
-            "model: checkpoints and publications hold dense tensors of real numbers, integers or booleans; these "
-            "do not fit:\n" + "\n".join(wrong) + "\nRegister them with persistent=False or change their dtype"
+            "model: checkpoints and publications hold dense tensors of real numbers, integers or booleans, but not "
+            "these tensors of the model:\n"
+            + "\n".join(wrong)
+            + "\nRegister them with persistent=False or change their dtype"
         )
 
 
@@ -47,7 +49,7 @@ def _kind(tensor: Tensor) -> str:
 def check_model(
     module: nn.Module, loss: Loss, dataset: Dataset, scoring: Scoring, *, classify: bool
 ) -> tuple[float, int | None]:
-    """Examples scored a second here, and the number of classes where the loss is over classes."""
+    """Return the examples scored per second here, and the number of classes if the targets are classes."""
     rows = dataset.read(0, min(_PROBE_ROWS, len(dataset)))
     inputs, targets = Prepare(dataset, torch.device("cpu"))(rows.inputs, rows.target)
     module.eval()
@@ -56,14 +58,16 @@ def check_model(
             output = module(*inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
-            raise ModelError(f"model: fails on inputs of shape {shapes}: {error}") from error
+            raise ModelError(
+                f"model: fails on inputs of shape {shapes}: {error}. Change the model or the dataset's inputs"
+            ) from error
     classes = dataset.classes
     if classify:
         if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(targets):
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ModelError(
                 f"model: got an output of {got} for a batch of {len(targets)}, wanted logits of shape "
-                f"({len(targets)}, classes) for cross entropy; pass loss=… for another"
+                f"({len(targets)}, classes) for cross entropy; pass loss=… to use another loss"
             )
         classes = int(output.shape[1])
         dataset.check(classes=classes)

@@ -1,4 +1,4 @@
-"""What a user asks for, and everything about it that can be checked without a cluster."""
+"""The request for a run, and all checks of it that need no cluster."""
 
 from __future__ import annotations
 

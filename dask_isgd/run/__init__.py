@@ -1,1 +1,1 @@
-"""What the user holds: ``fit``, ``attach`` and ``Run``."""
+"""What the user works with: ``fit``, ``attach`` and ``Run``."""

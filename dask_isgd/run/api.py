@@ -1,6 +1,6 @@
-"""``fit`` and ``attach``: start a run, or find one again.
+"""``fit`` and ``attach``: start a run, or open one that exists.
 
-The client submits the two long tasks and then only watches; the run directory is the truth.
+The client submits the two long tasks and then only watches; the run directory holds the entire state of a run.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import Client, fire_and_forget, span
 
@@ -19,14 +19,11 @@ from dask_isgd.coordinator.task import coordinate
 from dask_isgd.core.loss import Loss
 from dask_isgd.core.models import ModelSource
 from dask_isgd.learner.task import learn
+from dask_isgd.run.run import Run
 from dask_isgd.runtime.parameters import open_variable
 from dask_isgd.runtime.placement import coordinator_placement, learner_placement
 from dask_isgd.runtime.scheduler_plugin import guard_run
 from dask_isgd.storage import Dataset, RunDirectory
-
-if TYPE_CHECKING:
-    pass
-from dask_isgd.run.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +47,8 @@ def fit(
     """Train a model by importance sampling on a Dask cluster; return once training has been submitted.
 
     ``model`` is a callable without arguments that builds an ``nn.Module``, or its name ``"package.module:name"``.
-    ``data`` is a Zarr dataset: a URL, a path or a ``Dataset``. ``run_dir`` is where the run is kept, a path or
-    ``s3://bucket/folder`` that every worker reaches; ``storage_options`` are passed to fsspec to open it (a
+    ``data`` is a Zarr dataset: a URL, a path or a ``Dataset``. ``run_dir`` is the run directory, a path or
+    ``s3://bucket/folder`` that every worker can reach; ``storage_options`` are passed to fsspec to open it (a
     ``Dataset`` has its own). ``loss(output, target)`` returns one loss per example, shape (B,); the default is cross
     entropy. With ``detach`` the run outlives the client.
 
@@ -118,7 +115,7 @@ def attach(
     *,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Return a run that another client started, to watch and steer it; its cluster may be gone."""
+    """Return a run that another client started, to watch and control it; its cluster may no longer exist."""
     directory = RunDirectory(str(run_dir), storage_options=storage_options)
     directory.document()
     return Run(client, directory, model)

@@ -1,4 +1,4 @@
-"""The heaviest examples of a run: what a data scientist looks at first, label errors among them."""
+"""The heaviest examples of a run: hard ones, and often label errors."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _COLOURS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Hardest:
-    """The k examples with the largest weights, the heaviest first; shows itself in a notebook."""
+    """The k examples with the largest weights, the heaviest first; a notebook shows them as cards."""
 
     indices: NDArray[np.int64]
     """(k,) into the dataset."""
     weights: NDArray[np.float32]
-    """(k,) gradient norms, as they were scored."""
+    """(k,) gradient norms as scored."""
     ages: NDArray[np.float64]
     """(k,) steps since they were scored."""
     targets: NDArray[Any] | None = None
-    """(k, ...), where the data is at hand."""
+    """(k, ...), if the data is given."""
     predictions: NDArray[np.int64] | None = None
-    """(k,) classes by the newest checkpoint, where model and data are at hand."""
+    """(k,) classes predicted by the latest checkpoint, if model and data are given."""
     images: NDArray[Any] | None = None
-    """(k, H, W) or (k, H, W, colours), where the first input is an image."""
+    """(k, H, W) or (k, H, W, colours), if the first input is an image."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row an example."""
+        """Return a table with one row per example."""
         import pandas as pd
 
         columns: dict[str, Any] = {"index": self.indices, "weight": self.weights, "age": self.ages}
@@ -83,7 +83,7 @@ class Hardest:
 
 
 def heaviest(weights: WeightArray, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Indices and weights of the k heaviest of all scored examples, one chunk in memory at a time."""
+    """Return indices and weights of the k heaviest scored examples, with one chunk in memory at a time."""
     indices, values = np.empty(0, np.int64), np.empty(0, np.float32)
     for chunk in range(weights.n_chunks):
         start, _ = weights.bounds(chunk)
@@ -97,7 +97,7 @@ def heaviest(weights: WeightArray, k: int) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def hardest(weights: WeightArray, k: int, step: int, data: Dataset | None = None, model: Any = None) -> Hardest:
-    """The k heaviest examples at a step, with targets, pictures and predictions where ``data`` and ``model`` allow.
+    """Return the k heaviest examples at a step; ``data`` adds targets and images, ``model`` adds predictions.
 
     ``model`` is an ``nn.Module`` in eval mode.
     """
@@ -127,7 +127,7 @@ def _classes(model: Any, data: Dataset, rows: Any) -> NDArray[np.int64] | None:
 
 
 def images(inputs: NDArray[Any]) -> NDArray[Any] | None:
-    """Inputs (k, ...) as pictures (k, H, W) or (k, H, W, colours) of bytes; None where they are none."""
+    """Return inputs (k, ...) as images (k, H, W) or (k, H, W, colours) of bytes; None if they are not images."""
     shape = inputs.shape[1:]
     if len(shape) == 3 and shape[0] in _COLOURS and shape[2] not in _COLOURS:
         inputs, shape = np.moveaxis(inputs, 1, -1), (*shape[1:], shape[0])
@@ -143,7 +143,7 @@ def images(inputs: NDArray[Any]) -> NDArray[Any] | None:
 
 
 def png(image: NDArray[Any]) -> bytes:
-    """A picture (H, W) or (H, W, colours) of bytes as a PNG file."""
+    """Return an image (H, W) or (H, W, colours) of bytes as the content of a PNG file."""
     from matplotlib.image import imsave
 
     file = io.BytesIO()

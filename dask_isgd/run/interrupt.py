@@ -1,4 +1,4 @@
-"""Ctrl-C while a run is waited for: the first stops the waiting, a second one within a few seconds stops the run."""
+"""Ctrl-C during ``Run.wait``: the first one stops the waiting, a second one within a few seconds stops the run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from dask_isgd.errors import WaitTimeoutError
 
 
-class Watched(Protocol):
-    """What can be watched: a ``Run``."""
+class Watchable(Protocol):
+    """What can be watched, such as a ``Run``."""
 
     def watch(self, timeout: float | None = None) -> Iterable[Any]: ...
 
 
-def interrupted_again(run: Watched, seconds: float, message: str) -> bool:
+def interrupted_again(run: Watchable, seconds: float, message: str) -> bool:
     """Print ``message`` on stderr and return whether Ctrl-C comes again within ``seconds``, before the run ends."""
     try:
         print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Who is told while a run is waited for: a progress function, the notebook, callbacks."""
+"""What ``Run.wait`` calls with the latest values: a progress function, the notebook's card, callbacks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Progress = Callable[[Mapping[str, Any]], None]
 
 
-class Followed(Shown, Protocol):
-    """What can be followed: a ``Run``."""
+class Reporting(Shown, Protocol):
+    """What reports its progress, such as a ``Run``."""
 
     document: dict[str, Any]
 
@@ -29,31 +29,33 @@ class Followed(Shown, Protocol):
 
 
 @contextmanager
-def following(run: Followed, progress: Progress | None, callbacks: Sequence[Callback]) -> Iterator[Progress | None]:
-    """One function to call with the newest values; None where nobody wants to know.
+def progress_calls(
+    run: Reporting, progress: Progress | None, callbacks: Sequence[Callback]
+) -> Iterator[Progress | None]:
+    """Yield one function to call with the latest values, or None if nothing needs them.
 
-    In a notebook a run that is waited for shows itself, unless ``progress`` is given.
+    In a notebook this shows the card of the run, unless ``progress`` is given.
     """
     card = NotebookProgress(run) if progress is None and in_notebook() else None
-    tell = card or progress
+    show = card or progress
     if not callbacks:
         try:
-            yield tell
+            yield show
         finally:
-            if card is not None:  # however it ended: this is what a saved notebook shows
+            if card is not None:  # even after an error: a saved notebook shows this state
                 card(run.latest)
         return
     runner = CallbackRunner(callbacks)
     runner.begin(run.name, run.document.get("config", {}))
 
-    def follow(values: Mapping[str, Any]) -> None:
-        if tell is not None:
-            tell(values)
+    def call(values: Mapping[str, Any]) -> None:
+        if show is not None:
+            show(values)
         if runner.due:
             runner.update(run.history, run.evaluations)
 
     try:
-        yield follow
+        yield call
     finally:
         if card is not None:
             card(run.latest)

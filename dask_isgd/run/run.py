@@ -1,4 +1,4 @@
-"""``Run``: what the user holds to watch and steer a run."""
+"""``Run``: with it the user watches and controls a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from dask_isgd.errors import CheckpointError, ConfigError
 from dask_isgd.events import Control, topic_of
 from dask_isgd.run.hardest import Hardest, hardest
 from dask_isgd.run.interrupt import interrupted_again
-from dask_isgd.run.progress import following
+from dask_isgd.run.progress import progress_calls
+from dask_isgd.run.summary import summarise
 from dask_isgd.runtime import pubsub
 from dask_isgd.storage import Dataset, RunDirectory
 
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
     from torch import nn
-from dask_isgd.run.summary import summarise
 
 
 class Run:
-    """A run as its user sees it."""
+    """A run: its status, its results, and the methods that control it."""
 
     def __init__(self, client: Client, directory: RunDirectory, model: ModelSource | None) -> None:
         self.document = directory.document()
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def latest(self) -> dict[str, Any]:
-        """The newest values heard: step, loss, gain, steps_per_second, validation_error and so on."""
+        """The latest values received: step, loss, gain, steps_per_second, validation_error and so on."""
         return self._monitor.latest
 
     @property
@@ -55,7 +55,7 @@ class Run:
         return self._monitor.status
 
     def watch(self, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """The newest values again and again, at least four times a second, until the run has ended.
+        """Yield the latest values at least four times per second until the run has ended.
 
         Raises WaitTimeoutError after ``timeout`` seconds, and NoLearnerWorkerError as ``wait`` does.
         """
@@ -69,54 +69,53 @@ class Run:
         callbacks: Sequence[Callback] = (),
         second_interrupt: float = 3.0,
     ) -> dict[str, Any]:
-        """Wait for the end of the run, ``timeout`` seconds at most; its summary.
+        """Wait for the end of the run, at most ``timeout`` seconds; return its summary.
 
-        ``progress`` is called with the latest values about twice a second; in a notebook the run
-        shows itself. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the
-        waiting, not the run; another one within ``second_interrupt`` seconds stops the run. Raises
-        the error that ended the run, WaitTimeoutError otherwise. Raises NoLearnerWorkerError where no
-        worker has been able to take the learner for ``isgd.cluster.timeout``: the run goes on once
-        there is one, and can be waited for again.
+        ``progress`` is called with the latest values about twice per second; without it, a notebook shows the card
+        of the run. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the waiting, not the
+        run; another one within ``second_interrupt`` seconds stops the run. Raises the error that ended the run;
+        WaitTimeoutError after ``timeout``; NoLearnerWorkerError if no worker has been able to take the learner for
+        ``isgd.cluster.timeout``: the run continues as soon as there is one, and ``wait`` can be called again.
         """
         try:
-            with following(self, progress, callbacks) as follow:
-                self._monitor.wait(_deadline(timeout), follow)
+            with progress_calls(self, progress, callbacks) as call:
+                self._monitor.wait(_deadline(timeout), call)
         except KeyboardInterrupt:
-            self._interrupted(second_interrupt)
+            self._stop_if_interrupted(second_interrupt)
             raise
         return self.summary()
 
-    def _interrupted(self, seconds: float) -> None:
+    def _stop_if_interrupted(self, seconds: float) -> None:
         if seconds <= 0 or self.status not in GOING:
             return
         message = f"run {self.name} continues; press Ctrl-C again within {seconds:g} s to stop it"
         if interrupted_again(self, seconds, message):
-            print(f"run {self.name}: {self.stop()}; resume=True resumes it", file=sys.stderr, flush=True)
+            print(f"run {self.name}: {self.stop()}; pass resume=True to resume it", file=sys.stderr, flush=True)
 
     @property
     def history(self) -> xr.Dataset:
-        """What the learner reported: one row every ``report_every`` steps, dimension ``report``."""
+        """The learner's reports: one row every ``report_every`` steps, dimension ``report``."""
         return self.directory.read_history()
 
     @property
     def evaluations(self) -> xr.Dataset:
-        """Loss and error on the validation data, one row for each version evaluated."""
+        """Loss and error on the validation data, one row per evaluated version."""
         return self.directory.read_history("evaluation")
 
     def summary(self) -> dict[str, Any]:
-        """The run in a few figures, from its directory."""
+        """Return the summary of the run, read from its directory."""
         return summarise(self.directory, self.latest.get("examples_scored"))
 
     def plot(self) -> Figure:
-        """Loss, validation error, variance and gain: a matplotlib figure."""
+        """Return a matplotlib figure of loss, validation error, variance and gain."""
         from dask_isgd.display.plots import plot
 
         return plot(self.history, self.evaluations, title=f"run {self.name}")
 
     def hardest(self, k: int = 10, data: Dataset | None = None) -> Hardest:
-        """The k heaviest examples: indices, weights, ages; with pictures and labels where ``data`` is at hand.
+        """Return the k heaviest examples: indices, weights, ages; with ``data`` also images and labels.
 
-        A run that was started here knows its data; one that was attached is told.
+        Only a run that ``attach`` returned needs ``data``; ``fit`` remembers it.
         """
         weights = self.directory.open_weights()
         trained = self.directory.checkpoints().latest()
@@ -131,19 +130,19 @@ class Run:
     def _repr_html_(self) -> str:
         return card(self.name, self.status, self.latest)
 
-    # Steering -------------------------------------------------------------------------------
+    # Control --------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Checkpoint and hold; workers stay."""
-        self._want("pause")
+        """Commit a checkpoint and pause; the workers stay."""
+        self._request("pause")
 
     def unpause(self) -> None:
-        """Go on after ``pause``."""
-        self._want("run")
+        """Continue after ``pause``."""
+        self._request("run")
 
     def stop(self, timeout: float | None = None) -> str:
-        """Checkpoint and end; waits for it and returns the status."""
-        self._want("stop")
+        """Commit a checkpoint and end the run; wait for its end and return the status."""
+        self._request("stop")
         deadline = _deadline(config.seconds("cluster.timeout") if timeout is None else timeout)
         for _ in self._monitor.follow(deadline):
             pass
@@ -151,25 +150,25 @@ class Run:
         return self.status
 
     def detach(self) -> None:
-        """Leave a run that was started here to the cluster: it outlives this client, as with ``fit(detach=True)``."""
+        """Let a run that was started here outlive this client, as with ``fit(detach=True)``."""
         fire_and_forget(self._monitor.owned)
 
-    def _want(self, want: str) -> None:
-        self.directory.set_control(want=want)
+    def _request(self, state: str) -> None:
+        self.directory.set_control(want=state)
         attempt = int(self.directory.control()["attempt"])
-        control = Control(run=self.name, incarnation=0, attempt=attempt, want=want)
+        control = Control(run=self.name, incarnation=0, attempt=attempt, want=state)
         pubsub.announce(self._client, topic_of(self.name), control)
 
     def model(self) -> nn.Module:
-        """The model with the parameters of the newest checkpoint, in eval mode."""
+        """Return the model with the parameters of the latest checkpoint, in eval mode."""
         if self._model is None:
             raise ConfigError(
                 f"run {self.name} was attached without a model; pass it: attach(client, run_dir, model=…), "
-                f"the one it was trained with ({self.document['model']['name']})"
+                f"the model it was trained with ({self.document['model']['name']})"
             )
         found = self.directory.checkpoints().latest()
         if found is None:
-            raise CheckpointError(f"run {self.name} has no checkpoint yet; wait for the first, or stop it")
+            raise CheckpointError(f"run {self.name} has no checkpoint yet; wait for the first one, or stop the run")
         tensors = models.from_arrays(found.tensors, found.state["dtypes"])
         module = models.build(self._model)
         models.load(module, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})

@@ -1,25 +1,24 @@
-"""A run in a few figures, from its directory alone."""
+"""The summary of a run, which needs only its directory."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask_isgd.errors import RunNotFoundError
 from dask_isgd.storage import RunDirectory
 
-if TYPE_CHECKING:
-    pass
-
 _LAST_REPORTS = 0.1
+"""The fraction of the reports whose mean the summary shows."""
 
 
 def summarise(directory: RunDirectory, examples_scored: int | None = None) -> dict[str, Any]:
-    """A run's figures from its directory; None where there is no figure.
+    """Return the summary of a run; a value that is not known is None.
 
-    train_loss: mean of the unbiased estimates of the last tenth of the reports; validation_error: share
-    wrong of the whole validation data at the last version evaluated; variance: traces for one draw;
-    examples_scored: what the run's coordinator said, of which the directory knows nothing.
+    train_loss: mean of the unbiased estimates in the last tenth of the reports; validation_error: fraction of the
+    validation data that is misclassified at the last version evaluated; variance: traces for one draw, a mean like
+    train_loss; examples_scored: as the coordinator reported it, since the directory does not record it.
+    Raises RunNotFoundError if the run has neither a report nor a checkpoint.
     """
     document = directory.document()
     history = directory.read_history()
@@ -35,7 +34,7 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
 
     found = directory.checkpoints().latest()
     if found is None and not rows:
-        raise RunNotFoundError(f"{directory.url}: nothing was trained yet; wait for the first checkpoint")
+        raise RunNotFoundError(f"{directory.url}: the run has no report and no checkpoint yet; wait for the first one")
     seconds = float(found.state["seconds"]) if found is not None else (last("seconds") or 0.0)
     step = found.step if found is not None else int(last("step") or 0)
     uniform = bool(document["config"]["sampling"]["uniform"])

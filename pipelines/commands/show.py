@@ -1,4 +1,4 @@
-"""``dask isgd status`` and ``dask isgd plot``: a run from its directory alone, while it runs or after."""
+"""``dask isgd status``, ``stop`` and ``plot``: they need only the directory of a run, during the run or after."""
 
 from __future__ import annotations
 
@@ -25,52 +25,60 @@ from dask_isgd.storage import RunDirectory
 from dask_isgd.storage.backends.stores import join, open_folder
 
 FORMATS = (".png", ".svg", ".pdf", ".html")
-_SILENT = 60.0
+_SILENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What one look at a run directory shows."""
+class RunProgress:
+    """The progress of a run, read from its directory."""
 
     summary: dict[str, Any]
     step: int
     of: int
     finished: bool
     checkpoint: str | None
-    silent: float
-    """Seconds since the history was written; NaN where nothing was."""
-    want: str
-    """What its user asked for: "run", "pause" or "stop"."""
+    silent_seconds: float
+    """Seconds since the history was last written; NaN if it never was."""
+    requested: str
+    """The request of its user: "run", "pause" or "stop"."""
     values: dict[str, Any]
-    """The newest report and evaluation, under the names of ``Run.latest``."""
+    """The latest report and evaluation, under the names of ``Run.latest``."""
 
     @property
     def state(self) -> str:
-        """In words; a run that was killed cannot say so, but it is silent."""
+        """The state in words; only ``silent_seconds`` shows that a run was killed."""
         if self.finished:
             return "finished"
-        where = f"step {self.step:,} of {self.of:,}"
-        asked = {"pause": "paused, ", "stop": "stopped, "}.get(self.want, "")
-        return asked + where
+        prefix = {"pause": "paused, ", "stop": "stopped, "}.get(self.requested, "")
+        return f"{prefix}step {self.step:,} of {self.of:,}"
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more is to come, as far as one can see."""
-        return self.finished or self.want == "stop"
+    def ended(self) -> bool:
+        """Whether the run has finished or was asked to stop."""
+        return self.finished or self.requested == "stop"
+
+    @property
+    def status(self) -> str:
+        """One word: "running", "paused", "stopped", "finished", or "silent" if no report has come for a minute."""
+        if self.finished:
+            return "finished"
+        if self.silent_seconds > _SILENT_SECONDS and not self.ended:
+            return "silent"
+        return {"run": "running", "pause": "paused", "stop": "stopped"}[self.requested]
 
 
 def stop(run: str) -> str:
-    """Ask the learner of a run to commit and stop; what comes of it, in words. RunNotFoundError where there is none."""
+    """Ask the learner of a run to commit and stop; return a message. Raises RunNotFoundError if there is no run."""
     directory = RunDirectory(run)
     found = directory.checkpoints().latest()
     if found is not None and found.state.get("finished"):
-        return f"run {run} is finished: step {found.step:,}"
-    directory.set_control(want="stop")  # the learner looks at it about once a second
-    return f"run {run} was asked to stop; its learner commits a checkpoint first. Go on with --run {run} --resume"
+        return f"run {run} has already finished, at step {found.step:,}"
+    directory.set_control(want="stop")  # the learner reads it about once per second
+    return f"run {run} was asked to stop; its learner commits a checkpoint first. Resume it with --run {run} --resume"
 
 
-def look(run: str) -> Sight:
-    """Look at a run; RunNotFoundError where there is none."""
+def read_progress(run: str) -> RunProgress:
+    """Read the progress of a run. Raises RunNotFoundError if there is no run."""
     directory = RunDirectory(run)
     document = directory.document()
     history = directory.read_history()
@@ -84,56 +92,53 @@ def look(run: str) -> Sight:
     if evaluations.sizes.get("report", 0):
         values["validation_error"] = float(evaluations["error"][-1])
     step = max(int(history["step"][-1]) if reports else 0, int(summary["steps"]))
-    return Sight(
+    return RunProgress(
         summary=summary,
         step=step,
         of=int(document["config"]["learning"]["steps"]),
         finished=found is not None and bool(found.state.get("finished")),
         checkpoint=found.name if found is not None else None,
-        silent=max(time.time() - directory.reported(), 0.0),  # NaN stays NaN in this order
-        want=str(directory.control()["want"]),
+        silent_seconds=max(time.time() - directory.reported(), 0.0),  # NaN stays NaN in this order
+        requested=str(directory.control()["want"]),
         values={**values, "step": step, "steps": int(document["config"]["learning"]["steps"])},
     )
 
 
 def status(run: str, *, as_json: bool = False) -> None:
-    """Print how far a run has come, as a table or as one line of JSON."""
-    seen = look(run)
+    """Print the progress of a run as a table or as one line of JSON."""
+    now = read_progress(run)
     if as_json:
-        _print_json(seen)
+        _print_json(now)
         return
-    print_summary({**seen.summary, "run": run, "status": seen.state, "steps": None}, sys.stdout)
-    if seen.checkpoint is not None:
-        click.echo(f"newest checkpoint {seen.checkpoint}")
-    if not seen.finished:
-        click.echo(_last_sign(seen))
+    print_summary({**now.summary, "run": run, "status": now.state, "steps": None}, sys.stdout)
+    if now.checkpoint is not None:
+        click.echo(f"latest checkpoint {now.checkpoint}")
+    if not now.finished:
+        click.echo(_last_report(now))
 
 
 def watch(run: str, *, as_json: bool = False, every: float = 2.0) -> None:
-    """Print how far a run has come until it has ended: a bar on a terminal, else a line (of JSON) a look."""
-    seen = look(run)
+    """Print the progress of a run until it has ended: a bar on a terminal, elsewhere one line (of JSON) per update."""
+    now = read_progress(run)
     if as_json:
         while True:
-            _print_json(seen)
-            if seen.over:
+            _print_json(now)
+            if now.ended:
                 return
             time.sleep(every)
-            seen = look(run)
-    with LiveProgress(sys.stdout, steps=seen.of, seconds=every) as progress:
+            now = read_progress(run)
+    with LiveProgress(sys.stdout, steps=now.of, seconds=every) as progress:
         while True:
-            state = "silent" if seen.silent > _SILENT and not seen.over else "finished" if seen.finished else seen.want
-            progress(
-                {**seen.values, "status": {"run": "running", "pause": "paused", "stop": "stopped"}.get(state, state)}
-            )
-            if seen.over:
+            progress({**now.values, "status": now.status})
+            if now.ended:
                 break
             time.sleep(every)
-            seen = look(run)
+            now = read_progress(run)
     status(run)
 
 
 def as_json(values: Mapping[str, Any]) -> str:
-    """One line of strict JSON: NaN and infinity become null."""
+    """Return one line of strict JSON, in which NaN and infinity are null."""
 
     def strict(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -143,21 +148,21 @@ def as_json(values: Mapping[str, Any]) -> str:
     return json.dumps(strict(values), allow_nan=False)
 
 
-def _print_json(seen: Sight) -> None:
-    click.echo(as_json({**seen.summary, "step": seen.step, "of": seen.of, "finished": seen.finished}))
+def _print_json(now: RunProgress) -> None:
+    click.echo(as_json({**now.summary, "step": now.step, "of": now.of, "finished": now.finished}))
 
 
 def plot(run: str, path: str | None = None) -> str:
-    """Draw a run into a file; returns its path."""
+    """Save the plot of a run; return the path of the file."""
     directory = RunDirectory(run)
     directory.document()
-    return save(directory.read_history(), directory.read_history("evaluation"), run, path=path)
+    return save_plot(directory.read_history(), directory.read_history("evaluation"), run, path=path)
 
 
-def save(history: Any, evaluations: Any, run: str, *, path: str | None = None) -> str:
-    """Save the picture of a run, into its directory unless told otherwise; whole or not at all.
+def save_plot(history: Any, evaluations: Any, run: str, *, path: str | None = None) -> str:
+    """Save the plot of a run atomically, by default into its directory; return the path of the file.
 
-    HTML is one file that needs no other: the figures of the run and the picture as SVG.
+    An HTML file needs no other file: it holds the run's summary and the plot as SVG.
     """
     name = RunDirectory(run).name
     target = path if path is not None else join(run, "summary.png")
@@ -167,14 +172,14 @@ def save(history: Any, evaluations: Any, run: str, *, path: str | None = None) -
     figure.savefig(drawn, format="svg" if kind == "html" else kind)
     data = drawn.getvalue()
     if kind == "html":
-        data = page(name, look(run).summary, data.decode()).encode()
+        data = page(name, read_progress(run).summary, data.decode()).encode()
     try:
         open_folder(place or ("/" if target.startswith("/") else ".")).replace(file, data)
     except (OSError, StorageFullError) as error:
-        raise StorageFullError(f"{target}: cannot be written ({error}); pass another file (--to)") from error
+        raise StorageFullError(f"{target}: cannot write the plot ({error}); pass another file with --to") from error
     return target
 
 
-def _last_sign(seen: Sight) -> str:
-    """How long ago the history was written: a run that is silent for long is no longer running."""
-    return "no report yet" if math.isnan(seen.silent) else f"last report {duration(seen.silent)} ago"
+def _last_report(now: RunProgress) -> str:
+    """Return the age of the last report in words; a run without reports for long is no longer running."""
+    return "no report yet" if math.isnan(now.silent_seconds) else f"last report {duration(now.silent_seconds)} ago"

@@ -34,7 +34,7 @@ _SECOND_INTERRUPT = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of the command, with their names there."""
+    """The options of the command, under the same names."""
 
     name: str
     recipe: Recipe
@@ -55,17 +55,17 @@ class Options:
 
 
 def default_data(name: str) -> str:
-    """Where the dataset of a pipeline is kept unless told otherwise."""
+    """Return the default place of a pipeline's dataset."""
     return str(Path("data") / f"{name}.zarr")
 
 
 def default_run(name: str) -> str:
-    """A directory for a new run, named after the second it starts in."""
+    """Return a directory for a new run, named after the present second."""
     return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def adjusted(recipe: Recipe, options: Options) -> Recipe:
-    """The recipe with the command line's own settings."""
+    """Return the recipe with the settings of the command line."""
     changes: dict[str, Any] = {k: v for k, v in (("steps", options.steps), ("seed", options.seed)) if v is not None}
     if options.synchronous:
         changes["synchronous"] = True
@@ -75,9 +75,9 @@ def adjusted(recipe: Recipe, options: Options) -> Recipe:
 
 
 def train(options: Options) -> None:
-    """Prepare, check, start a cluster, train, and show what came of it.
+    """Prepare the data, check everything, start a cluster, train, print a summary and save a plot.
 
-    Progress and the summary's table go to stderr where stdout is for JSON.
+    With ``as_json`` stdout gets nothing but the line of JSON.
     """
     from dask_isgd.checks.request import RunRequest, prepare
     from dask_isgd.clusters import load_cluster
@@ -87,7 +87,7 @@ def train(options: Options) -> None:
     from dask_isgd.storage import Dataset
 
     described = load_cluster(options.cluster) if options.cluster is not None else None
-    if os.getcwd() not in sys.path:  # a recipe's own modules lie beside it more often than not
+    if os.getcwd() not in sys.path:  # a recipe's own modules usually lie beside it
         sys.path.append(os.getcwd())
     recipe = adjusted(options.recipe, options)
     run_dir = options.run_dir or default_run(options.name)
@@ -111,17 +111,17 @@ def train(options: Options) -> None:
         outlives = options.scheduler is not None or (described is not None and described.kind == "scheduler")
         _follow(run, run_dir, recipe.learning.steps, outlives=outlives)
         if run.status == "failed":
-            raise IsgdError(f"{run_dir}: the run failed; `dask isgd status {run_dir}` shows how far it came")
+            raise IsgdError(f"run {run_dir} failed; `dask isgd status {run_dir}` shows its progress")
         summary = {"status": run.status, **run.summary()}
-        picture = show.save(run.history, run.evaluations, run_dir)
+        plot = show.save_plot(run.history, run.evaluations, run_dir)
     print_summary({**summary, "run": run_dir}, sys.stderr if options.as_json else sys.stdout)
-    click.echo(f"picture {picture}", err=options.as_json)
+    click.echo(f"plot saved to {plot}", err=options.as_json)
     if options.as_json:
         click.echo(show.as_json({k: v for k, v in summary.items() if k != "status"}))
 
 
 def _dataset(options: Options, recipe: Recipe) -> str:
-    """The URL of the recipe's dataset, prepared first if it is one of the pipelines'."""
+    """Return the URL of the recipe's dataset; a pipeline's dataset is prepared first."""
     pipeline = PIPELINES.get(recipe.data)
     if pipeline is None:
         return options.data or recipe.data
@@ -130,7 +130,7 @@ def _dataset(options: Options, recipe: Recipe) -> str:
 
 @contextmanager
 def _cluster(options: Options, described: ClusterConfig | None) -> Iterator[Any]:
-    """A client of the running cluster, or of one that lives as long as the command."""
+    """Yield a client of the running cluster, or of one that ends with the command."""
     from distributed import Client
 
     from dask_isgd.clusters import LocalCluster, open_cluster
@@ -149,8 +149,8 @@ def _cluster(options: Options, described: ClusterConfig | None) -> Iterator[Any]
             client = Client(options.scheduler)
         except (OSError, ValueError) as error:
             raise WaitTimeoutError(
-                f"--scheduler: no Dask scheduler answers at {options.scheduler!r} ({error}); "
-                "check the address, or leave the option out to start a cluster on this machine"
+                f"--scheduler: no reply from a Dask scheduler at {options.scheduler!r} ({error}); is it running? "
+                "Check the address, or omit the option to start a cluster on this machine"
             ) from error
         with client:
             yield client
@@ -165,10 +165,10 @@ def _cluster(options: Options, described: ClusterConfig | None) -> Iterator[Any]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Not a word from Dask, here and in the processes that are started meanwhile.
+    """Silence Dask's logs and all warnings, here and in the processes that are started meanwhile.
 
-    Whatever matters is raised here too. The workers read their logging from the environment: they
-    are new interpreters.
+    Every error that matters is raised here too. The workers are new interpreters, which read their logging from the
+    environment.
     """
     loggers = [logging.getLogger(n) for n in ("distributed", "distributed.client", "tornado", "bokeh", "asyncio")]
     before = [logger.level for logger in loggers]
@@ -193,9 +193,9 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _children_ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C goes to the whole process group: the workers must live on to commit a checkpoint.
+    """Start processes that ignore Ctrl-C, which goes to the entire process group: the workers must commit a checkpoint.
 
-    An ignored signal stays ignored in a child.
+    A child inherits ignored signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -209,7 +209,7 @@ def _children_ignore_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM interrupts like Ctrl-C, so that the run is stopped in order."""
+    """Handle SIGTERM like Ctrl-C, so that the run commits a checkpoint before it stops."""
 
     def terminate(*_: object) -> None:
         raise Terminated
@@ -257,10 +257,10 @@ def _follow(run: Run, run_dir: str, steps: int, *, outlives: bool) -> None:
 
 
 def _stop(run: Run, run_dir: str) -> None:
-    """Stop in order: the learner commits its last step. One more Ctrl-C leaves at once."""
-    click.echo("stopping: the learner commits a checkpoint (Ctrl-C again to leave at once)", err=True)
+    """Stop the run; the learner commits its last step. Another Ctrl-C leaves immediately."""
+    click.echo("stopping: the learner commits a checkpoint (press Ctrl-C again to leave immediately)", err=True)
     try:
         run.stop(timeout=_STOP_SECONDS)
     except IsgdError as error:
-        click.echo(f"{error}", err=True)
+        click.echo(str(error), err=True)
     click.echo(f"stopped; resume with --run {run_dir} --resume", err=True)

@@ -1,4 +1,4 @@
-"""Who takes part in a run: the workers that are there when it begins."""
+"""The workers that take part in a run are those that are there when it begins."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ CLOSED = CommClosedError("in <TCP>: Connection reset by peer")
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, dict]]:
-    """What the scheduler knows, one look after the other; the last one stays."""
+def known_workers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, dict]]:
+    """The scheduler's workers, one entry per call; the last entry stays."""
     found: list[dict[str, dict]] = []
     monkeypatch.setattr(cluster, "workers_of", lambda client: found.pop(0) if len(found) > 1 else found[0])
     return found
 
 
-def test_a_worker_that_dies_while_it_is_asked_is_no_mistake(looks):
-    looks += [{"alive": {}, "dead": {}}, {"alive": {}, "dead": {}}, {"alive": {}}]
-    assert cluster._of_the_living(None, {"alive": [], "dead": CLOSED}) == {"alive": []}
+def test_a_worker_that_dies_while_it_is_asked_is_no_mistake(known_workers):
+    known_workers += [{"alive": {}, "dead": {}}, {"alive": {}, "dead": {}}, {"alive": {}}]
+    assert cluster._without_departed(None, {"alive": [], "dead": CLOSED}) == {"alive": []}
 
 
-def test_one_that_does_not_answer_and_stays_is(looks, monkeypatch):
-    monkeypatch.setattr(cluster, "_LEAVING", 0.2)
-    looks.append({"alive": {}, "mute": {}})
+def test_one_that_does_not_answer_and_stays_is(known_workers, monkeypatch):
+    monkeypatch.setattr(cluster, "_DEPARTURE_SECONDS", 0.2)
+    known_workers.append({"alive": {}, "mute": {}})
     answers = {"alive": [], "mute": CLOSED}
-    assert cluster._of_the_living(None, answers) == answers
+    assert cluster._without_departed(None, answers) == answers
 
 
-def test_a_workers_own_errors_are_its_answer(looks):
-    looks.append({})
+def test_a_workers_own_errors_are_its_answer(known_workers):
+    known_workers.append({})
     answers = {"a": PermissionError(13, "no"), "b": ValueError("no")}
-    assert cluster._of_the_living(None, answers) == answers
+    assert cluster._without_departed(None, answers) == answers
 
 
 def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypatch):
-    """Else its run would train on a scorer: nobody declares the learner's resource any more."""
+    """Otherwise the run would train on a scorer, since no worker declares the learner's resource any more."""
     learner, scorer = {"nthreads": 2, "resources": {"learner": 1}}, {"nthreads": 1, "resources": {"scorer": 1}}
     there = [{"dead": learner, "scorer": scorer}, {"new": learner, "scorer": scorer}]
     monkeypatch.setattr(cluster, "wait_for_workers", lambda client: there.pop(0))

@@ -327,7 +327,7 @@ def test_another_version_is_named_with_the_worker(client, digits, run_dir):
     worker = next(iter(client.scheduler_info()["workers"]))
     client.run(installed, "2.18.0", workers=[worker])
     try:
-        with pytest.raises(ClusterMismatchError, match=rf"{worker}: zarr is 2\.18\.0, here it is "):
+        with pytest.raises(ClusterMismatchError, match=rf"{worker}: zarr is 2\.18\.0, the client has "):
             fit(client, digits, run_dir)
     finally:
         client.run(installed, None, workers=[worker])

@@ -48,13 +48,16 @@ class TestUsage:
             ((), "Usage"),
             (("prepare", "imagenet"), "'imagenet' is not one of 'digits', 'fashion-mnist', 'svhn'"),
             (("train", "digit"), "Did you mean 'digits'?"),
-            (("train", "imagenet"), "Wanted digits, fashion-mnist, svhn or a RECIPE.yaml"),
-            (("train", "missing.yaml"), "there is no file 'missing.yaml'"),
+            (("train", "imagenet"), "Pass digits, fashion-mnist, svhn or a RECIPE.yaml"),
+            (("train", "missing.yaml"), "there is no file 'missing.yaml'; check the path"),
             (("train", "digits", "--workers", "0"), "0 is not in the range x>=1"),
-            (("train", "digits", "--workers", "2", "--scheduler", "tcp://x:1"), "exclude each other"),
-            (("train", "digits", "--resume", "--overwrite", "--run", "r"), "exclude each other"),
-            (("train", "digits", "--uniform", "--synchronous"), "exclude each other"),
-            (("train", "digits", "--resume"), "--resume needs --run"),
+            (
+                ("train", "digits", "--workers", "2", "--scheduler", "tcp://x:1"),
+                "cannot be used together; pass one",
+            ),
+            (("train", "digits", "--resume", "--overwrite", "--run", "r"), "cannot be used together; pass one"),
+            (("train", "digits", "--uniform", "--synchronous"), "cannot be used together; pass one"),
+            (("train", "digits", "--resume"), "--resume needs --run DIR, the run to resume"),
             (("plot", "r", "--to", "picture.bmp"), "wanted a file ending in .png"),
         ],
     )
@@ -123,7 +126,7 @@ class TestErrors:
         result = run_process("train", "digits", "--scheduler", "tcp://127.0.0.1:9", cwd=tmp_path)
         assert result.returncode == 1
         assert result.stdout == ""
-        assert "no Dask scheduler answers at 'tcp://127.0.0.1:9'" in result.stderr
+        assert "no reply from a Dask scheduler at 'tcp://127.0.0.1:9'" in result.stderr
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "runs").exists()
 
@@ -157,30 +160,28 @@ class TestStatusAndPlot:
         assert (values["step"], values["of"], values["finished"]) == (600, 600, False)
         assert values["variance"] == {"ideal": 1.0, "stale": 4.0, "uniform": 9.0}
 
-    def test_watch_a_run_that_goes_on(self, here, monkeypatch):
-        """Each look prints a line; the last one the table."""
-
+    def test_watch_a_run_that_continues(self, here, monkeypatch):
+        """Each update prints a line; the last one prints the table."""
         directory = make_run(here / "r", rows=10)
-        looks = []
+        sleeps = []
 
         def sleep(seconds):
-            looks.append(seconds)
-            history = History.create(directory.history, f"learner-{len(looks) + 1:04d}", ["loss"], 1)
-            history.append({"step": 200.0 + 20 * len(looks), "loss": 0.5})
+            sleeps.append(seconds)
+            history = History.create(directory.history, f"learner-{len(sleeps) + 1:04d}", ["loss"], 1)
+            history.append({"step": 200.0 + 20 * len(sleeps), "loss": 0.5})
             history.flush()
-            if len(looks) == 3:
+            if len(sleeps) == 3:
                 directory.set_control(want="stop")
 
         monkeypatch.setattr(show.time, "sleep", sleep)
         result = invoke("status", "r", "--watch", "--every", "0.1")
         assert result.exit_code == 0, result.output
         lines = result.stdout.splitlines()
-        assert looks == [0.1] * 3
+        assert sleeps == [0.1] * 3
         assert lines[0].startswith("running  step 200/600")
         assert "stopped, step 260 of 600" in result.stdout
 
-    def test_watch_as_json_is_a_line_a_look(self, here, monkeypatch):
-
+    def test_watch_as_json_is_one_line_per_update(self, here, monkeypatch):
         directory = make_run(here / "r")
         monkeypatch.setattr(show.time, "sleep", lambda seconds: directory.set_control(want="stop"))
         result = invoke("status", "r", "--watch", "--json")

@@ -123,6 +123,6 @@ def test_the_commands_take_a_url_and_the_credentials_of_the_environment(credenti
     assert s3.folder.read("summary.png").startswith(b"\x89PNG")
     assert SECRET not in trained.stdout + trained.stderr
     show.status(s3.url)
-    assert re.search(r"finished(.|\n)*newest checkpoint step-000000060-i0001", capsys.readouterr().out)
+    assert re.search(r"finished(.|\n)*latest checkpoint step-000000060-i0001", capsys.readouterr().out)
     show.plot(s3.url, str(tmp_path / "here.html"))
     assert "<svg" in (tmp_path / "here.html").read_text()
