@@ -95,7 +95,7 @@ class Learner(LongTask):
         prepare, folder = Prepare(spec.data, self.trainer.device), worker.local_directory
         feed = open_feed(spec.data, self.batch_sampler, prepare, learning, folder=folder, timeout=self.timeout)
         self.feed = parts.add(feed)
-        logger.info("feed: %s", self.feed.why)
+        logger.info("feed: %s", self.feed.reason)
         # The lease comes last: a predecessor that leaves has had time to commit.
         self.checkpointer = parts.open(
             Checkpointer(

@@ -1,9 +1,10 @@
-"""A folder of a run, on a disk or in an object store: the few verbs that a run needs of it."""
+"""A folder of a run, on a disk or in an object store, with the few operations that a run needs."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import ClassVar
 from dask_isgd.errors import StorageFullError
 
 PARTIAL = ".partial"
-"""How the names of what is unfinished end, as in Zarr's local store."""
+"""The suffix of unfinished files and folders, as in Zarr's local store."""
 
 _FULL = {
     errno.ENOSPC: "no space is left",
@@ -30,28 +31,33 @@ def writing(place: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         # stores refuse with a PermissionError that has no number
-        why = _FULL.get(errno.EACCES if isinstance(error, PermissionError) else error.errno or 0)
-        if why is None:
+        reason = _FULL.get(errno.EACCES if isinstance(error, PermissionError) else error.errno or 0)
+        if reason is None:
             raise
         raise StorageFullError(
-            f"cannot write {place}: {why} ({error.strerror or error}). "
+            f"cannot write {place}: {reason} ({error.strerror or error}). "
             "What was committed before is intact; make room or mend the permissions, then resume"
         ) from error
 
 
-class Folder(ABC):
-    """What checkpoints, leases and the small files of a run are made with.
+def temporary_name(name: str) -> str:
+    """Return a new name beside ``name`` that `Folder.sweep` recognises as unfinished."""
+    return f".{name}.{uuid.uuid4().hex}{PARTIAL}"
 
-    A name is relative and may have slashes. Files are always whole: a reader sees all of one or
-    none. Reading raises FileNotFoundError; writing raises StorageFullError, and OSError where a
+
+class Folder(ABC):
+    """The storage of checkpoints, leases and the small files of a run.
+
+    A name is relative and may have slashes. Files are always complete: a reader sees all of one or
+    none. Reading raises FileNotFoundError; writing raises StorageFullError, and OSError if a
     store does not answer.
     """
 
     local: ClassVar[bool]
     url: str
-    """Opens it again, and holds no secret."""
+    """The URL that opens the folder again; it holds no secret."""
     patience: float
-    """Seconds: what is unfinished and younger may belong to a writer that is still at work."""
+    """Seconds; a younger unfinished file may belong to a writer that is still running."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -61,18 +67,18 @@ class Folder(ABC):
         return self.url.rstrip("/").rpartition("/")[2]
 
     def place(self, name: str) -> str:
-        """``name`` as messages show it."""
+        """Return the URL of ``name``, for messages."""
         return f"{self.url}/{name}"
 
     @abstractmethod
     def __truediv__(self, name: str) -> Folder:
-        """A folder below; it need not exist."""
+        """Return a folder below this one; it need not exist."""
 
     # Reading --------------------------------------------------------------------------------
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A file, whole."""
+        """Return the content of a file."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -80,21 +86,21 @@ class Folder(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Names right below without the unfinished ones, sorted; empty if there is no folder."""
+        """Return the names directly below without the unfinished ones, sorted; empty if there is no folder."""
 
     @abstractmethod
     def published(self, mark: str) -> list[str]:
-        """Folders right below that `publish` has finished with the file ``mark``, sorted."""
+        """Return the folders directly below that `publish` has finished with the file ``mark``, sorted."""
 
     @abstractmethod
     def newest(self, pattern: str) -> float:
-        """When the newest file that matches ``pattern`` was written, seconds since 1970; NaN: there is none."""
+        """Return when the latest file matching ``pattern`` was written, in seconds since 1970; NaN if none matches."""
 
     # Writing --------------------------------------------------------------------------------
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless it exists; False if it does. Of many at once, one wins."""
+        """Write a file unless it exists; False if it does. Of concurrent calls, one succeeds."""
 
     @abstractmethod
     def replace(self, name: str, data: bytes) -> None:
@@ -104,7 +110,7 @@ class Folder(ABC):
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         """Make a folder appear with all its files at once; the last is the mark.
 
-        Raises FileExistsError where it is there already: it is never overwritten.
+        Raises FileExistsError if the folder exists: it is never overwritten.
         """
 
     @abstractmethod
@@ -121,7 +127,7 @@ class Folder(ABC):
 
     @abstractmethod
     def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
-        """Remove what killed writers left unfinished more than ``seconds`` (``patience``) ago; what was removed.
+        """Remove what killed writers left unfinished more than ``seconds`` (``patience``) ago; return what was removed.
 
         ``mark``: of the folders that are published here. Age is taken from the clock of the file
         system or the store, never from this machine's.
@@ -129,4 +135,4 @@ class Folder(ABC):
 
     @abstractmethod
     def require_exclusive(self) -> None:
-        """Raise ConfigError where of two writers that `create` the same name both would win."""
+        """Raise ConfigError if two writers that `create` the same name could both succeed."""

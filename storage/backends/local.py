@@ -1,7 +1,6 @@
 """Folders on a file system: whole files by a temporary name, synced, then renamed or linked.
 
-What is half done lives under a name that ends in ``.partial``; `sweep` removes such leftovers once
-they are old.
+Unfinished files have names that end in ``.partial``; `sweep` removes them once they are old.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import errno
 import math
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dask_isgd.storage.backends.folder import PARTIAL, Folder, writing
+from dask_isgd.storage.backends.folder import PARTIAL, Folder, temporary_name, writing
 
 # File systems without hard links say one of these.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -134,8 +132,8 @@ class LocalFolder(Folder):
 
 
 def temporary(path: Path) -> Path:
-    """A sibling of ``path`` that `sweep` knows as unfinished."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    """Return a sibling of ``path`` that `sweep` recognises as unfinished."""
+    return path.with_name(temporary_name(path.name))
 
 
 @contextlib.contextmanager

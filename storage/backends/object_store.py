@@ -12,7 +12,6 @@ import errno
 import fnmatch
 import math
 import time
-import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -22,10 +21,10 @@ import fsspec.asyn
 
 from dask_isgd import config
 from dask_isgd.errors import ConfigError, StorageFullError
-from dask_isgd.storage.backends.folder import PARTIAL, Folder, writing
+from dask_isgd.storage.backends.folder import PARTIAL, Folder, temporary_name, writing
 
 _LEAST_RATE = 1 << 20
-"""Bytes a second: a large put may take as much longer than a small one."""
+"""Bytes per second: a large put may take this much longer than a small one."""
 _PAUSE, _MOST_PAUSE = 0.2, 5.0
 _PASSES = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
 _EXISTS = {"PreconditionFailed", "412"}
@@ -144,7 +143,7 @@ class ObjectFolder(Folder):
         return [self.place(folder) for folder in old]
 
     def require_exclusive(self) -> None:
-        probe = _temporary("probe")
+        probe = temporary_name("probe")
         try:
             try:
                 exclusive = (
@@ -186,8 +185,8 @@ class ObjectFolder(Folder):
             self._ask("rm_file", self._key(name))
 
     def _clock(self) -> float:
-        """What time it is by the store's own clock."""
-        probe = _temporary("clock")
+        """Return the time of the store's own clock."""
+        probe = temporary_name("clock")
         self._put(probe, b"")
         try:
             return _time(self._ask("info", self._key(probe)))
@@ -229,10 +228,6 @@ class ObjectFolder(Folder):
             raise OSError(number, f"{kind}: {error}", self.url) from error
 
 
-def _temporary(name: str) -> str:
-    return f".{name}.{uuid.uuid4().hex}{PARTIAL}"
-
-
 def _code(error: OSError) -> str:
     """What S3 calls an error; empty elsewhere."""
     answer = getattr(error.__cause__, "response", None)
@@ -240,7 +235,7 @@ def _code(error: OSError) -> str:
 
 
 def _time(info: Mapping[str, Any]) -> float:
-    """When an object was written, by the store's clock, seconds since 1970; NaN where it doesn't say."""
+    """When an object was written, by the store's clock, seconds since 1970; NaN if unknown."""
     for key in _TIMES:
         value = info.get(key)
         if isinstance(value, str):

@@ -18,10 +18,10 @@ ByteOrder: TypeAlias = Literal["<", ">", "="]
 
 
 class PlainBytes(NamedTuple):
-    """How the bytes of an uncompressed chunk are to be read."""
+    """The layout of the bytes of an uncompressed chunk."""
 
     byte_order: ByteOrder
-    """``"<"``, ``">"`` or ``"="``, where the dtype itself decides."""
+    """``"<"``, ``">"``, or ``"="`` if the dtype itself decides."""
     checksum: bool
     """Whether a CRC-32C of four bytes follows."""
 
@@ -42,6 +42,29 @@ def chunk_key(array: zarr.Array[Any], coordinates: tuple[int, ...]) -> str:
     """
     key = array.metadata.encode_chunk_key(coordinates)
     return f"{array.path}/{key}" if array.path else key
+
+
+def has_regular_chunks(array: zarr.Array[Any]) -> bool:
+    """Whether all chunks of ``array`` have one shape; since Zarr 3.3 ``chunks`` raises if they differ."""
+    try:
+        _ = array.chunks
+    except NotImplementedError:
+        return False
+    return True
+
+
+def dimension_names(array: zarr.Array[Any]) -> list[str | None]:
+    """Return the names of the dimensions, None if unnamed: of format 3, or of xarray's convention.
+
+    The public interface of an array does not give the names of format 3.
+    """
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    return list(names) if names else [None] * array.ndim
+
+
+def is_consolidated(group: zarr.Group) -> bool:
+    """Whether the metadata of all members lies in one place; the public interface of a group does not tell."""
+    return group.metadata.consolidated_metadata is not None
 
 
 def plain_bytes(array: zarr.Array[Any]) -> PlainBytes | None:

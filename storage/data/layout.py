@@ -16,6 +16,7 @@ from zarr.abc.store import Store
 
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.storage.backends.stores import Array, children
+from dask_isgd.storage.backends.zarr_internals import dimension_names, has_regular_chunks, is_consolidated
 
 FORMAT_VERSION = 1
 TARGET_NAMES = ("target", "label", "y")
@@ -71,7 +72,7 @@ def open_layout(
             raise DataError(f"{place}: no array {name!r}; got {_listing(arrays)}. Pass inputs=... and target=...")
         if not _along(arrays[name], dimension):
             raise DataError(
-                f"{place}: array {name!r} has the dimensions {_dimensions(arrays[name])}, "
+                f"{place}: array {name!r} has the dimensions {dimension_names(arrays[name])}, "
                 f"wanted {dimension!r} first. Transpose it or pass dimension=..."
             )
     if target in names or len(set(names)) < len(names):
@@ -98,7 +99,7 @@ def group_names(store: Store, path: str) -> list[str]:
     """Groups right below ``path``: of the metadata where they are in one place, else what the store lists."""
     try:
         group = zarr.open_group(store, path=path, mode="r")
-        if group.metadata.consolidated_metadata is not None:  # a web server lists nothing
+        if is_consolidated(group):  # a web server lists nothing
             return sorted(name for name, _ in group.groups())
     except FileNotFoundError:
         pass
@@ -130,7 +131,7 @@ def read_normalisation(layout: Layout) -> Normalisation | None:
 
 
 def _arrays(group: zarr.Group) -> dict[str, Array]:
-    if group.metadata.consolidated_metadata is not None:  # one request for all, where a store has it
+    if is_consolidated(group):  # one request for all, where a store has it
         return {name: array for name, array in group.arrays() if array.ndim}
     arrays = {}
     for name in children(group.store, group.path):
@@ -157,13 +158,7 @@ def _attributes(group: zarr.Group, place: str) -> dict[str, Any]:
 
 
 def _along(array: Array, dimension: str) -> bool:
-    return _dimensions(array)[0] in (None, dimension)
-
-
-def _dimensions(array: Array) -> Sequence[str | None]:
-    """Names of the dimensions, as Zarr v3 or xarray's convention for v2 has them; None: not named."""
-    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    return list(names) if names else [None] * array.ndim
+    return dimension_names(array)[0] in (None, dimension)
 
 
 def _guess_target(sampled: list[str], place: str, dimension: str, inputs: Sequence[str] | None) -> str:
@@ -183,6 +178,9 @@ def _same_grid(layout: Layout, place: str) -> None:
     lengths = {array.basename: array.shape[0] for array in layout.arrays}
     if len(set(lengths.values())) > 1:
         raise LengthMismatchError(f"{place}: got lengths {lengths}, wanted the same for all; prepare the data again")
+    irregular = [array.basename for array in layout.arrays if not has_regular_chunks(array)]
+    if irregular:
+        raise DataError(f"{place}: got chunks of different shapes in {irregular}, wanted one shape; rechunk the arrays")
     chunks = {array.basename: array.chunks[0] for array in layout.arrays}
     # One chunk that holds everything is on any grid only if all arrays agree on it.
     if len(set(chunks.values())) > 1 and lengths[layout.target.basename]:

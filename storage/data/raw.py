@@ -31,7 +31,7 @@ class RawArray:
     keys: tuple[str, ...]
     """File of each chunk, below ``root``."""
     rows: int
-    """Rows a chunk."""
+    """Rows per chunk."""
     dtype: np.dtype
     """As stored: its byte order is that of the files."""
     row_shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class RawArray:
         return self.root / self.keys[chunk]
 
     def read(self, chunk: int) -> np.ndarray:
-        """All rows of one chunk, (rows, *row_shape); ValueError where they are not the bytes that were written."""
+        """All rows of one chunk, (rows, *row_shape); ValueError if they are not the bytes that were written."""
         try:
             data = self.path(chunk).read_bytes()
         except FileNotFoundError:

@@ -78,7 +78,7 @@ class RunDirectory:
         return WeightArray.create(self.weights, n, chunk_size, storage_options=self._storage_options)
 
     def open_weights(self) -> WeightArray:
-        """The weight array; RunNotFoundError where there is none."""
+        """Open the weight array. Raises RunNotFoundError if there is none."""
         return WeightArray.open(self.weights, storage_options=self._storage_options)
 
     def create_history(
@@ -124,7 +124,7 @@ class RunDirectory:
                 self.folder.remove(part)
         elif parts:
             raise RunExistsError(
-                f"{self.url} holds {', '.join(parts)} and no run.json: it is not known whose they are. "
+                f"{self.url} holds {', '.join(parts)} but no run.json, so it is unknown what they belong to. "
                 "Remove them by hand or choose another run directory"
             )
         text = _encode(document)
@@ -138,7 +138,7 @@ class RunDirectory:
         self.folder.replace(_RUN, _encode(document))
 
     def remove(self) -> None:
-        """Undo `create` of a run in which nothing has happened yet."""
+        """Undo `create` of a run that has not started."""
         self._require_ours()
         for part in (*_PARTS, _RUN):
             self.folder.remove(part)
@@ -156,7 +156,7 @@ class RunDirectory:
         except ValueError as error:
             raise RunNotFoundError(f"{place} is not JSON: {error}. Restore it from a copy") from error
         if not isinstance(document, dict) or document.pop("kind", None) != KIND:
-            raise RunNotFoundError(f"{place} is not one of dask_isgd. Check the path")
+            raise RunNotFoundError(f"{place} does not describe a run of dask_isgd. Check the path")
         name = document.get("run")
         if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
             # it becomes part of keys, topics and pages
@@ -172,7 +172,7 @@ class RunDirectory:
         return document
 
     def control(self) -> dict[str, Any]:
-        """What the user wants: ``{"want": "run" | "pause" | "stop", ...}``; "run" until told otherwise."""
+        """What the user wants: ``{"want": "run" | "pause" | "stop", ...}``; "run" by default."""
         try:
             return {"want": "run", **json.loads(self.folder.read(_CONTROL))}
         except FileNotFoundError:

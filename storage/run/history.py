@@ -3,7 +3,7 @@
 Resizing a Zarr array under a reader breaks most of its reads. So a group of arrays is laid out
 once, full of NaN, and filled from the front: every column first, ``step`` last. A reader loads
 ``step`` first and keeps the rows that have one; all their columns are there by then. A group that
-is full goes on in another one.
+is full is continued in another one.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class History:
     ) -> History:
         """Lay out ``group`` with room for ``rows`` rows of ``columns`` and a ``step``, all f8 and NaN.
 
-        ``attrs`` hold ``incarnation`` and ``start_step``, the step this incarnation went on from.
-        Raises ValueError where the group exists, StorageFullError.
+        ``attrs`` hold ``incarnation`` and ``start_step``, the step from which this incarnation resumed.
+        Raises ValueError if the group exists, StorageFullError.
         """
         if rows < 1 or chunk_rows < 1:
             raise ValueError(f"history: got rows={rows}, chunk_rows={chunk_rows}, wanted both at least 1")

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 STAMPS_PER_CHUNK = 65_536
 FORMAT_VERSION = 1
 FIELDS = ("version", "incarnation", "time")
-# A checksum: a flipped bit must not pass for a weight.
+# The checksum prevents a flipped bit from being read as a weight.
 _AS_WRITTEN: dict[str, Any] = {
     "compressors": [Crc32cCodec()],
     "filters": None,
@@ -55,14 +55,14 @@ class WeightArray:
         self.n = int(n)
         """Number of examples."""
         self.chunk_size = int(chunk_size)
-        """Examples a scoring chunk; the last may be shorter."""
+        """Examples per scoring chunk; the last may be shorter."""
         self._storage_options = dict(storage_options or {})
         self._opened: tuple[Array, Array] | None = None
         self._files: RawArray | None = None
 
     @classmethod
     def create(cls, url: str | Path, n: int, chunk_size: int, *, storage_options: StorageOptions = None) -> WeightArray:
-        """A new array, nothing scored; ValueError where one exists."""
+        """Create an array without scores. Raises ValueError if one exists."""
         if n < 1 or chunk_size < 1:
             raise ValueError(f"weights: got n={n}, chunk_size={chunk_size}, wanted both at least 1")
         weights = cls(url, n, chunk_size, storage_options=storage_options)
@@ -94,7 +94,7 @@ class WeightArray:
 
     @classmethod
     def open(cls, url: str | Path, *, storage_options: StorageOptions = None) -> WeightArray:
-        """The array at ``url``; RunNotFoundError where there is none."""
+        """Open the array at ``url``. Raises RunNotFoundError if there is none."""
         weights = cls(url, 1, 1, storage_options=storage_options)
         weight, _ = weights._arrays
         weights.n, weights.chunk_size = int(weight.shape[0]), int(weight.chunks[0])
@@ -147,7 +147,7 @@ class WeightArray:
         """Weights of one chunk; NaN where never scored. CorruptChunkError where the checksum fails."""
         start, stop = self.bounds(chunk)
         files = self._on_disk()
-        with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}", "a run that goes on scores it anew"):
+        with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}", "a resumed run scores it again"):
             found = self._arrays[0][start:stop] if files is None else files.read(chunk)[: stop - start]
             return np.array(found, np.float32)
 
@@ -167,7 +167,7 @@ class WeightArray:
         stamp = self._arrays[1]
 
         def read(i: int) -> np.ndarray:
-            with decoding(f"{redact(self.url)}: array 'stamp', chunk {i}", "a run that goes on scores its chunks anew"):
+            with decoding(f"{redact(self.url)}: array 'stamp', chunk {i}", "a resumed run scores its chunks again"):
                 return np.asarray(stamp[i * STAMPS_PER_CHUNK : (i + 1) * STAMPS_PER_CHUNK])
 
         return self._whole(stamp, read, np.float64, STAMPS_PER_CHUNK, at_once=True)

@@ -81,7 +81,7 @@ class TestEveryWay:
         data = write(tmp_path / "d", compressed=compressed)
         source = open_source(data, uniform(N, batch=32), learning(memory, disk), folder=str(tmp_path))
         assert type(source) is kind
-        assert re.search(says, source.why)
+        assert re.search(says, source.reason)
         for step in range(40):
             draw, rows = source.minibatch(step)
             assert_array_equal(rows.target, LABEL[draw.indices])
@@ -111,7 +111,7 @@ class TestEveryWay:
     def test_remote_data_are_copied(self, tmp_path):
         data = write(f"memory://{tmp_path.name}/d")
         source = open_source(data, uniform(N), learning(1000, 10**6), folder=str(tmp_path))
-        assert "copy of remote data" in source.why
+        assert "copy of remote data" in source.reason
         assert source.wait(60)
         source.close()
 
@@ -263,7 +263,7 @@ class TestLocalCopy:
             LocalCopy(data, uniform(N), "", folder=None, memory=1000)
         source = open_source(data, uniform(N), learning(POOL, 10**6))
         assert isinstance(source, ChunkPool)
-        assert "no space is left" in source.why
+        assert "no space is left" in source.reason
         source.close()
 
 
@@ -372,7 +372,7 @@ class TestFeed:
             steps.append(step)
             return inner.minibatch(step)
 
-        source = SimpleNamespace(why="", in_memory=False, minibatch=minibatch, close=inner.close)
+        source = SimpleNamespace(reason="", in_memory=False, minibatch=minibatch, close=inner.close)
         feed = self.feed(tmp_path, ahead=3, source=source)
         for step in range(4):
             feed(step, 4)
@@ -390,7 +390,7 @@ class TestFeed:
                 raise CorruptChunkError("chunk 7")
             return inner.minibatch(step)
 
-        source = SimpleNamespace(why="", in_memory=False, minibatch=minibatch, close=inner.close)
+        source = SimpleNamespace(reason="", in_memory=False, minibatch=minibatch, close=inner.close)
         feed = self.feed(tmp_path, ahead=2, source=source)
         for step in range(3):
             feed(step, 10)
@@ -400,7 +400,7 @@ class TestFeed:
 
     def test_a_store_that_hangs_is_a_timeout(self, tmp_path):
         hold = threading.Event()
-        source = SimpleNamespace(why="", in_memory=False, minibatch=lambda step: hold.wait(), close=lambda: None)
+        source = SimpleNamespace(reason="", in_memory=False, minibatch=lambda step: hold.wait(), close=lambda: None)
         feed = self.feed(tmp_path, ahead=1, source=source, timeout=0.05)
         with pytest.raises(WaitTimeoutError, match="step 0: no minibatch within"):
             feed(0, 2)
@@ -498,7 +498,7 @@ def test_a_pool_fed_by_the_runs_own_drawing_estimates_the_mean(tmp_path, gate):
     assert drawing.open == (gate == "open")
     generator = np.random.default_rng(6)
     feed = open_feed(data, drawing, Prepare(data, torch.device("cpu")), settings, timeout=30)
-    assert "pool" in feed.why
+    assert "pool" in feed.reason
     means, largest = [], []
     for step in range(3000):
         if step % 50 == 0:

@@ -104,7 +104,7 @@ def test_another_programs_run_json_is_left_alone(home, text):
 def test_parts_without_a_run_are_left_alone(home, part):
     home.folder.replace(f"{part}/file", b"")
     for overwrite in (False, True):
-        with pytest.raises(RunExistsError, match=f"{part} and no run.json"):
+        with pytest.raises(RunExistsError, match=f"{part} but no run.json"):
             open_home(home).create({}, overwrite=overwrite)
 
 

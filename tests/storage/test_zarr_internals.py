@@ -9,7 +9,17 @@ import pytest
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from dask_isgd.storage.backends.zarr_internals import PlainBytes, byte_order, chunk_key, plain_bytes, wait
+from dask_isgd.storage.backends.stores import consolidate
+from dask_isgd.storage.backends.zarr_internals import (
+    PlainBytes,
+    byte_order,
+    chunk_key,
+    dimension_names,
+    has_regular_chunks,
+    is_consolidated,
+    plain_bytes,
+    wait,
+)
 
 
 class Endian(Enum):
@@ -60,3 +70,35 @@ def test_the_key_of_a_chunk_names_its_file(tmp_path):
 def test_a_coroutine_of_a_store_is_waited_for(tmp_path):
     zarr.create_group(tmp_path / "g")
     assert wait(zarr.storage.LocalStore(tmp_path / "g").exists("zarr.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "attributes", "wanted"),
+    [
+        ({"dimension_names": ("sample", "x")}, {}, ["sample", "x"]),
+        ({}, {}, [None, None]),
+        ({"zarr_format": 2}, {"_ARRAY_DIMENSIONS": ["sample", "x"]}, ["sample", "x"]),
+        ({"zarr_format": 2}, {}, [None, None]),
+    ],
+)
+def test_the_names_of_the_dimensions_are_read_in_both_formats(tmp_path, options, attributes, wanted):
+    array = zarr.create_array(tmp_path / "a", shape=(4, 2), dtype="f4", attributes=attributes, **options)
+    assert dimension_names(array) == wanted
+
+
+def test_consolidated_metadata_are_recognised(tmp_path):
+    zarr.create_group(tmp_path / "g")
+    assert not is_consolidated(zarr.open_group(tmp_path / "g", mode="r"))
+    consolidate(zarr.storage.LocalStore(tmp_path / "g"))
+    assert is_consolidated(zarr.open_group(tmp_path / "g", mode="r"))
+
+
+def test_a_regular_grid_is_told_from_a_rectilinear_one(tmp_path):
+    assert has_regular_chunks(zarr.create_array(tmp_path / "a", shape=(8,), chunks=(3,), dtype="f4"))
+
+    class Rectilinear:
+        @property
+        def chunks(self):
+            raise NotImplementedError("as in Zarr since 3.3")
+
+    assert not has_regular_chunks(Rectilinear())

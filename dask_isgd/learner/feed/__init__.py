@@ -1,7 +1,7 @@
-"""From drawn indices to minibatches on the learner's device, as fast as the data's place allows."""
+"""From drawn indices to minibatches on the learner's device, as fast as the storage of the data allows."""
 
 from dask_isgd.learner.feed.open import open_feed, open_source
 from dask_isgd.learner.feed.prefetch import Feed, Minibatch
-from dask_isgd.learner.feed.source import Draws, RowRange, Source
+from dask_isgd.learner.feed.source import DrawSource, RowRange, Source
 
-__all__ = ["Draws", "Feed", "Minibatch", "RowRange", "Source", "open_feed", "open_source"]
+__all__ = ["DrawSource", "Feed", "Minibatch", "RowRange", "Source", "open_feed", "open_source"]

@@ -1,4 +1,4 @@
-"""Rows of local, uncompressed Zarr chunks, each read where it lies."""
+"""Rows of local, uncompressed Zarr chunks, each read at its position."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.learner.feed.positioned_reads import HELD_SHARE, read_rows
-from dask_isgd.learner.feed.source import Draws, RowSource
+from dask_isgd.learner.feed.source import DrawSource, RowSource
 from dask_isgd.storage import Dataset, RawArray, Rows
 
 _FILES_SHARE = 0.5
-"""Of the files this process may have open."""
+"""Share of the files that this process may have open."""
 
 
 class ChunkFiles(RowSource):
-    """One read a row; arrays of small rows are held whole.
+    """One read per row; arrays of small rows are held in memory.
 
-    A chunk is decoded once, when its first row is wanted: a row on its own has no checksum.
+    A chunk is decoded once, when its first row is needed, because a single row has no checksum.
     """
 
-    def __init__(self, dataset: Dataset, arrays: tuple[RawArray, ...], draws: Draws, why: str, *, memory: int) -> None:
-        super().__init__(draws, why)
+    def __init__(
+        self, dataset: Dataset, arrays: tuple[RawArray, ...], draws: DrawSource, reason: str, *, memory: int
+    ) -> None:
+        super().__init__(draws, reason)
         self._dataset = dataset
         left = int(HELD_SHARE * memory)
         most = int(_FILES_SHARE * resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        self._readers: list[_Held | _Reader] = []
+        self._readers: list[_ArrayInMemory | _ArrayFiles] = []
         for name, array in zip(dataset.arrays, arrays, strict=True):
             size = dataset.length * array.row_bytes
             if size <= left:
                 left -= size
-                self._readers.append(_Held(dataset.load_array(name, draws.unreadable)))
+                self._readers.append(_ArrayInMemory(dataset.load_array(name, draws.unreadable)))
             else:
-                self._readers.append(_Reader(array, dataset.missing == "fill", max(1, most // len(arrays))))
+                self._readers.append(_ArrayFiles(array, dataset.missing == "fill", max(1, most // len(arrays))))
         self._verified = np.zeros(dataset.n_chunks, bool)
 
     def gather(self, indices: NDArray[np.int64]) -> Rows:
@@ -52,7 +54,7 @@ class ChunkFiles(RowSource):
             reader.close()
 
 
-class _Held:
+class _ArrayInMemory:
     """An array in memory."""
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -65,7 +67,7 @@ class _Held:
         return None
 
 
-class _Reader:
+class _ArrayFiles:
     """The files of one array, the last ``most`` of them open."""
 
     def __init__(self, array: RawArray, absent_allowed: bool, most: int) -> None:
@@ -94,7 +96,7 @@ class _Reader:
         return rows[0] if len(rows) == 1 else np.concatenate(rows or [np.empty((0, *array.row_shape), native)])
 
     def _file(self, chunk: int) -> int:
-        """An open file; -1 for a chunk that its writer left out."""
+        """Return an open file, or -1 for a chunk that its writer left out."""
         file = self._open.get(chunk)
         if file is not None:
             self._open.move_to_end(chunk)

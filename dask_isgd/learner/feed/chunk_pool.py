@@ -9,7 +9,7 @@ draw picks a slot of the pool uniformly, then a row of it with the share w/W_c o
 whatever the shares are, so they may be older or younger than P_c. This is the marginal: draws of
 neighbouring steps come from the same slots and depend on one another, as an epoch's minibatches do.
 
-Which slot is emptied must not depend on what is in it, or chunks would be weighed by how long they
+Which slot is emptied must not depend on its content, or chunks would be weighted by how long they
 stay: slots are refilled in a circle, one for every ``reuse`` times its rows that were drawn. A draw
 waits for a refill that is due: how many chunks were swapped at a step never depends on a clock.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
-from dask_isgd.learner.feed.source import Draws, RowRange
+from dask_isgd.learner.feed.source import DrawSource, RowRange
 from dask_isgd.sampling import Draw
 from dask_isgd.storage import Dataset, Rows
 
@@ -36,9 +36,9 @@ _EDGE_BYTES = 16
 
 
 def slots_within(dataset: Dataset, memory: int) -> int:
-    """How many chunks a pool of ``memory`` bytes keeps, beside those on their way."""
+    """Return how many chunks a pool of ``memory`` bytes keeps, beside those being loaded."""
     chunk = _chunk_bytes(dataset)
-    # On their way: each loading chunk decoded, and one encoded beside it.
+    # Each chunk being loaded exists decoded, and once more encoded.
     return max(0, (memory - 2 * _ahead(dataset) * chunk) // (chunk + _EDGE_BYTES * dataset.chunk_size))
 
 
@@ -52,14 +52,14 @@ class ChunkPool:
     in_memory = False
 
     def __init__(
-        self, dataset: Dataset, draws: Draws, why: str, *, memory: int, seed: int = 0, reuse: float = _REUSE
+        self, dataset: Dataset, draws: DrawSource, reason: str, *, memory: int, seed: int = 0, reuse: float = _REUSE
     ) -> None:
-        self.why = why
+        self.reason = reason
         self._dataset, self._draws, self._reuse = dataset, draws, reuse
         self._generator = np.random.default_rng((seed, 0x706F6F6C))
         self.slots = slots_within(dataset, memory)
         if self.slots < 1:
-            raise ValueError(f"pool: {memory} bytes hold no chunk of {_chunk_bytes(dataset)}")
+            raise ValueError(f"pool: {memory} bytes cannot hold a chunk of {_chunk_bytes(dataset)} bytes")
         self._rows_a_slot = dataset.chunk_size
         self._slab = [
             np.empty((self.slots, self._rows_a_slot, *array.shape[1:]), array.dtype.newbyteorder("="))
@@ -76,12 +76,12 @@ class ChunkPool:
         """Chunks loaded so far."""
         self._drawn = self._due = 0.0
         self._readers = ThreadPoolExecutor(_ahead(dataset), thread_name_prefix="isgd-pool")
-        self._coming: deque[tuple[RowRange, Future[Rows]]] = deque()
-        while len(self._coming) < _ahead(dataset):
-            self._order()
+        self._pending: deque[tuple[RowRange, Future[Rows]]] = deque()
+        while len(self._pending) < _ahead(dataset):
+            self._request()
 
     def minibatch(self, step: int) -> tuple[Draw, Rows]:
-        """A minibatch of resident rows; which they are depends on the steps before, not on ``step``."""
+        """Return a minibatch of resident rows; which rows depends on the previous steps, not on ``step``."""
         self._refill()
         positions = self._draws.positions(step, self._generator)
         self._drawn += len(positions)
@@ -103,7 +103,7 @@ class ChunkPool:
 
     def _refill(self) -> None:
         while self._filled < self.slots:
-            if self._filled >= min(_START, self.slots) and not self._coming[0][1].done():
+            if self._filled >= min(_START, self.slots) and not self._pending[0][1].done():
                 break
             self._swap()
         else:
@@ -111,21 +111,21 @@ class ChunkPool:
                 self._swap()
         self._renew()
 
-    def _order(self) -> None:
+    def _request(self) -> None:
         run = self._draws.run(self._rows_a_slot, self._generator)
-        self._coming.append((run, self._readers.submit(self._dataset.chunk, run.start // self._rows_a_slot)))
+        self._pending.append((run, self._readers.submit(self._dataset.chunk, run.start // self._rows_a_slot)))
 
     def _swap(self) -> None:
-        """Put the chunk that is next into the oldest slot, and order another."""
-        run, coming = self._coming[0]
+        """Put the next chunk into the oldest slot, and request another."""
+        run, pending = self._pending[0]
         try:
-            rows = coming.result()  # an error stays first in line: the next draw meets it again
+            rows = pending.result()  # an error stays first in line: the next draw meets it again
         except DataError as error:
             self._draws.unreadable(error)
-            self._coming.popleft()
-            self._order()
+            self._pending.popleft()
+            self._request()
             return
-        self._coming.popleft()
+        self._pending.popleft()
         slot, count = self._next, len(run.probabilities)
         for slab, values in zip(self._slab, (*rows.inputs, rows.target), strict=True):
             slab[slot, :count] = values
@@ -138,7 +138,7 @@ class ChunkPool:
         self._filled = max(self._filled, slot + 1)
         self._next = (slot + 1) % self.slots
         self.loaded += 1
-        self._order()
+        self._request()
 
     def _share(self, slot: int, weights: NDArray[np.float64]) -> None:
         """Row shares of a slot as edges from ``slot`` to ``slot + 1``; rows past a short chunk's end have none."""
@@ -151,7 +151,7 @@ class ChunkPool:
         self._edges[slot, len(edges) :] = slot + 1.0
 
     def _renew(self) -> None:
-        """Bring one slot's shares up to the weights in force, in a circle: norms change while chunks stay."""
+        """Update one slot's shares to the current weights, in a circle: norms change while chunks stay."""
         self._renewed = (self._renewed + 1) % self._filled
         run = self._runs[self._renewed]
         assert run is not None
@@ -163,5 +163,5 @@ def _chunk_bytes(dataset: Dataset) -> int:
 
 
 def _ahead(dataset: Dataset) -> int:
-    """Chunks on their way: a disk gives one at a time, a network several."""
+    """Return how many chunks are loaded at a time: one from a disk, several over a network."""
     return 1 if dataset.local else 4

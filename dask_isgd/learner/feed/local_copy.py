@@ -1,4 +1,4 @@
-"""A local copy of compressed or remote data, made once, chunk by chunk as they are wanted."""
+"""A local copy of compressed or remote data, made once, chunk by chunk as chunks are needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.learner.feed.positioned_reads import HELD_SHARE, read_rows
-from dask_isgd.learner.feed.source import Draws, RowSource
+from dask_isgd.learner.feed.source import DrawSource, RowSource
 from dask_isgd.storage import Dataset, Rows
 from dask_isgd.storage.backends.folder import writing
 from dask_isgd.storage.backends.stores import Array
@@ -26,30 +26,30 @@ _PATIENCE = 10.0
 
 
 class LocalCopy(RowSource):
-    """Decoded rows in one flat file an array, under no name: the system removes it with this process.
+    """Decoded rows in one unnamed flat file per array, which the system removes when this process ends.
 
-    A chunk is copied when its first row is wanted, and all others meanwhile by a thread in the
-    background. Arrays of small rows are held in memory, in a tenth of ``memory`` bytes.
-    Raises StorageFullError where ``folder`` has no room for all of it.
+    A chunk is copied when its first row is needed; a background thread copies all others
+    meanwhile. Arrays of small rows are held in memory, in a tenth of ``memory`` bytes.
+    Raises StorageFullError if ``folder`` has no room for all of it.
     """
 
-    def __init__(self, dataset: Dataset, draws: Draws, why: str, *, folder: str | None, memory: int) -> None:
-        super().__init__(draws, why)
+    def __init__(self, dataset: Dataset, draws: DrawSource, reason: str, *, folder: str | None, memory: int) -> None:
+        super().__init__(draws, reason)
         self._dataset = dataset
         with ExitStack() as stack:
-            self._files: list[_FlatFile | _Held] = []
+            self._files: list[_FlatFile | _ArrayInMemory] = []
             left = int(HELD_SHARE * memory)
             for array in dataset.arrays.values():
                 size = array.size * array.dtype.itemsize
                 held = size <= left
                 left -= size if held else 0
-                file = _Held(array) if held else _FlatFile(array, folder)
+                file = _ArrayInMemory(array) if held else _FlatFile(array, folder)
                 self._files.append(stack.enter_context(closing(file)))
             self._release = stack.pop_all().close
-        self._there = np.zeros(dataset.n_chunks, bool)
+        self._copied = np.zeros(dataset.n_chunks, bool)
         self._complete = self._closed = False
         self._lock = threading.Lock()
-        self._coming: dict[int, Future[None]] = {}
+        self._pending: dict[int, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1 if dataset.local else _REMOTE_READERS, thread_name_prefix="isgd-copy")
         self._filler = threading.Thread(target=self._fill, name="isgd-copy", daemon=True)
         self._filler.start()
@@ -57,7 +57,7 @@ class LocalCopy(RowSource):
     def gather(self, indices: NDArray[np.int64]) -> Rows:
         if not self._complete:
             chunks = indices // self._dataset.chunk_size
-            for wanted in [self._want(int(chunk)) for chunk in np.unique(chunks[~self._there[chunks]])]:
+            for wanted in [self._request(int(chunk)) for chunk in np.unique(chunks[~self._copied[chunks]])]:
                 wanted.result()
         taken = [file.rows(indices) for file in self._files]
         return Rows(tuple(taken[:-1]), taken[-1])
@@ -68,7 +68,7 @@ class LocalCopy(RowSource):
         return self._complete
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the background copy has ended; whether it is complete."""
+        """Wait until the background copy has ended; return whether it is complete."""
         self._filler.join(timeout)
         return self._complete
 
@@ -76,47 +76,47 @@ class LocalCopy(RowSource):
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._filler.join(_PATIENCE)
-        if not self._filler.is_alive():  # else a store hangs: the files go with the process
+        if not self._filler.is_alive():  # else a read hangs: the files end with the process
             self._release()
 
-    def _want(self, chunk: int) -> Future[None]:
+    def _request(self, chunk: int) -> Future[None]:
         with self._lock:
-            coming = self._coming.get(chunk)
+            coming = self._pending.get(chunk)
             if coming is None:
-                coming = self._coming[chunk] = self._pool.submit(self._copy, chunk)
+                coming = self._pending[chunk] = self._pool.submit(self._copy, chunk)
             return coming
 
     def _copy(self, chunk: int) -> None:
         try:
-            if self._there[chunk]:
+            if self._copied[chunk]:
                 return
             rows = self._dataset.chunk(chunk)
             start = chunk * self._dataset.chunk_size
             for file, values in zip(self._files, (*rows.inputs, rows.target), strict=True):
                 file.write(start, values)
-            self._there[chunk] = True
+            self._copied[chunk] = True
         finally:
             with self._lock:
-                del self._coming[chunk]  # a chunk that failed is tried anew by the next draw that wants it
+                del self._pending[chunk]  # a chunk that failed is tried again by the next draw that needs it
 
     def _fill(self) -> None:
-        """Everything else, a few at a time so that what a draw waits for is never far back in the queue."""
+        """Copy all other chunks, a few at a time so that a chunk needed by a draw is near the front."""
         ahead = 1 if self._dataset.local else _REMOTE_READERS // 2
         for first in range(0, self._dataset.n_chunks, ahead):
             try:
-                wanted = [self._want(c) for c in range(first, min(first + ahead, self._dataset.n_chunks))]
+                wanted = [self._request(c) for c in range(first, min(first + ahead, self._dataset.n_chunks))]
                 for coming in wanted:
-                    coming.exception()  # a bad chunk is an error of the draw that wants it
+                    coming.exception()  # a bad chunk is an error of the draw that needs it
             except (RuntimeError, CancelledError):
                 if not self._closed:
                     raise
             if self._closed:
                 return
-        self._complete = bool(self._there.all())
+        self._complete = bool(self._copied.all())
 
 
 class _FlatFile:
-    """Rows one after another in a file without a name."""
+    """Rows one after another in an unnamed file."""
 
     def __init__(self, array: Array, folder: str | None) -> None:
         self._dtype, self._row = np.dtype(array.dtype.newbyteorder("=")), tuple(array.shape[1:])
@@ -125,7 +125,7 @@ class _FlatFile:
         with writing(folder or tempfile.gettempdir()):
             self._file: IO[bytes] = tempfile.TemporaryFile(prefix="isgd-", dir=folder, buffering=0)  # noqa: SIM115
             try:
-                if hasattr(os, "posix_fallocate"):  # no room is an error now, not in the middle of a run
+                if hasattr(os, "posix_fallocate"):  # lack of space is an error now, not during the run
                     os.posix_fallocate(self._file.fileno(), 0, max(1, size))
             except BaseException:
                 self._file.close()
@@ -147,8 +147,8 @@ class _FlatFile:
         self._file.close()
 
 
-class _Held:
-    """The same in memory, for rows too small to be worth a read each."""
+class _ArrayInMemory:
+    """Rows in memory, if they are too small for a read each."""
 
     def __init__(self, array: Array) -> None:
         self._rows: NDArray[Any] = np.empty(array.shape, array.dtype.newbyteorder("="))

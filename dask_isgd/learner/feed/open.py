@@ -1,4 +1,4 @@
-"""Which way rows come to the learner."""
+"""Choose the source of the learner's rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dask_isgd.learner.feed.from_store import FromStore
 from dask_isgd.learner.feed.in_memory import InMemory
 from dask_isgd.learner.feed.local_copy import LocalCopy
 from dask_isgd.learner.feed.prefetch import Feed
-from dask_isgd.learner.feed.source import Draws, Source
+from dask_isgd.learner.feed.source import DrawSource, Source
 from dask_isgd.storage import Dataset
 
 logger = logging.getLogger(__name__)
@@ -29,53 +29,53 @@ _FREE_SHARE = 0.8
 
 def open_feed(
     dataset: Dataset,
-    draws: Draws,
+    draws: DrawSource,
     prepare: Prepare,
     learning: Learning,
     *,
     folder: str | None = None,
     timeout: float,
 ) -> Feed:
-    """Minibatches of ``dataset`` on the learner's device, the fastest way there is; ``folder`` may hold a copy.
+    """Open the fastest feed of minibatches of ``dataset`` on the learner's device; ``folder`` may hold a copy.
 
-    They are made ahead, unless all rows are in memory and need not travel to a device, or the run is
-    exact: its draws follow the norms of the very step before.
+    They are prepared ahead, unless all rows are in memory and need no copy to a device, or the run is
+    synchronous: its draws depend on the norms of the previous step.
     """
     source = open_source(dataset, draws, learning, folder=folder)
     at_hand = source.in_memory and prepare.device.type == "cpu"
     return Feed(source, prepare, ahead=0 if at_hand or learning.synchronous else _AHEAD, timeout=timeout)
 
 
-def open_source(dataset: Dataset, draws: Draws, learning: Learning, *, folder: str | None = None) -> Source:
-    """The fastest source within ``learning.cache_memory`` and ``cache_disk``; its ``why`` gives the reason.
+def open_source(dataset: Dataset, draws: DrawSource, learning: Learning, *, folder: str | None = None) -> Source:
+    """Open the fastest source within ``learning.cache_memory`` and ``cache_disk``; its ``reason`` explains the choice.
 
     In this order: all of it in memory; rows of local uncompressed chunks; a local uncompressed copy in
-    ``folder`` (default: the system's temporary one); a pool of resident chunks; the store itself. An
-    synchronous run takes no pool: which chunks are resident depends on where the run was resumed.
+    ``folder`` (default: the system's temporary one); a pool of resident chunks; the store itself. A
+    synchronous run uses no pool: which chunks are resident depends on where the run was resumed.
     """
     memory, disk = learning.cache_memory_bytes, learning.cache_disk_bytes
     size = format_bytes(dataset.nbytes)
     if dataset.nbytes <= memory:
         return InMemory(dataset, draws, f"in memory: {size} of data, {format_bytes(memory)} allowed")
-    why = f"{size} of data exceed the {format_bytes(memory)} of memory allowed"
+    reason = f"{size} of data exceed the {format_bytes(memory)} of memory allowed"
     raw = dataset.raw
     if raw is not None:
-        return ChunkFiles(dataset, raw, draws, f"rows of local uncompressed chunks: {why}", memory=memory)
+        return ChunkFiles(dataset, raw, draws, f"rows of local uncompressed chunks: {reason}", memory=memory)
     kind = "compressed" if dataset.local else "remote"
     free = shutil.disk_usage(folder or tempfile.gettempdir()).free
     room = f"{format_bytes(disk)} of disk allowed, {format_bytes(free)} free"
     if dataset.nbytes <= min(disk, _FREE_SHARE * free):
         try:
-            chosen = f"local uncompressed copy of {kind} data: {why}; {room}"
+            chosen = f"local uncompressed copy of {kind} data: {reason}; {room}"
             return LocalCopy(dataset, draws, chosen, folder=folder, memory=memory)
         except StorageFullError as error:
             room = str(error)
-    why = f"{why}, and the disk will not do ({room})"
+    reason = f"{reason}, and the disk cannot hold a copy ({room})"
     slots = slots_within(dataset, memory)
     if slots >= LEAST_SLOTS and not learning.synchronous:
-        chosen = f"pool of {slots} resident chunks of {dataset.n_chunks}, unbiased, steps dependent: {why}"
+        chosen = f"pool of {slots} resident chunks of {dataset.n_chunks}, unbiased, steps dependent: {reason}"
         return ChunkPool(dataset, draws, chosen, memory=memory, seed=learning.seed)
-    reason = "a synchronous run takes no pool" if learning.synchronous else f"{slots} chunks fit, too few for a pool"
-    why = f"rows out of the {kind} store, slow: {why}; {reason}. Allow more memory or disk, or make chunks smaller"
-    logger.warning("feed: %s", why)
-    return FromStore(dataset, draws, why)
+    no_pool = "a synchronous run uses no pool" if learning.synchronous else f"{slots} chunks fit, too few for a pool"
+    reason = f"rows from the {kind} store, slow: {reason}; {no_pool}. Allow more memory or disk, or use smaller chunks"
+    logger.warning("feed: %s", reason)
+    return FromStore(dataset, draws, reason)

@@ -1,7 +1,7 @@
 """Rows out of open files, one positioned read each.
 
-Maps of the files would be faster still while they stay mapped, but count as this process's memory;
-dropping them whenever a budget is used up makes every row a page fault, at several times the price of a read.
+Memory maps would be faster while they stay mapped, but they count as this process's memory; dropping them
+whenever a budget is used up makes every row a page fault, which costs several times as much as a read.
 A read leaves the pages to the system's cache.
 """
 
@@ -19,9 +19,9 @@ HELD_SHARE = 0.1
 
 
 def read_rows(files: Iterable[int], offsets: Iterable[int], count: int, row: tuple[int, ...], dtype: Any) -> Any:
-    """``count`` rows (count, *row) of ``dtype``; row i is at ``offsets[i]`` of the file ``files[i]``.
+    """Return ``count`` rows (count, *row) of ``dtype``; row i is at ``offsets[i]`` of the file ``files[i]``.
 
-    A file of -1 leaves its row as it is. Raises OSError where a file ends too soon.
+    A file of -1 leaves its row as it is. Raises OSError if a file ends too soon.
     """
     rows: NDArray[Any] = np.empty((count, *row), dtype)
     flat = rows.reshape(-1).view(np.uint8)
@@ -31,6 +31,6 @@ def read_rows(files: Iterable[int], offsets: Iterable[int], count: int, row: tup
     read = os.preadv
     for file, offset in zip(files, offsets, strict=True):
         if file >= 0 and (got := read(file, (view[at : at + size],), offset)) != size:
-            raise OSError(f"got {got} of the {size} bytes at {offset} of a data file; was it just cut short?")
+            raise OSError(f"got {got} of the {size} bytes at {offset} of a data file; was it truncated?")
         at += size
     return rows

@@ -1,4 +1,4 @@
-"""Minibatches on the learner's device, made ahead of it where making them takes time."""
+"""Minibatches on the learner's device, prepared ahead if preparing them takes time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dask_isgd.sampling import Draw
 
 
 class Minibatch(NamedTuple):
-    """B examples with the coefficients of the very draw that chose them."""
+    """B examples with the coefficients of the draw that chose them."""
 
     step: int
     draw: Draw
@@ -28,7 +28,7 @@ class Feed:
 
     The source draws; it is used by one thread at a time. A minibatch keeps the coefficients it was
     drawn with, however long it waited. On a CUDA device rows go through pinned memory, so that their
-    copy waits for nobody. Closing the feed closes the source.
+    copy is asynchronous. Closing the feed closes the source.
     """
 
     def __init__(self, source: Source, prepare: Prepare, *, ahead: int, timeout: float) -> None:
@@ -40,9 +40,9 @@ class Feed:
         self._stop = threading.Event()
 
     @property
-    def why(self) -> str:
-        """Which way rows come, and why."""
-        return self._source.why
+    def reason(self) -> str:
+        """Which source was chosen, and for what reason."""
+        return self._source.reason
 
     def _make(self, step: int) -> Minibatch:
         draw, rows = self._source.minibatch(step)
@@ -54,7 +54,7 @@ class Feed:
         return Minibatch(step, draw, x, y)
 
     def __call__(self, step: int, until: int) -> Minibatch:
-        """The minibatch of ``step``; nothing is drawn ahead for ``until`` or later.
+        """Return the minibatch of ``step``; nothing is drawn ahead for ``until`` or later.
 
         Raises whatever drawing or reading raised, at the step it happened for; WaitTimeoutError.
         """
@@ -105,5 +105,5 @@ class Feed:
 
 
 def _pinned(rows: Array) -> Tensor:
-    # Torch knows a block it pinned itself, and keeps it until the copy out of it is done.
+    # Torch keeps a block that it pinned itself until the copy from it is done.
     return as_tensor(rows).pin_memory()

@@ -1,4 +1,4 @@
-"""What every source of rows can do, and what it asks of whoever draws."""
+"""The interfaces of the feed: what chooses minibatches, and what supplies their rows."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ class RowRange(NamedTuple):
     probabilities: NDArray[np.float64]
     """(n,) q of each, in force when they were picked; the run was picked with probability Σ q."""
     examples: float
-    """Examples in use: N, less those a ``drop`` policy leaves out."""
+    """Examples in use: N, less those that a ``drop`` policy leaves out."""
 
 
-class Draws(Protocol):
-    """The proposal in force. Called from the feed's thread: it locks."""
+class DrawSource(Protocol):
+    """The proposal in force. The feed calls it from its own thread, so implementations must lock."""
 
     def draw(self, step: int) -> Draw:
-        """The minibatch of a step."""
+        """Return the minibatch of a step."""
 
     def run(self, size: int, generator: np.random.Generator) -> RowRange:
-        """The run of ``size`` examples, on the grid of ``size``, around one example that is drawn."""
+        """Draw one example and return the range of ``size`` examples around it, on a grid of ``size``."""
 
     def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(B,) q in force of ``indices`` (B,)."""
+        """Return the current q (B,) of ``indices`` (B,)."""
 
     def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """(B,) positions in [0, 1) of a step's minibatch, spread as the run wants its draws spread."""
+        """Return the positions (B,) in [0, 1) of a step's minibatch, spread as the sampling scheme requires."""
 
     def unreadable(self, error: DataError) -> None:
-        """Draw no more of the examples ``error.rows``, if the run is to go on without them; else raise ``error``."""
+        """Exclude the examples ``error.rows`` if the run may continue without them; else raise ``error``."""
 
 
 class Source(Protocol):
-    """Where minibatches come from."""
+    """A supplier of minibatches."""
 
-    why: str
-    """Which way was chosen, and why."""
+    reason: str
+    """Which source was chosen, and for what reason."""
     in_memory: bool
 
     def minibatch(self, step: int) -> tuple[Draw, Rows]:
-        """The draw of a step and its rows, in the order of the draw."""
+        """Return the draw of a step and its rows, in the order of the draw."""
 
     def close(self) -> None:
-        """Give back memory, files and threads."""
+        """Release memory, files and threads."""
 
 
 class RowSource(ABC):
-    """A source that gives any rows, so that whoever draws need not know where they lie."""
+    """A source that can supply any row, so that the draw need not depend on where rows are stored."""
 
     in_memory = False
 
-    def __init__(self, draws: Draws, why: str) -> None:
+    def __init__(self, draws: DrawSource, reason: str) -> None:
         self._draws = draws
-        self.why = why
+        self.reason = reason
 
     def minibatch(self, step: int) -> tuple[Draw, Rows]:
         while True:
@@ -76,7 +76,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def gather(self, indices: NDArray[np.int64]) -> Rows:
-        """The rows (B, ...) of ``indices`` (B,), in their order."""
+        """Return the rows (B, ...) of ``indices`` (B,), in that order."""
 
     def close(self) -> None:
         return None
