@@ -47,7 +47,7 @@ class BatchSampler:
 
     @property
     def idle(self) -> bool:
-        """Whether scorers have next to nothing to do: sampling is uniform, or the gate is closed and only probed."""
+        """Whether scorers are nearly idle: draws are uniform, or the gate is closed and few chunks are scored."""
         return self._spec.sampling.uniform or self.gate.probing
 
     def draw(self, step: int) -> Draw:
@@ -118,12 +118,12 @@ class BatchSampler:
         with self._lock:
             self.sampler.refresh(step)
 
-    def learned(self, step: int, draw: Draw, result: Step, *, probe: bool) -> None:
+    def learned(self, step: int, draw: Draw, result: Step, *, measure: bool) -> None:
         """Use the norms of a step, if there are any: the monitor observes them, and the sampler is fed back."""
         if result.norms is None:
             return
         with self._lock:
-            self.monitor.observe(step, draw, result, probe=probe)
+            self.monitor.observe(step, draw, result, measure=measure)
             if self._spec.sampling.feedback and not self._spec.sampling.uniform:
                 self.sampler.feedback(draw.indices, result.norms, step)
 

@@ -24,12 +24,12 @@ class GainMonitor:
         self._samples = GainSamples(sampler)
         self._variance = VarianceMonitor()
 
-    def observe(self, step: int, draw: Draw, result: Step, *, probe: bool) -> None:
-        """Add the norms of one step, before they are fed back; on a ``probe``, update the measurements."""
+    def observe(self, step: int, draw: Draw, result: Step, *, measure: bool) -> None:
+        """Add the norms of one step, before they are fed back; on a ``measure``, update the measurements."""
         assert result.norms is not None
-        if probe or not self._reproducible:
+        if measure or not self._reproducible:
             self._samples.add(draw, result.norms, self._gate)
-        if probe and np.isfinite(result.mean_gradient_sq_norm):
+        if measure and np.isfinite(result.mean_gradient_sq_norm):
             self._measure(step, result.mean_gradient_sq_norm)
 
     def _measure(self, step: int, mean_gradient_sq_norm: float) -> None:

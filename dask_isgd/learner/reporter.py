@@ -43,7 +43,7 @@ class Reporter:
     def report(
         self, step: int, batch_sampler: BatchSampler, *, seconds: float, learning_rate: float, threads: int
     ) -> None:
-        """Report after ``step`` steps, the last of them a probe, and ``seconds`` of training by all incarnations."""
+        """Report after ``step`` steps, the last of them measured, and ``seconds`` of training by all incarnations."""
         now, steps = time.monotonic(), self._steps
         measured = [s.gradient_norm for s in steps if not math.isnan(s.gradient_norm)]
         row: dict[str, float] = {

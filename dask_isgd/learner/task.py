@@ -177,7 +177,7 @@ class Learner(LongTask):
 
     def _take_step(self) -> None:
         learning = self.spec.learning
-        probe = (self.step + 1) % learning.report_every == 0
+        measure = (self.step + 1) % learning.report_every == 0
         until = min(learning.steps, (self.step // learning.publish_every + 1) * learning.publish_every)
         batch = self.feed(self.step, until if learning.synchronous else learning.steps)
         result = self.trainer.step(
@@ -186,13 +186,13 @@ class Learner(LongTask):
             batch.targets,
             batch.draw.coefficients,
             norms=self.spec.sampling.feedback and not self.spec.sampling.uniform,
-            probe=probe,
+            measure=measure,
             indices=batch.draw.indices,
         )
-        self.batch_sampler.learned(self.step, batch.draw, result, probe=probe)
+        self.batch_sampler.learned(self.step, batch.draw, result, measure=measure)
         self.step += 1
         self.reporter.add(result)
-        if probe:
+        if measure:
             self._report()
         while not self.batch_sampler.left_out.empty():
             self.announcer.fault("data", self.batch_sampler.left_out.get())

@@ -38,7 +38,7 @@ class Step:
     norms: NDArray[np.float64] | None
     """(B,) gradient norms of the drawn examples at the parameters before the step, if known."""
     mean_gradient_sq_norm: float
-    """Unbiased estimate of ||μ||², the squared norm of the mean gradient; NaN unless probed."""
+    """Unbiased estimate of ||μ||², the squared norm of the mean gradient; NaN unless measured."""
     gradient_norm: float
     """Norm of the weighted gradient before clipping; NaN if the step neither clips nor probes."""
     clipped: bool
@@ -69,13 +69,13 @@ class Trainer:
         coefficients: NDArray[np.float64],
         *,
         norms: bool = False,
-        probe: bool = False,
+        measure: bool = False,
         indices: NDArray[np.int64] | None = None,
     ) -> Step:
         """Update the parameters with the coefficient-weighted minibatch.
 
         ``coefficients`` (B,) are 1/(N q) of the draw. With ``norms`` the examples' norms are computed
-        in the backward pass if the model allows it. With ``probe`` they are computed in any case, and
+        in the backward pass if the model allows it. With ``measure`` they are computed in any case, and
         ||μ||² is estimated, without bias if the draws are independent: from the norms of examples and gradient,
         or as the dot product of two halves' gradients if the backward pass cannot compute norms.
         ``indices`` (B,) only name examples in errors.
@@ -86,10 +86,10 @@ class Trainer:
             inputs = (self.learning.transform(*inputs),) if len(inputs) == 1 else self.learning.transform(*inputs)
         batch = len(coefficients)
         scale = torch.as_tensor(coefficients / batch, dtype=torch.float32).to(self.device, non_blocking=True)
-        capture = (norms or probe) and self._captures
-        found = self._engine_norms(inputs, targets) if probe and not capture else None
+        capture = (norms or measure) and self._captures
+        found = self._engine_norms(inputs, targets) if measure and not capture else None
         self.optimizer.zero_grad(set_to_none=False)
-        split = probe and not capture and batch > 1
+        split = measure and not capture and batch > 1
         halves = (slice(0, batch // 2), slice(batch // 2, batch)) if split else (slice(0, batch),)
         total, parts, first = 0.0, [], None
         for rows in halves:
@@ -106,8 +106,8 @@ class Trainer:
             found = torch.cat([part for part in parts if part is not None]) if self._captures else None
         known = None if found is None else found.double().cpu().numpy()
         mean_gradient_sq_norm = self._mean_square(first, batch) if first is not None else math.nan
-        gradient_norm, clipped = self._clip(measure=probe)
-        if probe and capture and known is not None:
+        gradient_norm, clipped = self._clip(measure=measure)
+        if measure and capture and known is not None:
             mean_gradient_sq_norm = square_of_mean(gradient_norm, coefficients, known)
         self.optimizer.step()
         if self.scheduler is not None:

@@ -1,6 +1,6 @@
 """Parameters as they are sent to the scorers: in half the bytes if configured, in dtypes that Dask can send.
 
-Dask cannot send a bfloat16 tensor: a task that needs it waits for ever (distributed 2026.8). It is sent
+Dask cannot send a bfloat16 tensor: a task that needs it never ends (distributed 2026.8). It is sent
 as int16 with the same bits, and its name is marked.
 """
 

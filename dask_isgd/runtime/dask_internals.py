@@ -58,7 +58,7 @@ def task_edits() -> SimpleNamespace:
         """Let any worker that joins take a task that only prefers some and has none.
 
         Dask wakes such a task for the workers it names and no others. Restarted under new addresses,
-        they never come back, and the task would wait for ever (seen in 2026.8.0).
+        they never come back, and the task would wait indefinitely (seen in 2026.8.0).
         """
         if task.loose_restrictions:
             task.worker_restrictions = set()

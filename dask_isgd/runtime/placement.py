@@ -42,7 +42,7 @@ def missing_resources(workers: Mapping[str, Mapping[str, Any]], scoring: Scoring
 def learner_placement(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the arguments of ``Client.submit`` for the learner: by resource if declared, else a preferred address.
 
-    With a strict address the task would wait for ever once that worker has restarted under another one.
+    With a strict address the task would wait indefinitely once that worker has restarted under another one.
     """
     if any(_declares(w, LEARNER) for w in workers.values()):
         return {"resources": {LEARNER: 1}}

@@ -138,7 +138,7 @@ def test_no_scheduler_there():
         {"cluster": "scheduler", "address": "tcp://127.0.0.1:9", "dask": {"distributed.comm.timeouts.connect": "0.5s"}}
     )
     with (
-        pytest.raises(WaitTimeoutError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"),
+        pytest.raises(WaitTimeoutError, match=r"no reply from a Dask scheduler at 'tcp://127.0.0.1:9'"),
         open_cluster(config),
     ):
         pass

@@ -33,9 +33,9 @@ def train(sampler, monitor, steps, *, every=10, seed=1, mean_square=0.0, norms=N
         kind = "independent"
         gate = monitor._gate
         draw = (sampler.draw if gate.open else sampler.draw_uniform)(BATCH, generator, kind)
-        probe = (step + 1) % every == 0
-        result = Step(1.0, norms[draw.indices], mean_square if probe else math.nan, 1.0, False)
-        monitor.observe(step, draw, result, probe=probe)
+        measure = (step + 1) % every == 0
+        result = Step(1.0, norms[draw.indices], mean_square if measure else math.nan, 1.0, False)
+        monitor.observe(step, draw, result, measure=measure)
 
 
 def test_every_value_of_the_row_is_a_column_of_the_history():

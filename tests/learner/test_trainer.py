@@ -93,14 +93,14 @@ def test_a_step_with_coefficients_is_that_of_the_weighted_loss():
 def test_a_probe_changes_no_step_and_its_norms_are_the_examples_own():
     x, y = problem()
     coefficients = np.linspace(0.2, 3.0, N)
-    probed, plain = trainer(), trainer()
+    measured, plain = trainer(), trainer()
     oracle = torch.stack(
         [gradient(plain.model, cross_entropy(plain.model(x[[n]]), y[[n]])[0]).norm() for n in range(N)]
     )
-    result = probed.step(0, (x,), y, coefficients, probe=True)
+    result = measured.step(0, (x,), y, coefficients, measure=True)
     plain.step(0, (x,), y, coefficients)
     assert result.norms == pytest.approx(oracle.numpy(), rel=1e-5)
-    for a, b in zip(probed.model.parameters(), plain.model.parameters(), strict=True):
+    for a, b in zip(measured.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -118,11 +118,11 @@ def test_a_probe_estimates_the_squared_mean_gradient_without_bias(captures):
         ours = trainer()
         ours._captures = captures
         estimates.append(
-            ours.step(0, (x[list(pair)],), y[list(pair)], coefficients[list(pair)], probe=True).mean_gradient_sq_norm
+            ours.step(0, (x[list(pair)],), y[list(pair)], coefficients[list(pair)], measure=True).mean_gradient_sq_norm
         )
         assert estimates[-1] == pytest.approx(float(each[pair[0]] @ each[pair[1]]), rel=1e-3, abs=1e-5)
     assert np.mean(estimates) == pytest.approx(exact, rel=1e-3, abs=1e-5)
-    assert math.isnan(trainer().step(0, (x[:1],), y[:1], np.ones(1), probe=True).mean_gradient_sq_norm)
+    assert math.isnan(trainer().step(0, (x[:1],), y[:1], np.ones(1), measure=True).mean_gradient_sq_norm)
 
 
 def test_the_gradient_is_clipped_at_a_multiple_of_its_running_median():
