@@ -39,17 +39,17 @@ class Rows(NamedTuple):
 
 
 class Dataset:
-    """A cheap handle on examples in Zarr: one or more input arrays and a target, one row an example.
+    """A cheap handle on examples in Zarr: one or more input arrays and a target, one row per example.
 
     ``url`` is a local path or any URL fsspec knows; ``storage_options`` go to fsspec. ``group`` is
     the path of the group inside; None means the root, or ``train`` where the root holds no arrays.
     ``inputs`` (a name or names) and ``target`` (a name) default to the group's ``isgd`` attributes,
     then to names: the target is ``target``, ``label`` or ``y``, the inputs all other arrays along
-    ``dimension``. A handle pickles small and opens again where it lands.
+    ``dimension``. A handle pickles small and opens again where it is unpickled.
 
-    A chunk that is not in the store is an error: it would read as fill values without a word. Many
+    A chunk that is not in the store is an error: it would silently read as fill values. Many
     writers leave out chunks that hold nothing but the fill value; ``missing="fill"`` reads such a
-    dataset, and gives up telling a lost chunk from an empty one.
+    dataset, and cannot distinguish a lost chunk from an empty one.
 
     Raises EmptyDatasetError (nothing there), DataError (ambiguous arrays, different chunks),
     LengthMismatchError; reading raises MissingChunkError and CorruptChunkError.
@@ -139,13 +139,13 @@ class Dataset:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, where the dataset says so."""
+        """Number of classes, None if the dataset does not state it."""
         value = self._layout.attributes.get("classes")
         return int(value) if value is not None else None
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """Per input (mean, std) as float32 that broadcast against one example; None where none is stored."""
+        """Per input (mean, std) as float32 that broadcast against one example; None if none is stored."""
         return read_normalisation(self._layout)
 
     @property
@@ -222,7 +222,7 @@ class Dataset:
         return out
 
     def empty(self, count: int) -> Rows:
-        """Room for ``count`` examples, its content undefined."""
+        """Return arrays for ``count`` examples, their content undefined."""
         made = [np.empty((count, *a.shape[1:]), a.dtype.newbyteorder("=")) for a in self._layout.arrays]
         return Rows(tuple(made[:-1]), made[-1])
 
@@ -242,9 +242,9 @@ class Dataset:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this data from other data, as plain JSON.
+        """Return what identifies this data, as plain JSON.
 
-        Names, shapes, dtypes, rows a chunk, and sha256 of the decoded first, middle and last chunk:
+        Names, shapes, dtypes, rows per chunk, and sha256 of the decoded first, middle and last chunk:
         recompressing keeps it, another order of the rows does not.
         """
         sampled = sorted({0, self.n_chunks // 2, self.n_chunks - 1}) if self.n_chunks else []
@@ -262,12 +262,12 @@ class Dataset:
         return found
 
     def check(self, classes: int | None = None, *, classify: bool = True) -> None:
-        """Refuse what training would trip over: no examples, and labels that no class has.
+        """Refuse data on which training would fail: no examples, or labels outside the classes.
 
         Integer targets are class indices: the whole target is read, chunk by chunk, against
-        ``classes`` (default: what the dataset says; else only negative ones are refused). Float
-        targets are regression, refused where ``classes`` is given. Without ``classify``, and where
-        nobody names a number of classes, integers are numbers like any other: counts, differences.
+        ``classes`` (default: those of the dataset; else only negative ones are refused). Float
+        targets are regression, refused if ``classes`` is given. Without ``classify``, and if
+        no number of classes is known, integers are numbers like any other: counts, differences.
         Raises EmptyDatasetError, LabelError(min, max, classes, first index), MissingChunkError, CorruptChunkError.
         """
         if not self.length:
@@ -299,7 +299,7 @@ class Dataset:
             raise LabelError(
                 f"target {self.target_name!r}: got labels from {least} to {most}, wanted {wanted}; the first bad one "
                 f"is at index {first}. Drop or relabel these examples (a label such as -100 would be ignored "
-                "silently), or pass a loss of your own where the target is a number, not a class"
+                "silently), or pass a loss of your own if the target is a number, not a class"
             )
 
     def _bounds(self, chunk: int) -> tuple[int, int]:

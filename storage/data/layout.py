@@ -1,7 +1,7 @@
 """Which arrays of a Zarr group are the inputs and which is the target.
 
-Asked in this order: what the user says, what the group's ``isgd`` attributes say, what the names
-suggest. Where that is ambiguous, the error lists the arrays and what to pass.
+In order of precedence: the user's arguments, the group's ``isgd`` attributes, the names of the
+arrays. If that is ambiguous, the error lists the arrays and what to pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Normalisation = dict[str, tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Layout:
-    """An opened group, its arrays told apart."""
+    """An opened group, with its inputs and target identified."""
 
     store: Store
     group: str
@@ -34,7 +34,7 @@ class Layout:
     inputs: tuple[Array, ...]
     target: Array
     attributes: Mapping[str, Any]
-    """The group's ``isgd`` attributes, empty where there are none."""
+    """The group's ``isgd`` attributes, empty if there are none."""
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -184,7 +184,7 @@ def _same_grid(layout: Layout, place: str) -> None:
     chunks = {array.basename: array.chunks[0] for array in layout.arrays}
     # One chunk that holds everything is on any grid only if all arrays agree on it.
     if len(set(chunks.values())) > 1 and lengths[layout.target.basename]:
-        raise DataError(f"{place}: got rows a chunk {chunks}, wanted the same for all; rechunk the arrays")
+        raise DataError(f"{place}: got rows per chunk {chunks}, wanted the same for all; rechunk the arrays")
 
 
 def _listing(arrays: Mapping[str, Array]) -> str:

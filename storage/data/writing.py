@@ -33,7 +33,7 @@ def write_dataset(
     compressed: bool = False,
     storage_options: StorageOptions = None,
 ) -> None:
-    """Write ``arrays`` (N, ...) as the group ``split`` of the dataset at ``url``, ``chunk_size`` rows a chunk.
+    """Write ``arrays`` (N, ...) as the group ``split`` of the dataset at ``url``, ``chunk_size`` rows per chunk.
 
     ``normalisation`` is ``{input: {"mean": ..., "std": ...}}``, numbers or arrays that broadcast
     against one example. Chunks carry a checksum, are written whole, and are uncompressed unless
@@ -83,7 +83,7 @@ def create_split(
 ) -> dict[str, Array]:
     """The arrays of a new split, to be filled in whole chunks by anyone; `finish_split` makes them a dataset.
 
-    Raises DataError where the split exists.
+    Raises DataError if the split exists.
     """
     store = open_store(url, read_only=False, storage_options=storage_options)
     with writing(redact(url)):

@@ -43,13 +43,13 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
     """Writable arrays, as committed."""
     state: dict[str, Any]
-    """Plain JSON: random state, feedback, whatever the learner goes on from."""
+    """Plain JSON: random state, feedback, whatever the learner resumes from."""
 
 
 class Checkpoints:
     """The checkpoints of a run; a step reached again by another incarnation is another checkpoint.
 
-    ``keep``: how many of the newest, ordered by (incarnation, step), are kept. ``run`` is recorded
+    ``keep``: how many of the latest, ordered by (incarnation, step), are kept. ``run`` is recorded
     in each manifest.
     """
 
@@ -132,7 +132,7 @@ class Checkpoints:
         return Checkpoint(name, manifest["step"], manifest["incarnation"], tensors, manifest["state"])
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; those that don't are logged. None: there is none."""
+        """Return the latest checkpoint that verifies, None if there is none; those that do not verify are logged."""
         for name in reversed(self.names()):
             try:
                 return self.load(name)
@@ -145,7 +145,7 @@ class Checkpoints:
         return self.folder.sweep(seconds, mark=MANIFEST)
 
     def _prune(self) -> None:
-        """What is committed is safe already, so trouble here is logged, not raised."""
+        """Remove older checkpoints; what is committed is safe already, so errors are logged, not raised."""
         try:
             for name in self.names()[: -self.keep]:
                 self.folder.withdraw(name, MANIFEST)
