@@ -68,7 +68,7 @@ def _connect(config: ClusterConfig) -> Client:
         raise ConfigError(f"security: wanted the scheduler's ca-file, cert and key for {place!r} ({error})") from error
     except (OSError, ValueError) as error:
         raise WaitTimeoutError(
-            f"no reply from a Dask scheduler at {place!r} ({error}); is it running, and are its address and keys correct?"
+            f"no reply from a Dask scheduler at {place!r} ({error}); is it running, are address and keys correct?"
         ) from error
 
 

@@ -195,8 +195,8 @@ class RunDirectory:
     def taken(self) -> RunExistsError:
         """The error for a directory that already holds a run."""
         return RunExistsError(
-            f"{self.url} already holds a run. Pass resume=True to resume it, overwrite=True to delete it and "
-            "start again, or choose another directory"
+            f"{self.url} already holds a run. Resume it (resume=True, --resume), delete it and start again "
+            "(overwrite=True, --overwrite), or choose another directory"
         )
 
     def _require_ours(self) -> None:
