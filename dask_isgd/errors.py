@@ -11,7 +11,7 @@ Each message states what was got, what was wanted and what to do::
     │   ├── MissingChunkError           a chunk was never written
     │   └── CorruptChunkError           a chunk cannot be decoded
     ├── ModelError (ValueError)         the model or the loss has the wrong shape
-    ├── NonFiniteLossError              the loss is NaN or infinite
+    ├── NonFiniteLossError              the loss or its gradient is not finite
     ├── NonFiniteNormsError             too many norms are NaN, infinite or negative
     ├── ClusterMismatchError            a worker lacks the data, the model or a package version
     ├── NoLearnerWorkerError            no worker can take the learner
@@ -70,7 +70,7 @@ class ModelError(IsgdError, ValueError):
 
 
 class NonFiniteLossError(IsgdError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or its gradient, became NaN or infinite."""
 
 
 class NonFiniteNormsError(IsgdError):

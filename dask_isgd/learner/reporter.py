@@ -45,13 +45,12 @@ class Reporter:
     ) -> None:
         """Report after ``step`` steps, the last of them measured, and ``seconds`` of training by all incarnations."""
         now, steps = time.monotonic(), self._steps
-        measured = [s.gradient_norm for s in steps if not math.isnan(s.gradient_norm)]
         row: dict[str, float] = {
             "step": step,
             "seconds": seconds,
             "examples": step * self._batch_size,
             "loss": math.fsum(s.loss for s in steps) / len(steps),
-            "gradient_norm": statistics.fmean(measured) if measured else math.nan,
+            "gradient_norm": statistics.fmean(s.gradient_norm for s in steps),
             "clipped": sum(s.clipped for s in steps) / len(steps),
             "learning_rate": learning_rate,
             "steps_per_second": len(steps) / max(now - self._reported, 1e-9),

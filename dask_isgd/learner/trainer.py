@@ -40,7 +40,7 @@ class Step:
     mean_gradient_sq_norm: float
     """Unbiased estimate of ||μ||², the squared norm of the mean gradient; NaN unless measured."""
     gradient_norm: float
-    """Norm of the weighted gradient before clipping; NaN if the step neither clips nor probes."""
+    """Norm of the weighted gradient before clipping."""
     clipped: bool
 
 
@@ -106,7 +106,7 @@ class Trainer:
             found = torch.cat([part for part in parts if part is not None]) if self._captures else None
         known = None if found is None else found.double().cpu().numpy()
         mean_gradient_sq_norm = self._mean_square(first, batch) if first is not None else math.nan
-        gradient_norm, clipped = self._clip(measure=measure)
+        gradient_norm, clipped = self._clip(step, indices)
         if measure and capture and known is not None:
             mean_gradient_sq_norm = square_of_mean(gradient_norm, coefficients, known)
         self.optimizer.step()
@@ -156,13 +156,20 @@ class Trainer:
         small = batch // 2  # each half was scaled by 1/B; its own mean is B/|half| larger
         return product * (batch / small) * (batch / (batch - small))
 
-    def _clip(self, *, measure: bool) -> tuple[float, bool]:
-        """Return the gradient's norm, NaN unless a bound or ``measure`` asks for it, and whether it was clipped."""
+    def _clip(self, step: int, indices: NDArray[np.int64] | None) -> tuple[float, bool]:
+        """Return the norm of the gradient before clipping, and whether it was clipped.
+
+        Raises NonFiniteLossError before anything has moved if the norm is not finite.
+        """
         absolute, factor = self.learning.clip_norm, self.learning.clip_median_factor
-        if absolute is None and factor is None and not measure:
-            return math.nan, False
         gradients = [_gradient(p) for p in self.parameters]
         norm = float(nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            drawn = "" if indices is None else f" (drawn: indices {indices[:10].tolist()}{'…' * (len(indices) > 10)})"
+            raise NonFiniteLossError(
+                f"step {step}: the loss is finite, its gradient is not{drawn}; the parameters are those of the step "
+                "before. Look for a root, a logarithm or a division in loss and model, or lower the learning rate"
+            )
         bound = math.inf if absolute is None else absolute
         if factor is not None:
             if len(self._recent) >= _MEDIAN_AFTER:

@@ -163,10 +163,10 @@ def test_the_smaller_of_two_bounds_counts(clip_norm, factor):
     assert after == pytest.approx(min(clip_norm, factor * np.median(norms)), rel=1e-4)
 
 
-def test_a_gradient_without_a_bound_is_not_measured_and_one_with_a_nonsensical_bound_is_refused():
+def test_a_gradient_without_a_bound_is_measured_only_and_a_nonsensical_bound_is_refused():
     x, y = problem()
     result = trainer().step(0, (x,), y, np.full(N, 1e3))
-    assert (result.clipped, math.isnan(result.gradient_norm)) == (False, True)
+    assert (result.clipped, math.isfinite(result.gradient_norm)) == (False, True)
     with pytest.raises(ConfigError, match=r"clip_norm: got 0, wanted a number above 0 or None"):
         trainer(clip_norm=0)
 
@@ -231,3 +231,29 @@ def test_a_loss_that_is_averaged_is_refused():
     each = Trainer(models.build(mlp, 1), nn.functional.cross_entropy, isgd.Learning(steps=1, device="cpu"))
     with pytest.raises(ModelError, match=r"loss returned shape \(\).*wanted one .*loss per example, shape \(24,\)"):
         each.step(0, (x,), y, np.ones(N))
+
+
+class Rooted(nn.Module):
+    """An output whose absolute value has a finite root at zero, and no finite derivative there."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 1.0}, {"clip_median_factor": 1.0}], ids=str)
+def test_a_gradient_that_is_not_finite_moves_nothing(settings):
+    made = Trainer(
+        Rooted(),
+        lambda output, _: output.abs().sqrt().squeeze(1),
+        isgd.Learning(steps=9, learning_rate=0.1, device="cpu", **{"clip_median_factor": None, **settings}),
+    )
+    before = {name: tensor.clone() for name, tensor in made.tensors().items()}
+    with pytest.raises(NonFiniteLossError, match=r"step 7: the loss is finite, its gradient is not .*indices \[5, 6\]"):
+        made.step(7, (torch.ones(2, 1),), torch.zeros(2), np.ones(2), indices=np.array([5, 6]))
+    assert made.tensors().keys() == before.keys(), "the optimizer made no state"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
+    assert made.state()["recent"] == []
