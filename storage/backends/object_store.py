@@ -25,8 +25,8 @@ from dask_isgd.storage.backends.folder import PARTIAL, Folder, temporary_name, w
 
 _LEAST_RATE = 1 << 20
 """Bytes per second: a large put may take this much longer than a small one."""
-_PAUSE, _MOST_PAUSE = 0.2, 5.0
-_PASSES = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
+_PAUSE, _MAX_PAUSE = 0.2, 5.0
+_TRANSIENT = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
 _EXISTS = {"PreconditionFailed", "412"}
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 # The keys under which S3, Azure, Google and fsspec's memory store keep the time of the last write.

@@ -139,7 +139,7 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Undo `create` of a run that has not started."""
-        self._require_ours()
+        self._require_run()
         for part in (*_PARTS, _RUN):
             self.folder.remove(part)
         self.folder.remove_empty()
