@@ -15,14 +15,17 @@ class Watchable(Protocol):
     def watch(self, timeout: float | None = None) -> Iterable[Any]: ...
 
 
-def interrupted_again(run: Watchable, seconds: float, message: str) -> bool:
-    """Print ``message`` on stderr and return whether Ctrl-C comes again within ``seconds``, before the run ends."""
+def next_interrupt(run: Watchable, seconds: float, message: str) -> KeyboardInterrupt | None:
+    """Print ``message`` on stderr; return the interrupt that comes within ``seconds`` and before the run ends.
+
+    A subclass of KeyboardInterrupt, such as the command line's for SIGTERM, counts and is returned as it is.
+    """
     try:
         print(message, file=sys.stderr, flush=True)
         for _ in run.watch(seconds):
             pass
     except WaitTimeoutError:
-        return False
-    except KeyboardInterrupt:
-        return True
-    return False
+        return None
+    except KeyboardInterrupt as again:
+        return again
+    return None

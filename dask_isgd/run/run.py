@@ -19,7 +19,7 @@ from dask_isgd.display.html import card
 from dask_isgd.errors import CheckpointError, ConfigError
 from dask_isgd.events import Control, topic_of
 from dask_isgd.run.hardest import Hardest, hardest
-from dask_isgd.run.interrupt import interrupted_again
+from dask_isgd.run.interrupt import next_interrupt
 from dask_isgd.run.progress import progress_calls
 from dask_isgd.run.summary import summarise
 from dask_isgd.runtime import pubsub
@@ -89,7 +89,7 @@ class Run:
         if seconds <= 0 or self.status not in GOING:
             return
         message = f"run {self.name} continues; press Ctrl-C again within {seconds:g} s to stop it"
-        if interrupted_again(self, seconds, message):
+        if next_interrupt(self, seconds, message) is not None:
             print(f"run {self.name}: {self.stop()}; pass resume=True to resume it", file=sys.stderr, flush=True)
 
     @property

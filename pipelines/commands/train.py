@@ -232,7 +232,7 @@ def _follow(run: Run, run_dir: str, steps: int, *, outlives: bool) -> None:
     """
     from dask_isgd.checks.monitor import GOING
     from dask_isgd.display.live import LiveProgress
-    from dask_isgd.run.interrupt import interrupted_again
+    from dask_isgd.run.interrupt import next_interrupt
 
     while True:
         try:
@@ -248,9 +248,10 @@ def _follow(run: Run, run_dir: str, steps: int, *, outlives: bool) -> None:
                 f"run {run_dir} continues{left}; press Ctrl-C again within {_SECOND_INTERRUPT:g} s to stop it. From "
                 f"elsewhere: `dask isgd status {run_dir} --watch`, `dask isgd stop {run_dir}`"
             )
-            if interrupted_again(run, _SECOND_INTERRUPT, message):
+            again = next_interrupt(run, _SECOND_INTERRUPT, message)
+            if again is not None:
                 _stop(run, run_dir)
-                raise
+                raise again from None
             if outlives and run.status in GOING:
                 run.detach()
                 raise

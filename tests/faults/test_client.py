@@ -150,7 +150,7 @@ def test_the_command_lines_first_interrupt_leaves_the_run_to_the_cluster_the_sec
         assert f"`dask isgd status {run_dir} --watch`, `dask isgd stop {run_dir}`" in said
         if interrupts == 2:
             other.send_signal(signal.SIGINT)
-            assert any(line.startswith("stopped; go on with") for line in other.stdout)
+            assert any(line.startswith("stopped; resume with") for line in other.stdout)
         assert other.wait(WAIT) == 128 + signal.SIGINT
     if interrupts == 1:
         until(run, reaches(run.latest["step"] + 200))
@@ -172,7 +172,7 @@ def test_a_command_that_is_its_cluster_forgives_one_interrupt_and_stops_at_two(c
         other.send_signal(signal.SIGINT)
         assert any("Ctrl-C again" in line for line in lines)
         other.send_signal(signal.SIGINT)
-        assert any(line.startswith("stopped; go on with") for line in lines)
+        assert any(line.startswith("stopped; resume with") for line in lines)
         assert other.wait(WAIT) == 128 + signal.SIGINT
     run = isgd.attach(client, run_dir)
     steps = run.history.step.values

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dask_isgd.errors import WaitTimeoutError
-from dask_isgd.run.interrupt import interrupted_again
+from dask_isgd.pipelines.commands.terminated import Terminated
+from dask_isgd.run.interrupt import next_interrupt
 
 
 class Watched:
@@ -23,8 +24,9 @@ class Watched:
 
 @pytest.mark.parametrize(
     ("error", "again"),
-    [(KeyboardInterrupt, True), (WaitTimeoutError, False), (None, False)],
+    [(KeyboardInterrupt, KeyboardInterrupt), (Terminated, Terminated), (WaitTimeoutError, None), (None, None)],
 )
 def test_only_a_second_interrupt_counts(capsys, error, again):
-    assert interrupted_again(Watched(error), 3.0, "press Ctrl-C again") is again
+    found = next_interrupt(Watched(error), 3.0, "press Ctrl-C again")
+    assert (None if found is None else type(found)) is again
     assert capsys.readouterr().err == "press Ctrl-C again\n"
