@@ -1,1 +1,1 @@
-"""Where files lie: a local folder, an object store, a Zarr store."""
+"""The places that hold files: local folders, object stores, Zarr stores."""

@@ -26,7 +26,7 @@ _FULL = {
 
 @contextlib.contextmanager
 def writing(place: Path | str) -> Iterator[None]:
-    """Turn "no room" and "not writable" into StorageFullError naming ``place``."""
+    """Convert errors of full or unwritable storage into StorageFullError, which names ``place``."""
     try:
         yield
     except OSError as error:
@@ -82,7 +82,7 @@ class Folder(ABC):
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether there is a file or a folder."""
+        """Return whether there is a file or a folder of that name."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -104,7 +104,7 @@ class Folder(ABC):
 
     @abstractmethod
     def replace(self, name: str, data: bytes) -> None:
-        """Write a file; a reader sees the old or the new content."""
+        """Write or replace a file atomically: a reader sees the old or the new content."""
 
     @abstractmethod
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
@@ -115,15 +115,15 @@ class Folder(ABC):
 
     @abstractmethod
     def withdraw(self, name: str, mark: str) -> None:
-        """Remove a published folder; no reader finds half of it."""
+        """Remove a published folder; no reader finds it half removed."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; nothing if there is none."""
+        """Remove a file, or a folder with its content; do nothing if there is none."""
 
     @abstractmethod
     def remove_empty(self) -> None:
-        """Remove this very folder if nothing is in it."""
+        """Remove this folder itself if it is empty."""
 
     @abstractmethod
     def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:

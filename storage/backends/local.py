@@ -15,12 +15,12 @@ from pathlib import Path
 
 from dask_isgd.storage.backends.folder import PARTIAL, Folder, temporary_name, writing
 
-# File systems without hard links say one of these.
+# File systems without hard links report one of these.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class LocalFolder(Folder):
-    """A folder that is a path. All that it writes is durable: synced, and so are the names."""
+    """A folder that is a path. Everything it writes is durable: file contents and names are synced."""
 
     local = True
     patience = 60.0
@@ -45,14 +45,16 @@ class LocalFolder(Folder):
             return []
 
     def published(self, mark: str) -> list[str]:
-        return self.names()  # renamed into place, mark and all
+        return self.names()  # each was renamed into place with all its files
 
     def newest(self, pattern: str) -> float:
         return max((path.stat().st_mtime for path in self.path.glob(pattern)), default=math.nan)
 
     def create(self, name: str, data: bytes) -> bool:
-        """A hard link takes the name exclusively *and* with its content, where ``O_EXCL`` alone would
-        show an empty file first. File systems without links get ``O_EXCL``.
+        """Write a file unless it exists; return False if it does.
+
+        A hard link creates the name exclusively *and* with its content, whereas ``O_EXCL`` alone would
+        show an empty file first. ``O_EXCL`` serves file systems without links.
         """
         path = self.path / name
         with _whole(path, data) as partial:
@@ -86,7 +88,7 @@ class LocalFolder(Folder):
                 for file, data in files.items():
                     _write_new(partial / file, data)
                 _sync_folder(partial)
-                os.rename(partial, folder)  # onto a folder that is not empty: an error, not an overwrite
+                os.rename(partial, folder)  # fails if the target is a folder that is not empty: nothing is overwritten
             except OSError as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 if error.errno == errno.ENOTEMPTY:
@@ -102,7 +104,7 @@ class LocalFolder(Folder):
         partial = temporary(path)
         with writing(path):
             try:
-                os.rename(path, partial)  # the name goes first, so that no reader meets half of it
+                os.rename(path, partial)  # the name disappears first, so that no reader finds half of it
             except FileNotFoundError:
                 return
             _remove(partial)
@@ -121,14 +123,14 @@ class LocalFolder(Folder):
         with writing(self.path):
             now = _clock(self.path)
             for path in found:
-                with contextlib.suppress(FileNotFoundError):  # its writer, or another sweeper, was faster
+                with contextlib.suppress(FileNotFoundError):  # its writer, or another sweep, was faster
                     if now - _last_change(path) >= seconds:
                         _remove(path)
                         removed.append(str(path))
         return removed
 
     def require_exclusive(self) -> None:
-        pass  # links and O_EXCL are exclusive on every file system
+        pass  # links and O_EXCL are exclusive on any file system
 
 
 def temporary(path: Path) -> Path:
@@ -138,7 +140,7 @@ def temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _whole(path: Path, data: bytes) -> Iterator[Path]:
-    """``data`` under a temporary name beside ``path``, to be given that name; durable afterwards, name and all."""
+    """Write ``data`` under a temporary name beside ``path``; once the caller has renamed it, sync the folder."""
     with writing(path):
         _make_folder(path.parent)
         partial = temporary(path)
@@ -151,7 +153,7 @@ def _whole(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def _make_folder(path: Path) -> None:
-    """Create ``path`` and its parents, durably: each new folder's parent is synced."""
+    """Create ``path`` and its parents durably: the parent of each new folder is synced."""
     if path.is_dir():
         return
     _make_folder(path.parent)
@@ -161,10 +163,10 @@ def _make_folder(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Sync a folder, so that the names in it are durable."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders, and needs no sync of them
+    except PermissionError:  # Windows cannot open folders, and needs no sync of them
         return
     try:
         os.fsync(descriptor)
@@ -173,11 +175,11 @@ def _sync_folder(path: Path) -> None:
 
 
 def _write_new(path: Path, data: bytes | memoryview) -> None:
-    """Create ``path`` exclusively, write it whole and sync it."""
+    """Create ``path`` exclusively, write all of ``data`` and sync it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         rest = memoryview(data)
-        while rest:  # a write may be short: 2 GiB at most on Linux, less near a limit
+        while rest:  # a write may be short: Linux writes 2 GiB at most, and less near a limit
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:

@@ -1,8 +1,8 @@
-"""Folders in an object store, through fsspec: whole files are single puts.
+"""Folders in an object store, accessed through fsspec: each file is a single put.
 
-A put is atomic in such stores, and what is written is listed and read at once (Amazon S3 since
-2020). There is no rename: of a published folder the mark is put last, create-only, and what has no
-mark is not there. An exclusive file is a create-only put (``If-None-Match: *`` on S3).
+A put is atomic in such stores, and its object can be listed and read immediately (on Amazon S3 since
+2020). There is no rename: the mark of a published folder is put last, create-only, and a folder without
+its mark counts as absent. An exclusive file is a create-only put (``If-None-Match: *`` on S3).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from dask_isgd.storage.backends.folder import PARTIAL, Folder, temporary_name, w
 
 _LEAST_RATE = 1 << 20
 """Bytes per second: a large put may take this much longer than a small one."""
-_PAUSE, _MOST_PAUSE = 0.2, 5.0
-_PASSES = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
+_PAUSE, _MAX_PAUSE = 0.2, 5.0
+_TRANSIENT = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
 _EXISTS = {"PreconditionFailed", "412"}
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
-# Where S3, Azure, Google and fsspec's own memory keep the time of the last write.
+# The keys under which S3, Azure, Google and fsspec's memory store keep the time of the last write.
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 
 
 class ObjectFolder(Folder):
-    """A prefix in a bucket. ``storage_options`` go to fsspec and are never shown.
+    """A folder that is a prefix in a bucket. ``storage_options`` are passed to fsspec and never shown.
 
-    A request has ``isgd.storage.timeout``, with its repetitions: what passes (no answer, "slow
-    down") is asked again.
+    ``isgd.storage.timeout`` limits each request together with its retries: transient errors (no response,
+    "slow down") are retried.
     """
 
     local = False
@@ -45,10 +45,10 @@ class ObjectFolder(Folder):
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
         self.url = url
         self._options = dict(storage_options)
-        # Other processes write here too: a listing is never remembered.
+        # Other processes write here too, so listings are never cached.
         self._fs, self._path = fsspec.url_to_fs(url, **{**self._options, "use_listings_cache": False})
         self._timeout = config.seconds("storage.timeout")
-        # Many times longer than a published folder may lack its mark while its writer lives.
+        # Many times longer than a published folder may lack its mark while its writer is alive.
         self.patience = max(600.0, 5 * self._timeout)
 
     def __truediv__(self, name: str) -> ObjectFolder:
@@ -57,14 +57,14 @@ class ObjectFolder(Folder):
     # Reading --------------------------------------------------------------------------------
 
     def read(self, name: str) -> bytes:
-        return bytes(self._ask("cat_file", self._key(name)))
+        return bytes(self._request("cat_file", self._key(name)))
 
     def exists(self, name: str) -> bool:
-        return bool(self._ask("exists", self._key(name)))
+        return bool(self._request("exists", self._key(name)))
 
     def names(self) -> list[str]:
         try:
-            found = self._ask("ls", self._path, detail=False)
+            found = self._request("ls", self._path, detail=False)
         except FileNotFoundError:
             return []
         names = {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != self._path}
@@ -84,7 +84,11 @@ class ObjectFolder(Folder):
     # Writing --------------------------------------------------------------------------------
 
     def create(self, name: str, data: bytes) -> bool:
-        """A repetition may meet the put that was thought lost: False then, and the name is taken all the same."""
+        """Write an object unless it exists; return False if it does.
+
+        A retry may find the object of an earlier attempt that seemed lost. It returns False then, although
+        this writer created the object.
+        """
         with writing(self.place(name)):
             try:
                 self._put(name, data, mode="create")
@@ -106,7 +110,7 @@ class ObjectFolder(Folder):
         with writing(self.place(name)):
             if self.exists(last):
                 raise FileExistsError(errno.EEXIST, "the folder exists", self.place(name))
-            for file in rest:  # without a mark these are nobody's: left by a try that failed
+            for file in rest:  # without a mark, existing files are leftovers of a failed attempt
                 self._put(f"{name}/{file}", files[file])
             if not self.create(last, files[mark]) and self.read(last) != files[mark]:
                 raise FileExistsError(errno.EEXIST, "the folder exists", self.place(name))
@@ -117,14 +121,14 @@ class ObjectFolder(Folder):
 
     def remove(self, name: str) -> None:
         with writing(self.place(name)), contextlib.suppress(FileNotFoundError):
-            self._ask("rm", self._key(name), recursive=True)
+            self._request("rm", self._key(name), recursive=True)
 
     def remove_empty(self) -> None:
-        pass  # a prefix is there as long as there is something below it
+        pass  # a prefix exists only as long as there is an object below it
 
     def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
         if mark is None:
-            return []  # a put leaves nothing half done
+            return []  # a put leaves nothing unfinished
         seconds = self.patience if seconds is None else seconds
         changed: dict[str, float] = {}
         done = set()
@@ -137,7 +141,7 @@ class ObjectFolder(Folder):
         if not left:
             return []
         now = self._clock()
-        old = [folder for folder in left if now - changed[folder] >= seconds]  # never what has no time: NaN
+        old = [folder for folder in left if now - changed[folder] >= seconds]  # NaN, an unknown time, is never old
         for folder in old:
             self.remove(folder)
         return [self.place(folder) for folder in old]
@@ -153,14 +157,14 @@ class ObjectFolder(Folder):
                 self._delete(probe)
         except (OSError, StorageFullError) as error:
             raise ConfigError(
-                f"run directory {self.url}: a first object cannot be written: {error}. Check the bucket, its region or "
-                "endpoint, and the credentials: storage_options, or the environment of this process and all workers"
+                f"run directory {self.url}: a test object cannot be written: {error}. Check the bucket, its region or "
+                "endpoint, and the credentials in storage_options or in the environment of this process and all workers"
             ) from error
         if not exclusive:
             raise ConfigError(
-                f"run directory {self.url}: of two writers that create the same object, the store lets both win. "
+                f"run directory {self.url}: if two writers create the same object, the store lets both win. "
                 "Wanted create-only puts (S3's If-None-Match: *), without which two learners could hold one run; "
-                "use a store that has them, such as Amazon S3, or a shared file system"
+                "use a store that supports them, such as Amazon S3, or a shared file system"
             )
 
     # Requests -------------------------------------------------------------------------------
@@ -169,67 +173,67 @@ class ObjectFolder(Folder):
         return f"{self._path}/{name}"
 
     def _files(self) -> dict[str, Any]:
-        """All files below, by their names here, with what the store knows of them."""
+        """Return all files below by their names relative to this folder, with the store's information on each."""
         try:
-            found = self._ask("find", self._path, detail=True)
+            found = self._request("find", self._path, detail=True)
         except FileNotFoundError:
             return {}
         start = f"{self._path}/"
         return {path.removeprefix(start): info for path, info in found.items() if path.startswith(start)}
 
     def _put(self, name: str, data: bytes, mode: str = "overwrite") -> None:
-        self._ask("pipe_file", self._key(name), data, mode=mode, seconds=len(data) / _LEAST_RATE)
+        self._request("pipe_file", self._key(name), data, mode=mode, seconds=len(data) / _LEAST_RATE)
 
     def _delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._ask("rm_file", self._key(name))
+            self._request("rm_file", self._key(name))
 
     def _clock(self) -> float:
         """Return the time of the store's own clock."""
         probe = temporary_name("clock")
         self._put(probe, b"")
         try:
-            return _time(self._ask("info", self._key(probe)))
+            return _time(self._request("info", self._key(probe)))
         finally:
             self._delete(probe)
 
-    def _ask(self, verb: str, *args: Any, seconds: float = 0.0, **kwargs: Any) -> Any:
+    def _request(self, verb: str, *args: Any, seconds: float = 0.0, **kwargs: Any) -> Any:
         deadline = time.monotonic() + self._timeout + seconds
         pause = _PAUSE
         while True:
             try:
-                return self._once(verb, deadline - time.monotonic(), *args, **kwargs)
+                return self._request_once(verb, deadline - time.monotonic(), *args, **kwargs)
             except (FileNotFoundError, FileExistsError, PermissionError):
                 raise
             except OSError as error:
                 lost = isinstance(error, ConnectionError | TimeoutError)
                 if (
-                    not (lost or error.errno in _PASSES or _code(error) in _CONFLICT)
+                    not (lost or error.errno in _TRANSIENT or _code(error) in _CONFLICT)
                     or time.monotonic() + pause >= deadline
                 ):
                     raise
             time.sleep(pause)
-            pause = min(2 * pause, _MOST_PAUSE)
+            pause = min(2 * pause, _MAX_PAUSE)
 
-    def _once(self, verb: str, seconds: float, *args: Any, **kwargs: Any) -> Any:
+    def _request_once(self, verb: str, seconds: float, *args: Any, **kwargs: Any) -> Any:
         try:
             if not self._fs.async_impl:
                 return getattr(self._fs, verb)(*args, **kwargs)
             request = getattr(self._fs, f"_{verb}")
             return fsspec.asyn.sync(self._fs.loop, request, *args, timeout=max(seconds, _PAUSE), **kwargs)
         except TimeoutError as error:
-            late = f"no answer within {self._timeout:g} s (isgd.storage.timeout)"
-            raise TimeoutError(errno.ETIMEDOUT, late, self.url) from error
+            message = f"no response within {self._timeout:g} s (isgd.storage.timeout)"
+            raise TimeoutError(errno.ETIMEDOUT, message, self.url) from error
         except OSError:
             raise
-        except Exception as error:  # of the client's own kind: no connection passes, no credentials does not
+        except Exception as error:  # a client's own type: a lost connection is transient, missing credentials are not
             kind = type(error).__name__
             number = errno.EIO if "Connect" in kind or "Timeout" in kind else errno.EINVAL
             raise OSError(number, f"{kind}: {error}", self.url) from error
 
 
 def _code(error: OSError) -> str:
-    """What S3 calls an error; empty elsewhere."""
+    """Return S3's code for an error; empty for other stores."""
     answer = getattr(error.__cause__, "response", None)
     return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, Mapping) else ""
 

@@ -1,4 +1,4 @@
-"""Zarr stores and folders from what a user types: a local path, or any URL that fsspec knows."""
+"""Zarr stores and folders opened from a user's local path, or any URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from dask_isgd.storage.backends.zarr_internals import wait
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
-_AT_ONCE = 8
+_THREADS = 8
 
 StorageOptions: TypeAlias = Mapping[str, Any] | None
 Array: TypeAlias = "zarr.Array[Any]"
 
 
 def local_path(url: str | Path) -> Path | None:
-    """The path a ``url`` means on this machine, absolute; None for a remote one."""
+    """Return the absolute path that ``url`` denotes on this machine; None for a remote URL."""
     text = str(url)
     if text.startswith("file://") and "::" not in text:
         return Path(unquote(urlsplit(text).path)).absolute()
@@ -41,18 +41,18 @@ def local_path(url: str | Path) -> Path | None:
 
 
 def normalise(url: str | Path) -> str:
-    """One spelling for a place: local ones absolute, so that workers elsewhere open the same."""
+    """Return the normal form of a URL; local paths become absolute, so that all workers open the same."""
     path = local_path(url)
     return str(path) if path is not None else str(url).rstrip("/")
 
 
 def join(url: str, name: str) -> str:
-    """``name`` below ``url``."""
+    """Return the URL of ``name`` below ``url``."""
     return f"{url.rstrip('/')}/{name}"
 
 
 def redact(url: str | Path) -> str:
-    """``url`` without user, password, query and fragment: fit for messages and reprs."""
+    """Return ``url`` without user, password, query and fragment, for messages and reprs."""
     if local_path(url) is not None:
         return str(url)
     text = re.sub(r"[?#].*$", "", str(url))
@@ -60,20 +60,20 @@ def redact(url: str | Path) -> str:
 
 
 def open_store(url: str | Path, *, read_only: bool, storage_options: StorageOptions = None) -> Store:
-    """A store over ``url``; nothing is created until something is written."""
+    """Open a store at ``url``; nothing is created until something is written."""
     path = local_path(url)
     if path is not None:
         return LocalStore(path, read_only=read_only)
     options = dict(storage_options or {})
-    if "::" not in str(url):  # a remembered listing hides what other processes have written since
+    if "::" not in str(url):  # a cached listing hides what other processes have written since
         options = {"use_listings_cache": False, **options}
-    if str(url).startswith("s3"):  # an object in one request: half as many, and never parts of two versions
+    if str(url).startswith("s3"):  # one request per object: half as many, and never parts of two versions
         options = {"max_concurrency": 1, **options}
     return FsspecStore.from_url(str(url), storage_options=options, read_only=read_only)
 
 
 def open_folder(url: str | Path, storage_options: StorageOptions = None) -> Folder:
-    """A folder to write to; nothing is created until something is written. Raises ConfigError."""
+    """Open a folder; nothing is created until something is written. Raises ConfigError."""
     path = local_path(url)
     if path is not None:
         return LocalFolder(path)
@@ -81,7 +81,7 @@ def open_folder(url: str | Path, storage_options: StorageOptions = None) -> Fold
     if text != redact(text) or "::" in text or set("*[]") & set(text):
         raise ConfigError(
             f"got {redact(url)} with credentials, a query, a chain or one of '*[]' in it; wanted a path, or a URL such "
-            "as s3://bucket/folder. Credentials go into storage_options, or into the environment"
+            "as s3://bucket/folder. Pass credentials in storage_options or in the environment"
         )
     try:
         return ObjectFolder(text, storage_options or {})
@@ -92,9 +92,9 @@ def open_folder(url: str | Path, storage_options: StorageOptions = None) -> Fold
 
 
 def children(store: Store, folder: str = "") -> list[str]:
-    """Names right below ``folder``, sorted.
+    """Return the names directly below ``folder``, sorted.
 
-    Zarr's own listing warns about every file it doesn't know, such as another writer's temporary.
+    Zarr's own listing warns about each file that it does not recognise, such as a temporary file of another writer.
     """
 
     async def collect() -> list[str]:
@@ -107,9 +107,10 @@ def children(store: Store, folder: str = "") -> list[str]:
 
 
 def consolidate(store: Store, path: str = "") -> None:
-    """Put the metadata of a finished group in one place, so that xarray opens it at once.
+    """Consolidate the metadata of a finished group, so that xarray opens it with one read.
 
-    Only for groups that get no more arrays. Zarr warns that other implementations may not know it.
+    Use it only for groups that get no more arrays. Zarr's warning, that other implementations may not support
+    consolidated metadata, is suppressed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
@@ -117,15 +118,15 @@ def consolidate(store: Store, path: str = "") -> None:
 
 
 def for_each(store: Store, function: Callable[[_A], _T], items: Iterable[_A]) -> list[_T]:
-    """``function`` of each item, in order; several at once where each has to wait for a remote store."""
+    """Return ``function`` of each item, in order; calls run in parallel if each must wait for a remote store."""
     if isinstance(store, LocalStore):
         return [function(item) for item in items]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(function, items))
 
 
 def has_key(store: Store, key: str) -> bool:
-    """Whether ``key`` exists: a stat locally, one request remotely."""
+    """Return whether ``key`` exists, by a stat locally or one request remotely."""
     if isinstance(store, LocalStore):
         return bool((store.root / key).is_file())
     return bool(wait(store.exists(key)))
@@ -133,7 +134,7 @@ def has_key(store: Store, key: str) -> bool:
 
 @contextmanager
 def decoding(where: str, advice: str = "restore the chunk from a copy or prepare the data again") -> Iterator[None]:
-    """Whatever a codec raises becomes CorruptChunkError; the operating system's errors pass."""
+    """Convert any error of a codec into CorruptChunkError; errors of the operating system are not converted."""
     try:
         yield
     except MemoryError:

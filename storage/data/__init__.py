@@ -1,1 +1,1 @@
-"""Datasets: which arrays a group has, how rows and chunks are read, how they are written."""
+"""Datasets: finding the arrays of a group, reading rows and chunks, writing them."""

@@ -32,7 +32,7 @@ Unreadable = Callable[[DataError], None]
 
 
 class Rows(NamedTuple):
-    """Some examples: each input (B, ...) and the target (B, ...), in the dtypes of the store, native byte order."""
+    """B examples: each input (B, ...) and the target (B, ...), in the dtypes of the store and native byte order."""
 
     inputs: tuple[np.ndarray, ...]
     target: np.ndarray
@@ -77,7 +77,7 @@ class Dataset:
         self._storage_options = dict(storage_options or {})
         self._opened: Layout | None = None
         self._seen: set[str] = set()
-        _ = self._layout  # a wrong URL is an error here, not in the first task
+        _ = self._layout  # so that a wrong URL fails here, not in the first task
 
     @property
     def _layout(self) -> Layout:
@@ -106,7 +106,7 @@ class Dataset:
 
     @property
     def chunk_size(self) -> int:
-        """Rows in a Zarr chunk; of a sharded array the inner chunk, the least that can be read."""
+        """Rows per Zarr chunk; for a sharded array the inner chunk, the smallest unit that can be read."""
         return max(1, int(self._layout.target.chunks[0]))
 
     @property
@@ -123,18 +123,18 @@ class Dataset:
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """The open arrays by name, inputs first, target last: for shapes, dtypes, codecs and fast feeds."""
+        """The open arrays by name, inputs first and target last, with their shapes, dtypes and codecs."""
         return {array.basename: array for array in self._layout.arrays}
 
     @property
     def raw(self) -> tuple[RawArray, ...] | None:
-        """Where the rows of each array lie, inputs first; None unless all are local, whole and uncompressed."""
+        """Position of the rows of each array, inputs first; None unless all are local, unsharded and uncompressed."""
         found = [raw_array(array) for array in self._layout.arrays]
         return tuple(array for array in found if array is not None) if None not in found else None
 
     @property
     def local(self) -> bool:
-        """Whether the store is a folder of this machine's file system."""
+        """Whether the store is a folder in this machine's file system."""
         return isinstance(self._layout.store, LocalStore)
 
     @property
@@ -150,11 +150,11 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows, decoded."""
+        """Size of all rows when decoded, in bytes."""
         return sum(array.size * array.dtype.itemsize for array in self._layout.arrays)
 
     def rows(self, indices: Any) -> Rows:
-        """Examples in the order of ``indices`` (B,), repeats allowed; each chunk is read once.
+        """Return examples in the order of ``indices`` (B,), repeats allowed; each chunk is read once.
 
         Raises IndexError for anything but integers in [0, length).
         """
@@ -179,29 +179,29 @@ class Dataset:
         return rows
 
     def read(self, start: int, stop: int) -> Rows:
-        """Examples ``start`` to ``stop`` (excluded), contiguous arrays; IndexError outside the dataset."""
+        """Return examples ``start`` to ``stop`` (excluded) as contiguous arrays; IndexError outside the dataset."""
         if not 0 <= start <= stop <= self.length:
             raise IndexError(f"read: got rows {start} to {stop}, wanted bounds within 0 and {self.length}")
         taken = [self._read(array, start, stop) for array in self._layout.arrays]
         return Rows(tuple(taken[:-1]), taken[-1])
 
     def chunk(self, i: int) -> Rows:
-        """The examples of chunk ``i``; the last may be shorter."""
+        """Return the examples of chunk ``i``; the last may be shorter."""
         if not 0 <= i < self.n_chunks:
             raise IndexError(f"chunk: got {i}, wanted 0 to {self.n_chunks - 1}")
         return self.read(*self._bounds(i))
 
     def load(self, unreadable: Unreadable | None = None) -> Rows:
-        """All examples; takes ``nbytes`` of memory and a block of some chunks.
+        """Return all examples; this takes ``nbytes`` of memory and room for a few chunks.
 
-        ``unreadable`` is called with the error of each chunk that is missing or corrupt, whose rows are left
+        ``unreadable`` is called with the error of each chunk that is missing or corrupt, whose rows are then
         zero; without it the first such error is raised.
         """
         taken = [self.load_array(name, unreadable) for name in self.arrays]
         return Rows(tuple(taken[:-1]), taken[-1])
 
     def load_array(self, name: str, unreadable: Unreadable | None = None) -> np.ndarray:
-        """All rows of one array; ``unreadable`` as in ``load``."""
+        """Return all rows of one array; ``unreadable`` as in ``load``."""
         array = self.arrays[name]
         out = np.empty(array.shape, array.dtype.newbyteorder("="))
         step = self.chunk_size * max(1, _BLOCK_BYTES // max(1, out[: self.chunk_size].nbytes))
@@ -227,7 +227,7 @@ class Dataset:
         return Rows(tuple(made[:-1]), made[-1])
 
     def split(self, name: str) -> Dataset:
-        """The sibling group ``name``, such as ``"validation"``; EmptyDatasetError names those that exist."""
+        """Return the sibling group ``name``, such as ``"validation"``; EmptyDatasetError lists those that exist."""
         parent = self._layout.group.rpartition("/")[0]
         group = f"{parent}/{name}" if parent else name
         find_group(self._layout.store, group, f"dataset {redact(self.url)}")
@@ -271,7 +271,7 @@ class Dataset:
         Raises EmptyDatasetError, LabelError(min, max, classes, first index), MissingChunkError, CorruptChunkError.
         """
         if not self.length:
-            raise EmptyDatasetError(f"{self!r} has no examples; wanted at least one. Check the split or the URL")
+            raise EmptyDatasetError(f"{self!r} has no examples, wanted at least one. Check the split or the URL")
         target = self._layout.target
         if target.dtype.kind not in "iub":
             if classes is not None:
@@ -306,7 +306,7 @@ class Dataset:
         return chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, self.length)
 
     def _read(self, array: Array, start: int, stop: int) -> np.ndarray:
-        """Rows of one array, C-contiguous; an absent chunk would silently read as the fill value."""
+        """Return rows of one array, C-contiguous; a missing chunk, which would silently read as fill values, raises."""
         try:
             if start < stop:
                 self._require_chunks(array, start, stop)
@@ -316,7 +316,7 @@ class Dataset:
                 try:
                     self._require_chunks(array, *self._bounds(i))
                     self._decode(array, *self._bounds(i))
-                except DataError as error:  # names the one that is broken
+                except DataError as error:  # this one names the unreadable chunk
                     error.rows = self._bounds(i)
                     raise
             raise
@@ -326,7 +326,7 @@ class Dataset:
         chunks = f"chunk {first}" if first == last else f"one of the chunks {first} to {last}"
         with decoding(f"dataset {redact(self.url)}: array {array.path!r}, {chunks}"):
             rows = np.ascontiguousarray(array[start:stop])
-            return rows.astype(rows.dtype.newbyteorder("="), copy=False)  # torch knows no other order
+            return rows.astype(rows.dtype.newbyteorder("="), copy=False)  # torch accepts no other byte order
 
     def _require_chunks(self, array: Array, start: int, stop: int) -> None:
         if self.missing == "fill":
@@ -343,9 +343,9 @@ class Dataset:
                     raise MissingChunkError(
                         f"dataset {redact(self.url)}: array {array.path!r}, chunk {row} was never written ({key}); "
                         "it would read as fill values. Restore it from a copy or prepare the data again; if its writer "
-                        "leaves out chunks of nothing but the fill value, pass Dataset(..., missing='fill')"
+                        "omits chunks that hold only the fill value, pass Dataset(..., missing='fill')"
                     )
-                if not local:  # a stat is cheap, a request is not
+                if not local:  # a stat is cheap, but a request is not
                     self._seen.add(key)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import zarr
@@ -44,9 +44,9 @@ class Layout:
 def open_layout(
     store: Store, group: str | None, inputs: Sequence[str] | None, target: str | None, dimension: str, where: str
 ) -> Layout:
-    """Open a group and tell its arrays apart; ``where`` names the dataset in errors.
+    """Open a group and find its inputs and its target; ``where`` names the dataset in errors.
 
-    Without a ``group``, a store whose root holds no arrays but a group ``train`` means that group.
+    Without a ``group``, this opens the group ``train`` if the root holds no arrays but that group.
     """
     found = find_group(store, group or "", where)
     arrays = _arrays(found)
@@ -54,7 +54,7 @@ def open_layout(
         return open_layout(store, "train", inputs, target, dimension, where)
     place = f"{where}, group {found.path!r}" if found.path else where
     if not arrays:
-        _nothing(place, group_names(store, found.path))
+        _raise_no_arrays(place, group_names(store, found.path))
     attributes = _attributes(found, place)
     names: list[str] | None = list(inputs) if inputs is not None else attributes.get("inputs")
     target = target if target is not None else attributes.get("target")
@@ -64,7 +64,7 @@ def open_layout(
         names = [name for name in sampled if name != target]
     if not names:
         raise DataError(
-            f"{place}: no input array beside the target {target!r} has the dimension {dimension!r}; "
+            f"{place}: no input array besides the target {target!r} has the dimension {dimension!r}; "
             f"got {_listing(arrays)}. Pass inputs=[...] or dimension=..."
         )
     for name in (*names, target):
@@ -83,7 +83,7 @@ def open_layout(
 
 
 def find_group(store: Store, path: str, where: str) -> zarr.Group:
-    """Open a group for reading; EmptyDatasetError names the groups that do exist."""
+    """Open a group for reading; EmptyDatasetError lists the groups that do exist."""
     try:
         return zarr.open_group(store, path=path, mode="r")
     except FileNotFoundError:
@@ -96,10 +96,10 @@ def find_group(store: Store, path: str, where: str) -> zarr.Group:
 
 
 def group_names(store: Store, path: str) -> list[str]:
-    """Groups right below ``path``: of the metadata where they are in one place, else what the store lists."""
+    """Return the groups directly below ``path``, from consolidated metadata if there are any, else from a listing."""
     try:
         group = zarr.open_group(store, path=path, mode="r")
-        if is_consolidated(group):  # a web server lists nothing
+        if is_consolidated(group):  # a web server offers no listing
             return sorted(name for name, _ in group.groups())
     except FileNotFoundError:
         pass
@@ -116,7 +116,7 @@ def group_names(store: Store, path: str) -> list[str]:
 
 
 def read_normalisation(layout: Layout) -> Normalisation | None:
-    """Mean and standard deviation of each input as float32; an attribute may name an array beside the data."""
+    """Return mean and standard deviation of each input as float32; an attribute may name a separate array."""
     entries = layout.attributes.get("normalisation")
     if not entries:
         return None
@@ -169,7 +169,7 @@ def _guess_target(sampled: list[str], place: str, dimension: str, inputs: Sequen
     if len(likely) == 1:
         return likely[0]
     raise DataError(
-        f"{place}: cannot tell the target among the arrays along {dimension!r}: "
+        f"{place}: cannot identify the target among the arrays along {dimension!r}: "
         f"{', '.join(map(repr, sampled)) or 'none'}. Pass inputs=... and target=..."
     )
 
@@ -182,7 +182,7 @@ def _same_grid(layout: Layout, place: str) -> None:
     if irregular:
         raise DataError(f"{place}: got chunks of different shapes in {irregular}, wanted one shape; rechunk the arrays")
     chunks = {array.basename: array.chunks[0] for array in layout.arrays}
-    # One chunk that holds everything is on any grid only if all arrays agree on it.
+    # The chunk sizes must agree even if each array has a single chunk; only empty arrays may differ.
     if len(set(chunks.values())) > 1 and lengths[layout.target.basename]:
         raise DataError(f"{place}: got rows per chunk {chunks}, wanted the same for all; rechunk the arrays")
 
@@ -191,6 +191,6 @@ def _listing(arrays: Mapping[str, Array]) -> str:
     return "the arrays " + ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
 
 
-def _nothing(place: str, groups: list[str]) -> Any:
+def _raise_no_arrays(place: str, groups: list[str]) -> NoReturn:
     known = ", ".join(map(repr, groups)) or "none"
     raise EmptyDatasetError(f"{place}: the group holds no arrays; groups in it: {known}. Pass group=...")

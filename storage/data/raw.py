@@ -1,7 +1,7 @@
-"""Arrays whose chunk files hold plain rows, so that one row is one read and nothing is decoded.
+"""Arrays whose chunk files hold plain rows, so that a row needs one read and no decoding.
 
-Zarr reads a chunk through its event loop and several threads. Where a process computes meanwhile, each hop costs it
-a turn of the interpreter: small chunks that are read often, such as weights, are better read here.
+Zarr reads a chunk through its event loop and several threads. If the process computes meanwhile, each switch waits
+for the interpreter lock; small chunks that are read often, such as weights, are therefore read here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True)
 class RawArray:
-    """Where the rows of a local, uncompressed array lie.
+    """The position of the rows of a local, uncompressed array in its files.
 
-    Row ``i`` of the array is row ``i % rows`` of the file of chunk ``i // rows``. A last, partial
-    chunk fills its file like all others; what is past the array's end is padding.
+    Row ``i`` of the array is row ``i % rows`` of the file of chunk ``i // rows``. The file of a last, partial
+    chunk is as large as all others; it is padded past the array's end.
     """
 
     root: Path
@@ -38,7 +38,7 @@ class RawArray:
     checksum: bool
     """Whether a CRC-32C follows the rows of each chunk."""
     fill: object
-    """What a chunk without a file is made of, where that is allowed."""
+    """The value of all elements of a chunk without a file."""
 
     @property
     def row_bytes(self) -> int:
@@ -67,7 +67,7 @@ class RawArray:
 
 
 def raw_array(array: Array) -> RawArray | None:
-    """How the rows of ``array`` lie in files; None where they are remote, compressed, sharded or split."""
+    """Return the position of the rows of ``array`` in files; None if they are remote, compressed, sharded or split."""
     store = array.store
     if not isinstance(store, LocalStore) or array.dtype.kind not in "biufc" or not array.size:
         return None

@@ -1,4 +1,4 @@
-"""Writing arrays that are in memory as one split of a dataset."""
+"""Writing in-memory arrays as one split of a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dask_isgd.storage.backends.stores import Array, StorageOptions, consolidate
 from dask_isgd.storage.data.layout import FORMAT_VERSION
 
 INLINE = 64
-"""Normalisation constants of more numbers than this are arrays beside the data, not attributes."""
+"""Normalisation constants with more elements than this become separate arrays, not attributes."""
 
 
 def write_dataset(
@@ -91,7 +91,7 @@ def create_split(
         try:
             group = zarr.create_group(store, path=split)
         except zarr.errors.ContainsGroupError:
-            raise DataError(f"{redact(url)} has a split {split!r} already; remove it or write elsewhere") from None
+            raise DataError(f"{redact(url)} already has a split {split!r}; remove it or write elsewhere") from None
         return {
             name: _create(
                 group, name, (length, *row.shape), row.dtype, chunk_size, [dimension, *_axes(name, row)], compressed
@@ -110,9 +110,9 @@ def finish_split(
     compressed: bool = False,
     storage_options: StorageOptions = None,
 ) -> None:
-    """Say which array is what, store the constants, and put the metadata in one place.
+    """Record the role of each array, store the constants, and consolidate the metadata.
 
-    ``attributes`` has ``inputs``, ``target`` and ``classes``, and whatever else is worth keeping, as JSON.
+    ``attributes`` has ``inputs``, ``target`` and ``classes``, and anything else to be recorded, as plain JSON.
     """
     store = open_store(url, read_only=False, storage_options=storage_options)
     constants, beside = _constants(normalisation, columns, list(attributes["inputs"]))
@@ -126,7 +126,7 @@ def finish_split(
             array[...] = values
         group.attrs["isgd"] = {"format_version": FORMAT_VERSION, **attributes, "normalisation": constants or None}
         consolidate(store, split)
-        consolidate(store)  # where xarray looks when it is asked for a group of the whole
+        consolidate(store)  # xarray reads the metadata of the root even to open one of its groups
 
 
 def _create(
@@ -141,13 +141,13 @@ def _create(
     return group.create_array(
         name,
         shape=shape,
-        # The widest chunk: whole rows, so that a chunk is one file and one read.
+        # Chunks span complete rows, so that a chunk is one file and one read.
         chunks=tuple(max(1, extent) for extent in (rows or shape[0], *shape[1:])),
         dtype=dtype,
         compressors=[*([ZstdCodec(level=3)] if compressed else []), Crc32cCodec()],
         filters=None,
         dimension_names=tuple(dimensions),
-        # An all-zero chunk must not look like one that was never written.
+        # A chunk of zeros must be distinguishable from one that was never written.
         config={"write_empty_chunks": True},
     )
 
@@ -165,8 +165,8 @@ def _check(arrays: Mapping[str, np.ndarray], inputs: list[str], target: str, chu
     for name, values in arrays.items():
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim < 1:
             raise DataError(
-                f"array {name!r}: got {getattr(values, 'dtype', type(values).__name__)}, wanted a numpy array (N, ...) "
-                "of booleans, integers or floats"
+                f"array {name!r}: got {getattr(values, 'dtype', type(values).__name__)}, wanted a numpy array "
+                "(N, ...) of booleans, integers or floats"
             )
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1:
@@ -182,7 +182,7 @@ def _axes(name: str, row: Column) -> list[str]:
 def _constants(
     normalisation: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column], inputs: list[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[np.ndarray, list[str]]]]:
-    """Small constants as JSON, and large ones as arrays with their dimensions."""
+    """Return small constants as JSON, and large ones as arrays with the names of their dimensions."""
     entries: dict[str, dict[str, Any]] = {}
     beside: dict[str, tuple[np.ndarray, list[str]]] = {}
     for name, entry in normalisation.items():
@@ -206,7 +206,9 @@ def _constants(
             if values.size > INLINE:
                 own = f"{name}_{kind}"
                 if own in columns:
-                    raise DataError(f"got an array {own!r}, a name that the normalisation of {name!r} needs; rename it")
+                    raise DataError(
+                        f"got an array {own!r}, but the normalisation of {name!r} is stored under that name; rename it"
+                    )
                 same = values.shape == example
                 beside[own] = values, _axes(name if same else own, Column(values.shape, values.dtype))
                 entries[name][kind] = own

@@ -1,8 +1,8 @@
-"""Checkpoints that a crash at any moment leaves whole: a folder each, tensors and a manifest.
+"""Checkpoints that stay intact if a process crashes at any moment: a folder each, with tensors and a manifest.
 
-Committing writes a temporary folder, syncs each file, the manifest with the checksums last,
-renames the folder into place and syncs its parent. An object store has no rename: there the
-manifest, put last, is the commit mark. No pickle is ever read or written.
+A commit writes a temporary folder, syncs each file, the manifest with the checksums last,
+renames the folder into place and syncs its parent. An object store has no rename; there the
+manifest, put last, marks the commit. No pickle is ever read or written.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ class Checkpoints:
         return f"<Checkpoints {self.folder.url}: {', '.join(self.names()) or 'none'}>"
 
     def commit(self, step: int, incarnation: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> str:
-        """Commit durably and return the name; then remove all but the newest ``keep``.
+        """Commit durably and return the name; then remove all but the latest ``keep``.
 
-        Raises CheckpointError (it exists, or something JSON or safetensors cannot hold) before
-        anything is written, StorageFullError; in any case the older checkpoints stay as they are.
+        Raises CheckpointError (it exists, or contains something that JSON or safetensors cannot hold) before
+        anything is written, StorageFullError; in either case the older checkpoints remain unchanged.
         """
         step, incarnation = operator.index(step), operator.index(incarnation)
         name = f"step-{step:09d}-i{incarnation:04d}"
         if not _NAME.fullmatch(name):
-            raise CheckpointError(f"got step {step} and incarnation {incarnation}, wanted neither below zero")
+            raise CheckpointError(f"got step {step} and incarnation {incarnation}, wanted neither to be below zero")
         _require_plain(state, "state")
         packed = _pack(tensors)
         manifest = {
@@ -107,11 +107,11 @@ class Checkpoints:
         return name
 
     def names(self) -> list[str]:
-        """Committed checkpoints, verified or not, by (incarnation, step), the newest last."""
+        """Return the committed checkpoints, verified or not, by (incarnation, step), the latest last."""
         return sorted((name for name in self.folder.published(MANIFEST) if _NAME.fullmatch(name)), key=_order)
 
     def load(self, name: str) -> Checkpoint:
-        """Read and verify one: format, sizes, checksums. Raises CheckpointError."""
+        """Read a checkpoint and verify format, sizes and checksums. Raises CheckpointError."""
         matched = _NAME.fullmatch(name)
         if not matched:
             raise CheckpointError(f"got checkpoint name {name!r}, wanted one such as 'step-000000100-i0001'")
@@ -120,7 +120,7 @@ class Checkpoints:
             manifest = _read_manifest(self.folder, f"{name}/{MANIFEST}")
             if (manifest["step"], manifest["incarnation"]) != tuple(map(int, matched.groups())):
                 raise CheckpointError(
-                    f"checkpoint {place}: the manifest is of step {manifest['step']}, incarnation "
+                    f"checkpoint {place}: got a manifest of step {manifest['step']}, incarnation "
                     f"{manifest['incarnation']}, wanted those of the name; the folder was renamed or copied"
                 )
             packed = _read_verified(self.folder, f"{name}/{TENSORS}", manifest["files"][TENSORS])
@@ -141,7 +141,7 @@ class Checkpoints:
         return None
 
     def sweep(self, seconds: float | None = None) -> list[str]:
-        """Remove what killed writers left unfinished more than ``seconds`` ago; what was removed."""
+        """Remove and return what killed writers left unfinished more than ``seconds`` ago."""
         return self.folder.sweep(seconds, mark=MANIFEST)
 
     def _prune(self) -> None:
@@ -165,7 +165,7 @@ def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
             raise CheckpointError(
                 f"tensor {name!r}: got {type(values).__name__}, wanted a numpy array under a string name"
             )
-    # safetensors writes an array in its order in memory: a transposed one would come back scrambled.
+    # safetensors writes an array in its memory order: a transposed one would be scrambled when it is read.
     native = {name: np.asarray(values, values.dtype.newbyteorder("="), order="C") for name, values in tensors.items()}
     try:
         return bytes(safetensors.numpy.save(native))
@@ -177,11 +177,11 @@ def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _require_plain(value: Any, where: str) -> None:
-    """Refuse what JSON would refuse late or change silently: numpy values, keys that are not strings."""
+    """Refuse what JSON would refuse late or silently change: numpy values, keys that are not strings."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise CheckpointError(f"{where}: got the key {key!r}, wanted strings only; JSON would change it")
+                raise CheckpointError(f"{where}: got the key {key!r}, wanted a string; JSON would change it")
             _require_plain(item, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
@@ -191,7 +191,7 @@ def _require_plain(value: Any, where: str) -> None:
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """Checksum of the manifest itself: a flipped digit of a random state would go unnoticed."""
+    """Return the checksum of the manifest itself: a changed digit of a random state would otherwise go unnoticed."""
     body = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -209,7 +209,7 @@ def _read_manifest(folder: Folder, name: str) -> dict[str, Any]:
             f"manifest {path}: got format {manifest.get('format_version')!r}, wanted {FORMAT_VERSION}; "
             "use the version of dask_isgd that wrote it"
         )
-    # Nothing in a manifest is ever used as a path: it must name the one file there is.
+    # Nothing in a manifest is ever used as a path: it must name exactly the one file that exists.
     if list(manifest.get("files", ())) != [TENSORS] or not {"step", "incarnation", "state"} <= set(manifest):
         raise CheckpointError(f"manifest {path}: got files {manifest.get('files')}, wanted {TENSORS} alone")
     return manifest

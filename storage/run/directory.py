@@ -1,4 +1,4 @@
-"""The run directory: the whole truth of a run, and where each part of it lies."""
+"""The run directory: the complete state of a run, and the location of each part of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _PARTS = ("weights.zarr", "history.zarr", "checkpoints", _CONTROL)
 
 
 class RunDirectory:
-    """The parts and small files of one run, where all workers reach them: a shared path, or ``s3://bucket/folder``.
+    """The parts and small files of one run, reachable by all workers: a shared path, or ``s3://bucket/folder``.
 
-    ``run.json`` says what the run is and is written once; ``control.json`` says what its user
-    wants and is replaced. Both are always whole. ``storage_options`` go to fsspec, travel with the
-    run's tasks and are neither written nor shown. Raises ConfigError for a URL that cannot be one.
+    ``run.json`` describes the run and is written at its start; ``control.json`` holds the user's
+    requests and is replaced. Both are always written atomically. ``storage_options`` are passed to fsspec, travel
+    with the run's tasks and are neither stored nor shown. Raises ConfigError for a URL that cannot be a run directory.
     """
 
     def __init__(self, url: str | Path, *, storage_options: StorageOptions = None) -> None:
@@ -52,19 +52,19 @@ class RunDirectory:
 
     @property
     def local(self) -> bool:
-        """Whether it is a path."""
+        """Whether the directory is a path."""
         return self.folder.local
 
     # The parts ------------------------------------------------------------------------------
 
     @property
     def weights(self) -> str:
-        """Where the weight array lies."""
+        """Path or URL of the weight array."""
         return self.folder.place("weights.zarr")
 
     @property
     def history(self) -> str:
-        """Where the history lies."""
+        """Path or URL of the history."""
         return self.folder.place("history.zarr")
 
     def checkpoints(self, keep: int = 2) -> Checkpoints:
@@ -74,7 +74,7 @@ class RunDirectory:
         return Leases(self.folder / "leases", role)
 
     def create_weights(self, n: int, chunk_size: int) -> WeightArray:
-        """A new weight array, as ``WeightArray.create``."""
+        """Create a weight array, as ``WeightArray.create`` does."""
         return WeightArray.create(self.weights, n, chunk_size, storage_options=self._storage_options)
 
     def open_weights(self) -> WeightArray:
@@ -84,33 +84,33 @@ class RunDirectory:
     def create_history(
         self, group: str, columns: Sequence[str], rows: int, *, attrs: Mapping[str, Any] | None = None
     ) -> History:
-        """A new group of the history, as ``History.create``."""
+        """Create a group of the history, as ``History.create`` does."""
         options = self._storage_options
         return History.create(self.history, group, columns, rows, attrs=attrs, storage_options=options)
 
     def read_history(self, prefix: str = "learner") -> xarray.Dataset:
-        """The reports of one kind of writer, as ``read_history``."""
+        """Return the reports of one kind of writer, as ``read_history`` does."""
         return read_history(self.history, prefix, storage_options=self._storage_options)
 
     def reported(self) -> float:
-        """When the history was last written, seconds since 1970 by its store's clock; NaN: never."""
+        """Return when the history was last written, in seconds since 1970 by its store's clock; NaN if never."""
         return self.folder.newest("history.zarr/*/step/c/*")
 
     # The run --------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether there is a run here."""
+        """Return whether the directory holds a run."""
         return self.folder.exists(_RUN)
 
     def require_exclusive(self) -> None:
-        """Raise ConfigError where the store cannot keep two learners apart, or cannot be written."""
+        """Raise ConfigError if the store cannot keep two learners from holding one run, or cannot be written."""
         self.folder.require_exclusive()
 
     def create(self, document: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Begin a run: write run.json, exclusively and whole. ``document`` is plain JSON.
+        """Create a run: write run.json exclusively and atomically. ``document`` is plain JSON.
 
-        ``overwrite`` removes the run that is here, and never anything but the parts of a run. Its
-        leases stay: a learner of the old run that still lives is fenced by the new one's.
+        ``overwrite`` removes the existing run, and never anything but the parts of a run. Its
+        leases stay, so that the new run's learner fences an old one that is still active.
         Raises RunExistsError, StorageFullError.
         """
         there = self.folder.names()
@@ -119,7 +119,7 @@ class RunDirectory:
             if not overwrite:
                 raise self.taken()
             self._require_ours()
-            # run.json last: an overwrite that is cut short still finds a run to overwrite.
+            # run.json is removed last, so that an interrupted overwrite can be repeated.
             for part in (*parts, _RUN):
                 self.folder.remove(part)
         elif parts:
@@ -128,12 +128,12 @@ class RunDirectory:
                 "Remove them by hand or choose another run directory"
             )
         text = _encode(document)
-        # A request that was sent twice meets its own first: no two runs have the same document.
+        # A retried request may find the file of its first attempt: no two runs have the same document.
         if not self.folder.create(_RUN, text) and (self.local or self.folder.read(_RUN) != text):
             raise self.taken()
 
     def update(self, document: Mapping[str, Any]) -> None:
-        """Replace run.json whole: a run that is resumed with other settings."""
+        """Replace run.json, for a run that is resumed with other settings."""
         self._require_ours()
         self.folder.replace(_RUN, _encode(document))
 
@@ -145,7 +145,7 @@ class RunDirectory:
         self.folder.remove_empty()
 
     def document(self) -> dict[str, Any]:
-        """What `create` was given. Raises RunNotFoundError, RunMismatchError for another format."""
+        """Return the document passed to `create`. Raises RunNotFoundError, RunMismatchError for another format."""
         place = self.folder.place(_RUN)
         try:
             document = json.loads(self.folder.read(_RUN))
@@ -159,10 +159,10 @@ class RunDirectory:
             raise RunNotFoundError(f"{place} does not describe a run of dask_isgd. Check the path")
         name = document.get("run")
         if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-            # it becomes part of keys, topics and pages
+            # the name becomes part of keys, topics and pages
             raise RunNotFoundError(
                 f"{place}: got run name {str(name)[:80]!r}, wanted 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'; "
-                "the file was changed by hand"
+                "the file was edited by hand"
             )
         if document.get("format_version") != FORMAT_VERSION:
             raise RunMismatchError(
@@ -179,21 +179,21 @@ class RunDirectory:
             return {"want": "run"}
 
     def set_control(self, **values: Any) -> None:
-        """Change some of what the user wants, plain JSON; readers see the old or the new whole."""
+        """Change some of the user's requests, plain JSON; readers see either the old or the new requests."""
         if values.get("want", "run") not in WANTS:
             raise ValueError(f"control: got want={values['want']!r}, wanted one of {', '.join(WANTS)}")
         self.document()  # only a run has a control
         self.folder.replace(_CONTROL, json.dumps({**self.control(), **values}).encode())
 
     def sweep(self, seconds: float | None = None) -> list[str]:
-        """Remove what killed writers left unfinished in the run more than ``seconds`` ago; what was removed."""
+        """Remove and return what killed writers left unfinished in the run more than ``seconds`` ago."""
         found = self.folder.sweep(seconds)
         for part in ("weights.zarr", "history.zarr", "leases"):
             found += (self.folder / part).sweep(seconds, recursive=True)
         return found + self.checkpoints().sweep(seconds)
 
     def taken(self) -> RunExistsError:
-        """The error for a directory that already holds a run."""
+        """Return the error for a directory that already holds a run."""
         return RunExistsError(
             f"{self.url} already holds a run. Resume it (resume=True, --resume), delete it and start again "
             "(overwrite=True, --overwrite), or choose another directory"
@@ -202,10 +202,10 @@ class RunDirectory:
     def _require_ours(self) -> None:
         try:
             self.document()
-        except RunMismatchError:  # another version's, ours all the same
+        except RunMismatchError:  # a run of another version is still a run
             pass
         except RunNotFoundError as error:
-            raise RunExistsError(f"{self.url} is not overwritten: {error}") from error
+            raise RunExistsError(f"{self.url} holds no run that could be overwritten: {error}") from error
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

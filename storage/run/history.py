@@ -40,7 +40,7 @@ CHUNK_ROWS = 1024
 
 
 class History:
-    """Writes the rows of one incarnation of one writer; made by `create`, never shared."""
+    """A writer of the rows of one incarnation; `create` makes it, and it is never shared."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class History:
         return f"<History {redact(self.url)}/{self._name}: {self._row} rows written, {len(self._waiting)} waiting>"
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Keep one row in memory until `flush`: a finite ``step`` and any of the columns, the rest NaN."""
+        """Keep one row in memory until `flush`: a finite ``step`` and any of the columns; the others become NaN."""
         unknown = set(row) - {*self.columns, "step"}
         if unknown:
             raise ValueError(f"history: got unknown columns {sorted(unknown)}, wanted {', '.join(self.columns)}")
@@ -107,12 +107,12 @@ class History:
         if not math.isfinite(step):
             raise ValueError(f"history: got step {row.get('step')!r}, wanted a finite number")
         values = (*(float(row.get(name, math.nan)) for name in self.columns), step)
-        self._waiting.append(values)  # without the lock: nobody waits for the store while `flush` takes the first ones
+        self._waiting.append(values)  # without the lock, so that a caller never waits for the store during `flush`
 
     def flush(self) -> None:
-        """Write the waiting rows, whole chunks, ``step`` last. On StorageFullError they go on waiting."""
+        """Write the waiting rows by whole chunks, ``step`` last. After StorageFullError they are still waiting."""
         with self._lock, writing(redact(self.url)):
-            left = len(self._waiting)  # not those that come meanwhile: a store slower than they are never caught up
+            left = len(self._waiting)  # without later rows: if they arrive faster than they are written, this must end
             while left:
                 if self._row == self.rows:
                     self._part += 1
@@ -146,7 +146,7 @@ class History:
             group = zarr.create_group(self._store, path=self._name, attributes=self.attrs, zarr_format=3)
         except zarr.errors.ContainsGroupError:
             raise ValueError(
-                f"history: group {self._name!r} exists in {redact(self.url)}; each incarnation writes its own"
+                f"history: group {self._name!r} exists in {redact(self.url)}; each incarnation needs a group of its own"
             ) from None
 
         def create(name: str) -> Array:
@@ -166,13 +166,13 @@ class History:
 
 
 def read_history(url: str | Path, prefix: str = "learner", *, storage_options: StorageOptions = None) -> xarray.Dataset:
-    """The reports of all incarnations as one history: dimension ``report``, coordinates ``step`` and ``incarnation``.
+    """Return the reports of all incarnations, with dimension ``report``, coordinates ``step`` and ``incarnation``.
 
-    Reads while writers write. Where an incarnation went on from ``start_step``, the older ones'
-    rows beyond it are dropped: each step is there once, in order. Nothing yet: no variables and no reports.
+    This may run while writers write. If an incarnation resumed from ``start_step``, the rows of older ones
+    beyond it are dropped, so that each step occurs once, in order. Before the first report the dataset is empty.
     Raises CorruptChunkError.
     """
-    import xarray  # takes half a second, and a writer has no use for it
+    import xarray  # importing takes half a second, and a writer does not need it
 
     incarnations: dict[int, list[dict[str, np.ndarray]]] = {}
     starts: dict[int, float] = {}
@@ -199,7 +199,7 @@ def read_history(url: str | Path, prefix: str = "learner", *, storage_options: S
 
 
 def _parts(store: Store, prefix: str) -> list[str]:
-    """Names of the groups of one kind of writer, each followed by those it rolled over to."""
+    """Return the names of the groups of one kind of writer, each followed by its continuations."""
 
     def order(name: str) -> tuple[str, int]:
         base, _, part = name.partition(".")
@@ -210,7 +210,7 @@ def _parts(store: Store, prefix: str) -> list[str]:
 
 
 def _read_group(store: Store, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray] | None]:
-    """Attributes and finished rows of one group; None while it is being laid out."""
+    """Return attributes and completed rows of one group; None for the rows while the group is being created."""
     try:
         group = zarr.open_group(store, path=name, mode="r", zarr_format=3)
         step = _front(_open(store, f"{name}/step"))
@@ -227,7 +227,7 @@ def _open(store: Store, path: str) -> Array:
 
 
 def _front(array: Array) -> np.ndarray:
-    """What is written of an array that is filled from the front; one may be laid out for far more rows."""
+    """Return the finite front of an array that is filled from the front, reading no more chunks than needed."""
     parts: list[np.ndarray] = [np.empty(0)]
     for start in range(0, array.shape[0], array.chunks[0]):
         part = np.asarray(array[start : start + array.chunks[0]])
@@ -240,7 +240,7 @@ def _front(array: Array) -> np.ndarray:
 def _consistent(
     incarnations: Mapping[int, list[dict[str, np.ndarray]]], starts: Mapping[int, float]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Rows of each incarnation up to where a younger one went on from, and beyond what older ones kept."""
+    """Yield the rows of each incarnation up to where a later one resumed, and beyond the rows kept of earlier ones."""
     last = -math.inf
     for incarnation in sorted(incarnations):
         most = min((starts[other] for other in incarnations if other > incarnation), default=math.inf)

@@ -44,10 +44,10 @@ _AS_WRITTEN: dict[str, Any] = {
 class WeightArray:
     """Weights in a Zarr group that xarray opens: ``weight`` (n,) f4 and ``stamp`` (n_chunks, 3) f8.
 
-    NaN means never scored. A chunk of ``weight`` is a scoring chunk, uncompressed with a checksum,
-    always written whole and by one task; that is atomic on a disk and in object stores. ``stamp`` holds version,
+    NaN means never scored. A chunk of ``weight`` is a scoring chunk, uncompressed with a checksum;
+    a single task always writes all of it, which is atomic on disks and in object stores. ``stamp`` holds version,
     incarnation and wall time (seconds since 1970) of each chunk's weights, and has one writer.
-    A handle pickles small.
+    A pickled handle is small.
     """
 
     def __init__(self, url: str | Path, n: int, chunk_size: int, *, storage_options: StorageOptions = None) -> None:
@@ -71,7 +71,7 @@ class WeightArray:
             try:
                 group = zarr.create_group(store, attributes={"isgd": {"format_version": FORMAT_VERSION}}, zarr_format=3)
             except zarr.errors.ContainsGroupError:
-                raise ValueError(f"weights exist at {redact(weights.url)}; open them or choose another place") from None
+                raise ValueError(f"weights exist at {redact(weights.url)}; open them or choose another URL") from None
             group.create_array(
                 "stamp",
                 shape=(weights.n_chunks, len(FIELDS)),
@@ -104,12 +104,12 @@ class WeightArray:
     def _arrays(self) -> tuple[Array, Array]:
         if self._opened is None:
             store = open_store(self.url, read_only=False, storage_options=self._storage_options)
-            # Asked first: opening a local store for writing creates its folder.
+            # This check comes first, because opening a local store for writing creates its folder.
             if not all(has_key(store, f"{name}/zarr.json") for name in ("weight", "stamp")):
                 raise RunNotFoundError(
                     f"no weights at {redact(self.url)}; wanted a group with 'weight' and 'stamp'. Check the URL"
                 )
-            # One by one: a group's listing warns about other writers' temporary files.
+            # Each array is opened by itself, because listing a group warns about other writers' temporary files.
             self._opened = (
                 zarr.open_array(store, path="weight", mode="r+", zarr_format=3),
                 zarr.open_array(store, path="stamp", mode="r+", zarr_format=3),
@@ -127,14 +127,14 @@ class WeightArray:
         return -(-self.n // self.chunk_size)
 
     def bounds(self, chunk: int) -> tuple[int, int]:
-        """First example of a chunk, and the one after its last; ValueError off the grid."""
+        """Return the first example of a chunk and the one after its last; ValueError if there is no such chunk."""
         if not 0 <= chunk < self.n_chunks:
             raise ValueError(f"weights: got chunk {chunk}, wanted 0 to {self.n_chunks - 1}")
         start = int(chunk) * self.chunk_size
         return start, min(start + self.chunk_size, self.n)
 
     def write(self, chunk: int, weights: npt.ArrayLike) -> None:
-        """Write one chunk whole: (stop - start,) real numbers that fit float32.
+        """Write all weights of one chunk: (stop - start,) real numbers that fit float32.
 
         Raises ValueError before anything is written, StorageFullError.
         """
@@ -144,7 +144,7 @@ class WeightArray:
             self._arrays[0][start:stop] = values
 
     def read(self, chunk: int) -> npt.NDArray[np.float32]:
-        """Weights of one chunk; NaN where never scored. CorruptChunkError where the checksum fails."""
+        """Return the weights of one chunk; NaN means never scored. CorruptChunkError if the checksum fails."""
         start, stop = self.bounds(chunk)
         files = self._on_disk()
         with decoding(f"{redact(self.url)}: array 'weight', chunk {chunk}", "a resumed run scores it again"):
@@ -152,18 +152,18 @@ class WeightArray:
             return np.array(found, np.float32)
 
     def read_all(self) -> npt.NDArray[np.float32]:
-        """All weights (n,); a corrupt chunk reads as never scored, with a warning in the log."""
-        at_once = self._on_disk() is None  # Zarr asks a store for many chunks at a time
+        """Return all weights (n,); a corrupt chunk reads as never scored, with a warning in the log."""
+        at_once = self._on_disk() is None  # Zarr requests many chunks from a store at a time
         return self._whole(self._arrays[0], self.read, np.float32, self.chunk_size, at_once)
 
     def write_stamps(self, stamps: npt.ArrayLike) -> None:
-        """Write all stamps (n_chunks, 3): version, incarnation, wall time; NaN = never. One writer only."""
+        """Write all stamps (n_chunks, 3): version, incarnation, wall time; NaN means never. Only one writer may."""
         values = _cast(stamps, np.float64, (self.n_chunks, len(FIELDS)), "stamps")
         with writing(redact(self.url)):
             self._arrays[1][...] = values
 
     def read_stamps(self) -> npt.NDArray[np.float64]:
-        """All stamps (n_chunks, 3) f8; a corrupt chunk reads as never, with a warning in the log."""
+        """Return all stamps (n_chunks, 3) f8; a corrupt chunk reads as never scored, with a warning in the log."""
         stamp = self._arrays[1]
 
         def read(i: int) -> np.ndarray:
@@ -173,11 +173,11 @@ class WeightArray:
         return self._whole(stamp, read, np.float64, STAMPS_PER_CHUNK, at_once=True)
 
     def sweep(self, seconds: float | None = None) -> list[str]:
-        """Remove temporary files that killed writers left more than ``seconds`` ago; what was removed."""
+        """Remove and return temporary files that killed writers left more than ``seconds`` ago."""
         return open_folder(self.url, self._storage_options).sweep(seconds, recursive=True)
 
     def _on_disk(self) -> RawArray | None:
-        """How to read the weights without Zarr, where they are files."""
+        """Return how to read the weights without Zarr; None unless they are local files."""
         if self._files is None:
             self._files = raw_array(self._arrays[0])
         return self._files
@@ -198,7 +198,7 @@ class WeightArray:
 
 
 def _cast(values: npt.ArrayLike, dtype: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """Refuse what Zarr would take silently: another shape, complex, object, text, overflow."""
+    """Refuse what Zarr would silently accept: another shape, complex, object, text, overflow."""
     given = np.asarray(values)
     if given.shape != shape:
         raise ValueError(f"{what}: got shape {given.shape}, wanted {shape}; nothing was written")

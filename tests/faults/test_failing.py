@@ -151,7 +151,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_run_goes_on_once_it_does(
     until(run, saved(run))
     kept = committed(run)
     spoil(small_disk)
-    with pytest.raises(StorageFullError, match=f"cannot write {run_dir}.*{says}.*What was committed before is intact"):
+    with pytest.raises(StorageFullError, match=f"cannot write {run_dir}.*{says}.*Everything committed is intact"):
         run.wait(timeout=WAIT)
     found = run.directory.checkpoints().latest()
     assert found is not None

@@ -169,13 +169,13 @@ class TestStore:
 
     def test_the_mark_comes_last_and_goes_first(self, s3, monkeypatch):
         folder, asked = s3.folder, []
-        once = folder._once
+        once = folder._request_once
 
         def spy(verb, seconds, path, *args, **kwargs):
             asked.append((verb, path.rpartition("/")[2]))
             return once(verb, seconds, path, *args, **kwargs)
 
-        monkeypatch.setattr(folder, "_once", spy)
+        monkeypatch.setattr(folder, "_request_once", spy)
         folder.publish("folder", {"a": b"1", "b": b"2", "mark": b"3"})
         folder.withdraw("folder", "mark")
         assert asked == [
@@ -218,28 +218,28 @@ class TestStore:
         def refuse(*_, **__):
             raise PermissionError("Access Denied")
 
-        monkeypatch.setattr(folder, "_once", refuse)
+        monkeypatch.setattr(folder, "_request_once", refuse)
         with pytest.raises(StorageFullError, match=f"cannot write {s3.url}/a: permission is denied .Access Denied"):
             folder.replace("a", b"")
 
     @pytest.mark.parametrize("error", [ConnectionResetError(), OSError(errno.EBUSY, "slow down"), TimeoutError()])
     def test_what_passes_is_asked_again(self, s3, monkeypatch, error):
         folder = s3.folder
-        once, left = folder._once, [error, error]
+        once, left = folder._request_once, [error, error]
 
         def unwell(*args, **kwargs):
             if left:
                 raise left.pop()
             return once(*args, **kwargs)
 
-        monkeypatch.setattr(folder, "_once", unwell)
+        monkeypatch.setattr(folder, "_request_once", unwell)
         monkeypatch.setattr(object_store, "_PAUSE", 0.001)
         folder.replace("a", b"1")
         assert folder.read("a") == b"1"
 
     def test_a_put_whose_answer_was_lost(self, s3, monkeypatch):
         folder = s3.folder
-        once, lost = folder._once, []
+        once, lost = folder._request_once, []
 
         def unwell(verb, *args, **kwargs):
             result = once(verb, *args, **kwargs)
@@ -248,7 +248,7 @@ class TestStore:
                 raise ConnectionResetError
             return result
 
-        monkeypatch.setattr(folder, "_once", unwell)
+        monkeypatch.setattr(folder, "_request_once", unwell)
         monkeypatch.setattr(object_store, "_PAUSE", 0.001)
         folder.publish("folder", {"a": b"1", "mark": b"mine"})
         assert lost
@@ -262,7 +262,7 @@ class TestStore:
             await asyncio.sleep(60)
 
         monkeypatch.setattr(folder._fs, "_pipe_file", hang)
-        with pytest.raises(TimeoutError, match="no answer within"):
+        with pytest.raises(TimeoutError, match="no response within"):
             folder.replace("a", b"")
 
 

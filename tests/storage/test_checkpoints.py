@@ -273,7 +273,7 @@ def test_death_at_every_request_of_a_commit_to_a_store(s3, monkeypatch):
     newest = 2
     for k, when in itertools.product(range(1, 20), ("before", "after")):
         checkpoints, count, step = open_checkpoints(), 0, 10 * k + (when == "after")
-        ask = checkpoints.folder._once
+        ask = checkpoints.folder._request_once
 
         def dying(*args, k=k, when=when, ask=ask, **kwargs):
             nonlocal count
@@ -285,7 +285,7 @@ def test_death_at_every_request_of_a_commit_to_a_store(s3, monkeypatch):
                 raise Died
             return result
 
-        monkeypatch.setattr(checkpoints.folder, "_once", dying)
+        monkeypatch.setattr(checkpoints.folder, "_request_once", dying)
         died = False
         try:
             checkpoints.commit(step, 2, TENSORS, {"step": step})

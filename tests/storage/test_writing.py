@@ -77,6 +77,6 @@ def test_splits_need_a_name(tmp_path, split):
 
 def test_a_split_is_never_overwritten(tmp_path):
     write_dataset(tmp_path, "train", **GOOD)
-    with pytest.raises(DataError, match="has a split 'train' already"):
+    with pytest.raises(DataError, match="already has a split 'train'"):
         write_dataset(tmp_path, "train", **GOOD)
     np.testing.assert_array_equal(Dataset(tmp_path).load().target, Y)
