@@ -108,7 +108,7 @@ class Folder(ABC):
 
     @abstractmethod
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Make a folder appear with all its files at once; the last is the mark.
+        """Make a folder appear with all its files at once; the last file is the mark.
 
         Raises FileExistsError if the folder exists: it is never overwritten.
         """
@@ -129,8 +129,8 @@ class Folder(ABC):
     def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
         """Remove and return what killed writers left unfinished more than ``seconds`` (``leftover_age``) ago.
 
-        ``mark``: of the folders that are published here. Age is taken from the clock of the file
-        system or the store, never from this machine's.
+        ``mark`` is that of the folders published here. Ages are measured by the clock of the file
+        system or the store, never by this machine's.
         """
 
     @abstractmethod

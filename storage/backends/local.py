@@ -1,4 +1,4 @@
-"""Folders on a file system: whole files by a temporary name, synced, then renamed or linked.
+"""Folders on a file system: each file is written under a temporary name, synced, then renamed or linked.
 
 Unfinished files have names that end in ``.partial``; `sweep` removes them once they are old.
 """

@@ -41,8 +41,8 @@ class Rows(NamedTuple):
 class Dataset:
     """A cheap handle on examples in Zarr: one or more input arrays and a target, one row per example.
 
-    ``url`` is a local path or any URL fsspec knows; ``storage_options`` go to fsspec. ``group`` is
-    the path of the group inside; None means the root, or ``train`` where the root holds no arrays.
+    ``url`` is a local path or any URL that fsspec supports; ``storage_options`` are passed to fsspec. ``group`` is
+    the path of the group inside; None means the root, or ``train`` if the root holds no arrays.
     ``inputs`` (a name or names) and ``target`` (a name) default to the group's ``isgd`` attributes,
     then to names: the target is ``target``, ``label`` or ``y``, the inputs all other arrays along
     ``dimension``. A handle pickles small and opens again where it is unpickled.
@@ -51,7 +51,7 @@ class Dataset:
     writers leave out chunks that hold nothing but the fill value; ``missing="fill"`` reads such a
     dataset, and cannot distinguish a lost chunk from an empty one.
 
-    Raises EmptyDatasetError (nothing there), DataError (ambiguous arrays, different chunks),
+    Raises EmptyDatasetError (no group or no arrays), DataError (ambiguous arrays, different chunks),
     LengthMismatchError; reading raises MissingChunkError and CorruptChunkError.
     """
 

@@ -1,4 +1,4 @@
-"""Which arrays of a Zarr group are the inputs and which is the target.
+"""The layout of a dataset: which arrays of a Zarr group are the inputs and which is the target.
 
 In order of precedence: the user's arguments, the group's ``isgd`` attributes, the names of the
 arrays. If that is ambiguous, the error lists the arrays and what to pass.

@@ -29,11 +29,11 @@ class RawArray:
 
     root: Path
     keys: tuple[str, ...]
-    """File of each chunk, below ``root``."""
+    """File of each chunk, relative to ``root``."""
     rows: int
     """Rows per chunk."""
     dtype: np.dtype
-    """As stored: its byte order is that of the files."""
+    """The dtype as stored, in the byte order of the files."""
     row_shape: tuple[int, ...]
     checksum: bool
     """Whether a CRC-32C follows the rows of each chunk."""

@@ -36,9 +36,9 @@ def write_dataset(
     """Write ``arrays`` (N, ...) as the group ``split`` of the dataset at ``url``, ``chunk_size`` rows per chunk.
 
     ``normalisation`` is ``{input: {"mean": ..., "std": ...}}``, numbers or arrays that broadcast
-    against one example. Chunks carry a checksum, are written whole, and are uncompressed unless
-    ``compressed``: then zstd. Not atomic as a whole: write to a temporary place and rename.
-    Raises DataError (names, dtypes, a split that exists), EmptyDatasetError, LengthMismatchError
+    against one example. Each chunk is written atomically with a checksum, and is compressed with zstd only if
+    ``compressed``. The split as a whole is not atomic: to make it so, write to a temporary place and rename.
+    Raises DataError (names, dtypes, an existing split), EmptyDatasetError, LengthMismatchError
     before anything is written; StorageFullError.
     """
     names = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -81,7 +81,7 @@ def create_split(
     compressed: bool = False,
     storage_options: StorageOptions = None,
 ) -> dict[str, Array]:
-    """The arrays of a new split, to be filled in whole chunks by anyone; `finish_split` makes them a dataset.
+    """Create and return the arrays of a new split, which callers fill by whole chunks; `finish_split` completes it.
 
     Raises DataError if the split exists.
     """

@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of a run; a step reached again by another incarnation is another checkpoint.
+    """The checkpoints of a run; if another incarnation reaches the same step, that is another checkpoint.
 
     ``keep``: how many of the latest, ordered by (incarnation, step), are kept. ``run`` is recorded
     in each manifest.

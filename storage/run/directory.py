@@ -94,7 +94,7 @@ class RunDirectory:
 
     def reported(self) -> float:
         """Return when the history was last written, in seconds since 1970 by its store's clock; NaN if never."""
-        return self.folder.last_written("history.zarr/*/step/c/*")
+        return self.folder.newest("history.zarr/*/step/c/*")
 
     # The run --------------------------------------------------------------------------------
 
@@ -117,8 +117,8 @@ class RunDirectory:
         parts = [part for part in _PARTS if part in there]
         if self.exists():
             if not overwrite:
-                raise self.exists_error()
-            self._require_ours()
+                raise self.taken()
+            self._require_run()
             # run.json is removed last, so that an interrupted overwrite can be repeated.
             for part in (*parts, _RUN):
                 self.folder.remove(part)
@@ -134,12 +134,12 @@ class RunDirectory:
 
     def update(self, document: Mapping[str, Any]) -> None:
         """Replace run.json, for a run that is resumed with other settings."""
-        self._require_ours()
+        self._require_run()
         self.folder.replace(_RUN, _encode(document))
 
     def remove(self) -> None:
         """Undo `create` of a run that has not started."""
-        self._require_ours()
+        self._require_run()
         for part in (*_PARTS, _RUN):
             self.folder.remove(part)
         self.folder.remove_empty()
@@ -192,14 +192,14 @@ class RunDirectory:
             found += (self.folder / part).sweep(seconds, recursive=True)
         return found + self.checkpoints().sweep(seconds)
 
-    def exists_error(self) -> RunExistsError:
+    def taken(self) -> RunExistsError:
         """Return the error for a directory that already holds a run."""
         return RunExistsError(
             f"{self.url} already holds a run. Resume it (resume=True, --resume), delete it and start again "
             "(overwrite=True, --overwrite), or choose another directory"
         )
 
-    def _require_ours(self) -> None:
+    def _require_run(self) -> None:
         try:
             self.document()
         except RunMismatchError:  # a run of another version is still a run

@@ -1,4 +1,4 @@
-"""What a run reports, row by row, readable at any moment while it is written.
+"""The history: the reports of a run, row by row, readable at any time while it is written.
 
 Resizing a Zarr array under a reader breaks most of its reads. So a group of arrays is laid out
 once, full of NaN, and filled from the front: every column first, ``step`` last. A reader loads
@@ -80,7 +80,7 @@ class History:
         chunk_rows: int = CHUNK_ROWS,
         storage_options: StorageOptions = None,
     ) -> History:
-        """Lay out ``group`` with room for ``rows`` rows of ``columns`` and a ``step``, all f8 and NaN.
+        """Create ``group`` with room for ``rows`` rows of ``columns`` and a ``step``, all f8 and NaN.
 
         ``attrs`` hold ``incarnation`` and ``start_step``, the step from which this incarnation resumed.
         Raises ValueError if the group exists, StorageFullError.
