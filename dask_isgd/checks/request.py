@@ -109,7 +109,7 @@ def _former_document(directory: RunDirectory, request: RunRequest) -> dict[str, 
     """The document of the run to resume; None for a new run."""
     directory.require_exclusive()
     if directory.exists() and not (request.resume or request.overwrite):
-        raise directory.taken()
+        raise directory.exists_error()
     return directory.document() if request.resume else None
 
 

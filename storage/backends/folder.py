@@ -56,7 +56,7 @@ class Folder(ABC):
     local: ClassVar[bool]
     url: str
     """The URL that opens the folder again; it holds no secret."""
-    patience: float
+    leftover_age: float
     """Seconds; a younger unfinished file may belong to a writer that is still running."""
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Folder(ABC):
         """Return the folders directly below that `publish` has finished with the file ``mark``, sorted."""
 
     @abstractmethod
-    def newest(self, pattern: str) -> float:
+    def last_written(self, pattern: str) -> float:
         """Return when the latest file matching ``pattern`` was written, in seconds since 1970; NaN if none matches."""
 
     # Writing --------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Folder(ABC):
 
     @abstractmethod
     def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
-        """Remove what killed writers left unfinished more than ``seconds`` (``patience``) ago; return what was removed.
+        """Remove and return what killed writers left unfinished more than ``seconds`` (``leftover_age``) ago.
 
         ``mark`` is that of the folders published here. Ages are measured by the clock of the file
         system or the store, never by this machine's.

@@ -23,7 +23,7 @@ class LocalFolder(Folder):
     """A folder that is a path. Everything it writes is durable: file contents and names are synced."""
 
     local = True
-    patience = 60.0
+    leftover_age = 60.0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class LocalFolder(Folder):
     def published(self, mark: str) -> list[str]:
         return self.names()  # each was renamed into place with all its files
 
-    def newest(self, pattern: str) -> float:
+    def last_written(self, pattern: str) -> float:
         return max((path.stat().st_mtime for path in self.path.glob(pattern)), default=math.nan)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -115,7 +115,7 @@ class LocalFolder(Folder):
                 self.path.rmdir()
 
     def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
-        seconds = self.patience if seconds is None else seconds
+        seconds = self.leftover_age if seconds is None else seconds
         found = sorted(self.path.rglob(f"*{PARTIAL}") if recursive else self.path.glob(f"*{PARTIAL}"))
         if not found:
             return []

@@ -49,7 +49,7 @@ class ObjectFolder(Folder):
         self._fs, self._path = fsspec.url_to_fs(url, **{**self._options, "use_listings_cache": False})
         self._timeout = config.seconds("storage.timeout")
         # Many times longer than a published folder may lack its mark while its writer is alive.
-        self.patience = max(600.0, 5 * self._timeout)
+        self.leftover_age = max(600.0, 5 * self._timeout)
 
     def __truediv__(self, name: str) -> ObjectFolder:
         return ObjectFolder(self.place(name), self._options)
@@ -74,7 +74,7 @@ class ObjectFolder(Folder):
         files = (name.split("/") for name in self._files())
         return sorted(parts[0] for parts in files if len(parts) == 2 and parts[1] == mark)
 
-    def newest(self, pattern: str) -> float:
+    def last_written(self, pattern: str) -> float:
         below = pattern.partition("*")[0].rpartition("/")[0]
         files = (self / below)._files() if below else self._files()
         pattern = pattern.removeprefix(f"{below}/")
@@ -129,7 +129,7 @@ class ObjectFolder(Folder):
     def sweep(self, seconds: float | None = None, *, mark: str | None = None, recursive: bool = False) -> list[str]:
         if mark is None:
             return []  # a put leaves nothing unfinished
-        seconds = self.patience if seconds is None else seconds
+        seconds = self.leftover_age if seconds is None else seconds
         changed: dict[str, float] = {}
         done = set()
         for name, info in self._files().items():

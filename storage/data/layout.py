@@ -99,7 +99,7 @@ def group_names(store: Store, path: str) -> list[str]:
     """Return the groups directly below ``path``, from consolidated metadata if there are any, else from a listing."""
     try:
         group = zarr.open_group(store, path=path, mode="r")
-        if is_consolidated(group):  # a web server lists nothing
+        if is_consolidated(group):  # a web server offers no listing
             return sorted(name for name, _ in group.groups())
     except FileNotFoundError:
         pass

@@ -94,7 +94,7 @@ class RunDirectory:
 
     def reported(self) -> float:
         """Return when the history was last written, in seconds since 1970 by its store's clock; NaN if never."""
-        return self.folder.newest("history.zarr/*/step/c/*")
+        return self.folder.last_written("history.zarr/*/step/c/*")
 
     # The run --------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class RunDirectory:
         parts = [part for part in _PARTS if part in there]
         if self.exists():
             if not overwrite:
-                raise self.taken()
+                raise self.exists_error()
             self._require_run()
             # run.json is removed last, so that an interrupted overwrite can be repeated.
             for part in (*parts, _RUN):
@@ -130,7 +130,7 @@ class RunDirectory:
         text = _encode(document)
         # A retried request may find the file of its first attempt: no two runs have the same document.
         if not self.folder.create(_RUN, text) and (self.local or self.folder.read(_RUN) != text):
-            raise self.taken()
+            raise self.exists_error()
 
     def update(self, document: Mapping[str, Any]) -> None:
         """Replace run.json, for a run that is resumed with other settings."""
@@ -192,7 +192,7 @@ class RunDirectory:
             found += (self.folder / part).sweep(seconds, recursive=True)
         return found + self.checkpoints().sweep(seconds)
 
-    def taken(self) -> RunExistsError:
+    def exists_error(self) -> RunExistsError:
         """Return the error for a directory that already holds a run."""
         return RunExistsError(
             f"{self.url} already holds a run. Resume it (resume=True, --resume), delete it and start again "

@@ -32,8 +32,8 @@ def test_reading(home):
         True, True, True, False,
     )  # fmt: skip
     assert (folder.name, (folder / "b").url, folder.place("a")) == ("run", f"{home.url}/b", f"{home.url}/a")
-    assert isnan(folder.newest("*/shallow"))
-    assert abs(folder.newest("b/d*") - time.time()) < 60
+    assert isnan(folder.last_written("*/shallow"))
+    assert abs(folder.last_written("b/d*") - time.time()) < 60
 
 
 def test_create_has_one_winner(home):
@@ -191,9 +191,9 @@ class TestStore:
         folder.replace("file", b"1")
         assert folder.sweep(mark="mark") == []
         assert folder.sweep(seconds=0) == []  # nothing is published here
-        monkeypatch.setattr(folder, "_clock", lambda: folder.newest("half/b") + 599)
+        monkeypatch.setattr(folder, "_clock", lambda: folder.last_written("half/b") + 599)
         assert folder.sweep(mark="mark") == []
-        monkeypatch.setattr(folder, "_clock", lambda: folder.newest("half/b") + 600)
+        monkeypatch.setattr(folder, "_clock", lambda: folder.last_written("half/b") + 600)
         assert folder.sweep(mark="mark") == [f"{s3.url}/half"]
         assert s3.all == ["done/a", "done/mark", "file"]
 

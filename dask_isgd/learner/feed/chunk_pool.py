@@ -29,10 +29,10 @@ from dask_isgd.storage import Dataset, Rows
 
 LEAST_SLOTS = 4
 _REUSE = 4.0
-_START = 16
-"""Slots filled before the first draw; the rest fill up meanwhile."""
+_FIRST_SLOTS = 16
+"""Slots filled before the first draw; the others are filled while training."""
 _EDGE_BYTES = 16
-"""A row's edge and share in force."""
+"""Bytes per row for its edge and its probability."""
 
 
 def slots_within(dataset: Dataset, memory: int) -> int:
@@ -43,10 +43,10 @@ def slots_within(dataset: Dataset, memory: int) -> int:
 
 
 class ChunkPool:
-    """Draws from resident chunks, which threads replace one after another.
+    """A source that draws from resident chunks, which threads replace one after another.
 
     ``seed`` makes loads and draws reproducible given the weights. ``reuse`` is how often a loaded row is
-    drawn on average before its chunk goes.
+    drawn on average before its chunk is replaced.
     """
 
     in_memory = False
@@ -69,7 +69,7 @@ class ChunkPool:
         self._runs: list[RowRange | None] = [None] * self.slots
         self._starts = np.zeros(self.slots, np.int64)
         self._masses = np.zeros(self.slots)
-        """(slots,) P_c: what a row's share is multiplied by for its q."""
+        """(slots,) P_c: a row's share times this is its q."""
         self._counts = np.zeros(self.slots)
         self._filled = self._next = self._renewed = 0
         self.loaded = 0
@@ -87,7 +87,7 @@ class ChunkPool:
         self._drawn += len(positions)
         spread = positions * self._filled
         slots = np.minimum(spread.astype(np.int64), self._filled - 1)
-        # Inside its slot a position is uniform again.
+        # Within its slot a position is uniform again.
         wanted = np.minimum(spread, np.nextafter(slots + 1.0, 0.0))
         edges = self._edges[: self._filled].reshape(-1)
         picked = np.searchsorted(edges, wanted, side="right")
@@ -103,7 +103,7 @@ class ChunkPool:
 
     def _refill(self) -> None:
         while self._filled < self.slots:
-            if self._filled >= min(_START, self.slots) and not self._pending[0][1].done():
+            if self._filled >= min(_FIRST_SLOTS, self.slots) and not self._pending[0][1].done():
                 break
             self._swap()
         else:
@@ -132,7 +132,7 @@ class ChunkPool:
         self._runs[slot], self._starts[slot] = run, run.start
         self._masses[slot], self._counts[slot] = run.probabilities.sum(), run.examples
         self._share(slot, run.probabilities)
-        # Not by the rows of this very chunk: a short last chunk would be replaced sooner, and so weigh less.
+        # Independent of the rows in this chunk: a short last chunk would be replaced sooner, and so count for less.
         due = self._drawn if self._filled < self.slots else self._due
         self._due = due + self._reuse * self._rows_a_slot
         self._filled = max(self._filled, slot + 1)
@@ -141,9 +141,9 @@ class ChunkPool:
         self._request()
 
     def _share(self, slot: int, weights: NDArray[np.float64]) -> None:
-        """Row shares of a slot as edges from ``slot`` to ``slot + 1``; rows past a short chunk's end have none."""
+        """Set the row shares of a slot as edges from ``slot`` to ``slot + 1``; rows past a short chunk's end get 0."""
         total = weights.sum()
-        if not total > 0:  # dropped since it was loaded: the shares it was drawn with still hold
+        if not total > 0:  # all its rows were dropped after loading: the shares it was loaded with remain valid
             return
         edges = np.minimum(np.cumsum(weights) / total, 1.0)
         edges[-1] = 1.0

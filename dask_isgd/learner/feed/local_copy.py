@@ -21,8 +21,8 @@ from dask_isgd.storage.backends.folder import writing
 from dask_isgd.storage.backends.stores import Array
 
 _REMOTE_READERS = 8
-_PATIENCE = 10.0
-"""Seconds that closing waits for a read under way."""
+_CLOSE_TIMEOUT = 10.0
+"""Seconds that closing waits for a read in progress."""
 
 
 class LocalCopy(RowSource):
@@ -75,7 +75,7 @@ class LocalCopy(RowSource):
     def close(self) -> None:
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._filler.join(_PATIENCE)
+        self._filler.join(_CLOSE_TIMEOUT)
         if not self._filler.is_alive():  # else a read hangs: the files end with the process
             self._release()
 

@@ -23,8 +23,8 @@ from dask_isgd.storage import Dataset
 logger = logging.getLogger(__name__)
 
 _AHEAD = 2
-_FREE_SHARE = 0.8
-"""Share of the free disk space that a copy may take at most."""
+_FREE_FRACTION = 0.8
+"""Largest fraction of the free disk space that a copy may take."""
 
 
 def open_feed(
@@ -64,7 +64,7 @@ def open_source(dataset: Dataset, draws: DrawSource, learning: Learning, *, fold
     kind = "compressed" if dataset.local else "remote"
     free = shutil.disk_usage(folder or tempfile.gettempdir()).free
     room = f"{format_bytes(disk)} of disk allowed, {format_bytes(free)} free"
-    if dataset.nbytes <= min(disk, _FREE_SHARE * free):
+    if dataset.nbytes <= min(disk, _FREE_FRACTION * free):
         try:
             chosen = f"local uncompressed copy of {kind} data: {reason}; {room}"
             return LocalCopy(dataset, draws, chosen, folder=folder, memory=memory)

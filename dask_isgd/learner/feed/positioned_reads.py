@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HELD_SHARE = 0.1
-"""Share of the memory allowed that arrays of small rows, such as labels, may take to be held whole."""
+"""Fraction of the memory allowed within which arrays of small rows, such as labels, are kept in memory."""
 
 
 def read_rows(files: Iterable[int], offsets: Iterable[int], count: int, row: tuple[int, ...], dtype: Any) -> Any:

@@ -84,7 +84,7 @@ class Feed:
                 self._put(self._make(step))
                 if self._stop.is_set():
                     return
-        except BaseException as error:  # handed to the learner, which raises it
+        except BaseException as error:  # passed to the learner, which raises it
             self._put(error)
 
     def _put(self, item: Minibatch | BaseException) -> None:

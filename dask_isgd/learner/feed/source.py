@@ -14,7 +14,7 @@ from dask_isgd.storage import Rows
 
 
 class RowRange(NamedTuple):
-    """Neighbouring examples, picked with the probability that one of them is drawn."""
+    """A range of n neighbouring examples, chosen with the probability that one of them is drawn."""
 
     start: int
     """The first of the n examples."""
