@@ -14,7 +14,7 @@ Each message states what was got, what was wanted and what to do::
     ├── NonFiniteLossError              the loss or its gradient is not finite
     ├── NonFiniteNormsError             too many norms are NaN, infinite or negative
     ├── ClusterMismatchError            a worker lacks the data, the model or a package version
-    ├── NoLearnerWorkerError            no worker can take the learner
+    ├── NoLearnerWorkerError            no worker can run the learner
     ├── WorkersLostError                a task keeps losing its workers
     ├── RunExistsError                  the run directory already holds a run
     ├── RunNotFoundError                the run directory holds no run
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 
 class IsgdError(Exception):
-    """The root of the tree."""
+    """The base class of every error that the library raises on purpose."""
 
 
 class ConfigError(IsgdError, ValueError):
@@ -82,7 +82,7 @@ class ClusterMismatchError(IsgdError):
 
 
 class NoLearnerWorkerError(IsgdError):
-    """No worker of the cluster can take the learner."""
+    """No worker of the cluster can run the learner."""
 
 
 class WorkersLostError(IsgdError):

@@ -28,7 +28,7 @@ _DEPARTURE_SECONDS = 5.0
 
 
 def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
-    """Return the workers as soon as one of them can take the learner.
+    """Return the workers as soon as one of them can run the learner.
 
     Raises NoLearnerWorkerError after ``isgd.cluster.timeout``.
     """

@@ -1,4 +1,4 @@
-"""``Run``: with it the user watches and controls a run."""
+"""``Run``, the object with which a user watches and controls a run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Run:
         ``progress`` is called with the latest values about twice per second; without it, a notebook shows the card
         of the run. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the waiting, not the
         run; another one within ``second_interrupt`` seconds stops the run. Raises the error that ended the run;
-        WaitTimeoutError after ``timeout``; NoLearnerWorkerError if no worker has been able to take the learner for
+        WaitTimeoutError after ``timeout``; NoLearnerWorkerError if no worker has been able to run the learner for
         ``isgd.cluster.timeout``: the run continues as soon as there is one, and ``wait`` can be called again.
         """
         try:

@@ -181,5 +181,5 @@ def save_plot(history: Any, evaluations: Any, run: str, *, path: str | None = No
 
 
 def _last_report(now: RunProgress) -> str:
-    """Return the age of the last report in words; a run without reports for long is no longer running."""
+    """Return the age of the last report in words; a run that has not reported for a long time no longer runs."""
     return "no report yet" if math.isnan(now.silent_seconds) else f"last report {duration(now.silent_seconds)} ago"

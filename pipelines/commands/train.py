@@ -55,12 +55,12 @@ class Options:
 
 
 def default_data(name: str) -> str:
-    """Return the default place of a pipeline's dataset."""
+    """Return the default path of a pipeline's dataset."""
     return str(Path("data") / f"{name}.zarr")
 
 
 def default_run(name: str) -> str:
-    """Return a directory for a new run, named after the present second."""
+    """Return a directory for a new run, named after the current time."""
     return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
