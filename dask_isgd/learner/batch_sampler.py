@@ -13,7 +13,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.core.spec import RunSpec
+from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError
 from dask_isgd.learner.feed import RowRange
 from dask_isgd.learner.gain_monitor import GainMonitor
@@ -26,17 +26,33 @@ logger = logging.getLogger(__name__)
 
 
 class BatchSampler:
-    """Draws minibatches, and keeps the weights they are drawn by up to date."""
+    """Draws minibatches from ``n`` examples, and keeps the weights they are drawn by up to date.
 
-    def __init__(self, spec: RunSpec) -> None:
-        self._spec = spec
+    ``report_every``: at every such step the draws are independent, so that the report's estimates are unbiased.
+    ``reproducible``: a resumed run draws what an uninterrupted one does. ``skip_bad_chunks``: scoring chunks whose
+    rows cannot be read are left out; otherwise they raise their error.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        chunk_size: int,
+        batch_size: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        report_every: int,
+        reproducible: bool = False,
+        skip_bad_chunks: bool = False,
+    ) -> None:
+        self._batch_size, self._seed, self._report_every = batch_size, seed, report_every
+        self._sampling, self._skip_bad_chunks = sampling, skip_bad_chunks
         self._lock = threading.Lock()
-        sampling = spec.sampling
-        if spec.learning.synchronous:  # fresh norms only: a resumed run has no former norms to average with
+        if reproducible:  # fresh norms only: a resumed run has no former norms to average with
             sampling = dataclasses.replace(sampling, ema_decay=0.0)
-        self.sampler = ImportanceSampler(spec.examples, spec.chunk, sampling)
-        self.gate = Gate(spec.sampling)
-        self.monitor = GainMonitor(self.sampler, self.gate, reproducible=spec.learning.synchronous)
+        self.sampler = ImportanceSampler(n, chunk_size, sampling)
+        self.gate = Gate(sampling)
+        self.monitor = GainMonitor(self.sampler, self.gate, reproducible=reproducible)
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
 
@@ -48,22 +64,20 @@ class BatchSampler:
     @property
     def idle(self) -> bool:
         """Whether scorers are nearly idle: draws are uniform, or the gate is closed and few chunks are scored."""
-        return self._spec.sampling.uniform or self.gate.probing
+        return self._sampling.uniform or self.gate.probing
 
     def draw(self, step: int) -> Draw:
         """Return the minibatch of a step, which depends only on the seed, the step and the current weights."""
-        generator = np.random.Generator(
-            np.random.Philox(key=self._spec.learning.seed, counter=np.array([0, 0, 0, step], np.uint64))
-        )
+        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=np.array([0, 0, 0, step], np.uint64)))
         with self._lock:
-            return self._draw(self._spec.learning.batch_size, generator, self._kind(step))
+            return self._draw(self._batch_size, generator, self._kind(step))
 
     def run(self, size: int, generator: np.random.Generator) -> RowRange:
         """Return the ``size`` neighbours around one drawn example: chosen with the sum of their probabilities."""
         with self._lock:
             one = self._draw(1, generator)
             start = int(one.indices[0]) // size * size
-            rows = np.arange(start, min(start + size, self._spec.examples))
+            rows = np.arange(start, min(start + size, self.sampler.n))
             return RowRange(start, self._probabilities(rows), 1.0 / float(one.coefficients[0] * one.probabilities[0]))
 
     def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -73,12 +87,12 @@ class BatchSampler:
 
     def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
         """Return (B,) positions in [0, 1) of a step, spread by ``Sampling.scheme``, independent at a report."""
-        return positions(self._kind(step), self._spec.learning.batch_size, generator)
+        return positions(self._kind(step), self._batch_size, generator)
 
     def _kind(self, step: int) -> str:
         # At a report ||μ||² is estimated from products of draws, which is unbiased only if they are independent.
-        report = (step + 1) % self._spec.learning.report_every == 0
-        return "independent" if report else self._spec.sampling.scheme
+        report = (step + 1) % self._report_every == 0
+        return "independent" if report else self._sampling.scheme
 
     def _draw(self, batch: int, generator: np.random.Generator, kind: str | None = None) -> Draw:
         draw = self.sampler.draw if self.open else self.sampler.draw_uniform
@@ -89,12 +103,12 @@ class BatchSampler:
 
     def unreadable(self, error: DataError) -> None:
         """Leave out the scoring chunk that holds ``error.rows``; raise ``error`` unless the run skips bad chunks."""
-        if error.rows is None or not self._spec.scoring.skip_bad_chunks:
+        if error.rows is None or not self._skip_bad_chunks:
             raise error
-        chunk = error.rows[0] // self._spec.chunk
+        chunk = error.rows[0] // self.sampler.chunk_size
         with self._lock:
             self.sampler.leave_out(chunk)
-        logger.warning("run %s continues without scoring chunk %d: %s", self._spec.run, chunk, error)
+        logger.warning("the run continues without scoring chunk %d: %s", chunk, error)
         self.left_out.put(f"scoring chunk {chunk} is left out: {error}")
 
     def load(self, weights: WeightArray) -> None:
@@ -124,7 +138,7 @@ class BatchSampler:
             return
         with self._lock:
             self.monitor.observe(step, draw, result, measure=measure)
-            if self._spec.sampling.feedback and not self._spec.sampling.uniform:
+            if self._sampling.feedback and not self._sampling.uniform:
                 self.sampler.feedback(draw.indices, result.norms, step)
 
     def report(self, step: int) -> dict[str, float]:

@@ -87,7 +87,16 @@ class Learner(LongTask):
         self.events = parts.add(pubsub.subscribe(self.client, spec.topic))
         self.wanted = str(spec.directory.control().get("want", "run"))
         self.trainer = Trainer(models.build(spec.model, learning.seed), spec.loss_function, learning)
-        self.batch_sampler = BatchSampler(spec)
+        self.batch_sampler = BatchSampler(
+            spec.examples,
+            spec.chunk,
+            spec.learning.batch_size,
+            spec.sampling,
+            seed=spec.learning.seed,
+            report_every=spec.learning.report_every,
+            reproducible=spec.learning.synchronous,
+            skip_bad_chunks=spec.scoring.skip_bad_chunks,
+        )
         self.weights = spec.directory.open_weights()
         if not learning.synchronous:
             self.batch_sampler.load(self.weights)

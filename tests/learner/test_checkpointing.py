@@ -167,8 +167,10 @@ def spec(data: Dataset, tmp_path: Path) -> RunSpec:
 def incarnation(spec: RunSpec) -> tuple[Trainer, Checkpointer]:
     """What a learner trains with, once it has resumed from the latest checkpoint."""
     trainer = Trainer(models.build(spec.model, 1), spec.loss_function, spec.learning)
-    batch_sampler, never = BatchSampler(spec), lambda: False
-    made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=WAIT, is_leaving=never)
+    batch_sampler = BatchSampler(
+        spec.examples, spec.chunk, spec.learning.batch_size, spec.sampling, seed=0, report_every=20
+    )
+    made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=WAIT, is_leaving=lambda: False)
     return trainer, made.open()
 
 

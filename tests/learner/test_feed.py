@@ -20,8 +20,7 @@ import zarr
 from feed_oracle import Explicit, uniform
 from numpy.testing import assert_allclose, assert_array_equal
 
-from dask_isgd.checks.request import RunRequest, prepare
-from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.config import Learning, Sampling
 from dask_isgd.core.batch import Prepare
 from dask_isgd.errors import CorruptChunkError, MissingChunkError, StorageFullError, WaitTimeoutError
 from dask_isgd.learner.batch_sampler import BatchSampler
@@ -484,17 +483,7 @@ def test_a_pool_fed_by_the_runs_own_drawing_estimates_the_mean(tmp_path, gate):
     write_dataset(tmp_path / "d", "train", arrays, inputs="x", target="y", chunk_size=8, compressed=True)
     data = Dataset(tmp_path / "d")
     settings = Learning(steps=10, batch_size=32, cache_memory=2500, cache_disk=0)
-    plan = prepare(
-        RunRequest(
-            model=logits,
-            data=data,
-            run_dir=tmp_path / "run",
-            learning=settings,
-            scoring=Scoring(chunk_size=40),
-            sampling=Sampling(gate=gate),
-        )
-    )
-    drawing = BatchSampler(plan.spec)
+    drawing = BatchSampler(n, 40, 32, Sampling(gate=gate), seed=0, report_every=20)
     assert drawing.open == (gate == "open")
     generator = np.random.default_rng(6)
     feed = open_feed(data, drawing, Prepare(data, torch.device("cpu")), settings, timeout=30)
