@@ -36,7 +36,7 @@ def writing(place: Path | str) -> Iterator[None]:
             raise
         raise StorageFullError(
             f"cannot write {place}: {reason} ({error.strerror or error}). "
-            "What was committed before is intact; make room or mend the permissions, then resume"
+            "Everything committed is intact; free some space or correct the permissions, then resume"
         ) from error
 
 
