@@ -64,9 +64,10 @@ class _NameOrRecipe(click.Choice[str]):
 
 
 @isgd.command(
+    short_help="Write a public dataset, or your own data.",
     help="Write a public dataset, or your own data described by a recipe, as Zarr.\n\n"
     f"\b\nNAME is one of\n{_pipelines()}\n\n"
-    "A RECIPE.yaml sets `source:` (xarray, numpy, images or parquet), `inputs:`, `target:`, `splits:` and more."
+    "A RECIPE.yaml sets `source:` (xarray, numpy, images or parquet), `inputs:`, `target:`, `splits:` and more.",
 )
 @click.argument("name", type=_NameOrRecipe(list(PIPELINES)), metavar="NAME|RECIPE.yaml")
 @click.option("--to", "url", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
@@ -176,7 +177,7 @@ def stop(run: str) -> None:
     click.echo(show.stop(run))
 
 
-@isgd.command()
+@isgd.command(short_help="Save the plot of the run in the directory RUN.")
 @click.argument("run", metavar="RUN")
 @click.option(
     "--to", "path", metavar="FILE", help="The .png, .svg, .pdf or .html file to write.  [default: RUN/summary.png]"
