@@ -31,13 +31,14 @@ class LatestValues:
         ``faults`` (a count) and ``fault``."""
         self.ended: dict[str, Ended] = {}
         """By role, the event that ended the task; none for a task that has a successor."""
+        self._incarnation = 0
         self.learner_waits = False
         """Whether the learner's task is waiting for a worker that can run it."""
 
     @property
     def incarnation(self) -> int:
         """The latest incarnation of the learner; 0 before its first event."""
-        return int(self.values.get("incarnation", 0))
+        return self._incarnation
 
     def outdated(self, event: Event) -> bool:
         """Return whether the event comes from a learner that has a successor."""
@@ -75,4 +76,6 @@ class LatestValues:
             del self.ended[LEARNER]  # not for an equal one: its last publication may arrive after its end
         if isinstance(event, Published) and event.incarnation != self.values.get("incarnation"):
             self.values["step"] = event.version
-        self.values["incarnation"] = event.incarnation
+        if isinstance(event, Published | Progress):  # a heartbeat may come before the step that is resumed from
+            self.values["incarnation"] = event.incarnation
+        self._incarnation = event.incarnation

@@ -51,7 +51,7 @@ PUBLISHED = {"incarnation": 1, "step": 7, "version": 7, "checkpoint": "at-7", "l
         ([progress(5, loss=0.5)], {"incarnation": 1, "step": 5, "gate": True, "loss": 0.5}),
         ([published(7)], PUBLISHED),
         ([published(7), published(9)], PUBLISHED | {"version": 9, "checkpoint": "at-9"}),
-        ([heartbeat("learner", 3)], {"incarnation": 3}),
+        ([heartbeat("learner", 3)], {}),
         ([heartbeat("coordinator", 3)], {}),
         ([SCORED], {"examples_scored": 64, "scored_per_second": 9.0, "scored_version": 20}),
         (
@@ -75,6 +75,7 @@ def test_initial_values_stay_until_an_event_changes_them():
 @pytest.mark.parametrize(
     ("events", "incarnation", "step"),
     [
+        ([progress(500), heartbeat("learner", 2), published(50, 2)], 2, 50),
         ([progress(50), published(40, 2)], 2, 40),  # a successor resumes from a checkpoint
         ([progress(50), progress(45, 2)], 2, 45),
         ([progress(50), published(40, 2), progress(44, 2), published(48, 2)], 2, 44),
