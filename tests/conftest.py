@@ -24,7 +24,7 @@ MODEL = "dask_isgd.pipelines.models:digits"
 SECRET = "hunter2"
 
 
-_OTHER_KINDS = {"cluster", "slurm", "browser", "notebooks", "slow"}
+_OTHER_KINDS = {"cluster", "slurm", "browser", "notebooks", "slow", "cuda"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -90,9 +90,7 @@ class LocalCluster(LearnerCluster):
     def _worker(
         self, place: int, threads: int, resources: dict[str, float], torch_threads: int, spare: int = 0
     ) -> dict[str, Any]:
-        # torch's threads spin while they wait; on a machine with fewer cores than threads they take each
-        # other's time slices, which makes small models a hundred times slower
-        env = {"OMP_WAIT_POLICY": "PASSIVE"}
+        env: dict[str, str] = {}
         # not through the environment: a nanny's worker prefers the nanny's configuration
         own = {"isgd": {"cluster": {"learner-threads": torch_threads, "spare-threads": spare}}}
         # with the rest of the section isgd: the nanny replaces whole sections

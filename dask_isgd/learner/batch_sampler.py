@@ -17,7 +17,7 @@ from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError
 from dask_isgd.learner.feed import RowRange
 from dask_isgd.learner.gain_monitor import GainMonitor
-from dask_isgd.learner.trainer import Step
+from dask_isgd.learner.step import Step
 from dask_isgd.sampling import Draw, Gate, ImportanceSampler
 from dask_isgd.sampling.draws import positions
 from dask_isgd.storage import WeightArray

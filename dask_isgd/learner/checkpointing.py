@@ -128,14 +128,16 @@ class Checkpointer:
         finally:
             self._departure.close()
 
-    def commit_if_due(self, step: int) -> None:
-        """Commit in the background after ``checkpoint_steps`` or ``checkpoint_seconds``, whichever comes first."""
+    def is_due(self, step: int) -> bool:
+        """Whether ``checkpoint_steps`` or ``checkpoint_seconds`` have passed, and no commit is under way."""
         learning = self._spec.learning
         due = time.monotonic() - self._committed >= learning.checkpoint_seconds
         if learning.checkpoint_steps is not None:
             due = due or step - self._committed_step >= learning.checkpoint_steps
-        if not due or self._committer.busy:
-            return
+        return due and not self._committer.busy
+
+    def commit_soon(self, step: int) -> None:
+        """Commit in the background."""
         state = self.round_start or self._snapshot(step)
         if state.step > self._committed_step:
             self._committed, self._committed_step = time.monotonic(), state.step

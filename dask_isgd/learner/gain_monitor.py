@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_isgd.learner.trainer import Step
+from dask_isgd.learner.step import Step
 from dask_isgd.sampling import Draw, GainSamples, Gate, ImportanceSampler
 from dask_isgd.sampling.variance import VarianceMonitor
 

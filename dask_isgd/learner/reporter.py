@@ -9,7 +9,7 @@ from typing import Protocol
 
 from dask_isgd import columns
 from dask_isgd.learner.batch_sampler import BatchSampler
-from dask_isgd.learner.trainer import Step
+from dask_isgd.learner.step import Step
 from dask_isgd.runtime.announcer import Announcer
 
 COLUMNS = columns.NAMES

@@ -28,13 +28,15 @@ from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.feed import open_feed
 from dask_isgd.learner.publisher import Publisher
 from dask_isgd.learner.reporter import COLUMNS, Reporter
+from dask_isgd.learner.stepper import Stepper
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.runtime import pubsub, torch_threads
 from dask_isgd.runtime.allocator import keep_freed_memory
 from dask_isgd.runtime.announcer import Announcer
-from dask_isgd.runtime.dask_internals import memory_limit
+from dask_isgd.runtime.dask_internals import memory_limit, slow_profiler
 from dask_isgd.runtime.long_task import LongTask, Parts
+from dask_isgd.runtime.machine_load import MachineLoad
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     worker, client = get_worker(), get_client()
     own, spare = _torch_threads(spec, worker)
     keep_freed_memory(memory_limit())
+    slow_profiler(worker)
     torch_threads.start_learner(own)
     try:
         learner = Learner(spec, worker, client, worker.get_current_task(), own, spare)
@@ -79,6 +82,9 @@ class Learner(LongTask):
         self.coordinator_failed = False
         """Whether the coordinator has failed for good."""
         self._threads, self._spare = threads, spare
+        # A number that the user set, and sums in a fixed order, forbid that it follows the load.
+        fixed = spec.learning.threads is not None or spec.learning.synchronous
+        self._load = None if fixed else MachineLoad()
         self._controls_received = 0
         self._round_started = False
 
@@ -136,6 +142,16 @@ class Learner(LongTask):
             batch_size=learning.batch_size,
             synchronous=learning.synchronous,
         )
+        self.stepper = Stepper(
+            self.trainer,
+            self.feed,
+            self.batch_sampler,
+            self.reporter,
+            self._report,
+            norms=spec.sampling.feedback and not spec.sampling.uniform,
+            report_every=learning.report_every,
+            lag=0 if learning.synchronous or self.trainer.device.type == "cpu" else 1,
+        )
         self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
 
     def result(self, outcome: str) -> dict[str, Any]:
@@ -163,8 +179,10 @@ class Learner(LongTask):
                 if not self._round_started:
                     continue
             self._take_step()
-            if self.step < learning.steps:
-                self.checkpointer.commit_if_due(self.step)
+            if self.step < learning.steps and self.checkpointer.is_due(self.step):
+                self.stepper.settle()
+                self.checkpointer.commit_soon(self.step)
+        self.stepper.settle()
         self.checkpointer.round_start = None
         if not self.checkpointer.finished:  # Dask runs a task again when the worker that holds its result dies
             self.checkpointer.commit_now(self.step, finished=True)
@@ -179,6 +197,7 @@ class Learner(LongTask):
 
     def leave(self) -> str:
         """Commit; the outcome depends on who ended the run: the user or its client, or the cluster."""
+        self.stepper.settle()
         self.checkpointer.leave(self.step)
         if self.wanted == "stop" or self.coordinator_failed or self.status == "cancelled":
             return "stopped"
@@ -186,36 +205,30 @@ class Learner(LongTask):
 
     def _take_step(self) -> None:
         learning = self.spec.learning
-        measure = (self.step + 1) % learning.report_every == 0
         until = min(learning.steps, (self.step // learning.publish_every + 1) * learning.publish_every)
-        batch = self.feed(self.step, until if learning.synchronous else learning.steps)
-        result = self.trainer.step(
-            self.step,
-            batch.inputs,
-            batch.targets,
-            batch.draw.coefficients,
-            norms=self.spec.sampling.feedback and not self.spec.sampling.uniform,
-            measure=measure,
-            indices=batch.draw.indices,
-        )
-        self.batch_sampler.learned(self.step, batch.draw, result, measure=measure)
+        self.stepper.take(self.step, until if learning.synchronous else learning.steps)
         self.step += 1
-        self.reporter.add(result)
-        if measure:
-            self._report()
         while not self.batch_sampler.left_out.empty():
             self.announcer.fault("data", self.batch_sampler.left_out.get())
 
-    def _report(self) -> None:
+    def _report(self, step: int) -> None:
         self.reporter.report(
-            self.step,
+            step,
             self.batch_sampler,
             seconds=self.checkpointer.seconds(),
-            learning_rate=float(self.trainer.optimizer.param_groups[0]["lr"]),
-            threads=torch_threads.resize_learner(self._threads + self._spare * self.batch_sampler.idle),
+            learning_rate=float(self.trainer.update.optimizer.param_groups[0]["lr"]),
+            threads=self._resize(),
         )
 
+    def _resize(self) -> int:
+        """Return the torch threads of the next steps: fewer than allowed if other processes need the cores."""
+        threads = self._threads + self._spare * self.batch_sampler.idle
+        if self._load is not None:
+            threads = self._load.threads(threads)
+        return torch_threads.resize_learner(threads)
+
     def _pause(self) -> None:
+        self.stepper.settle()
         self.checkpointer.commit_now(self.step)
         while self.wanted == "pause" and not self._is_abandoned:
             event = self.events.get(_PAUSED_POLL)
@@ -274,6 +287,7 @@ class Learner(LongTask):
         Return False if a synchronous run was interrupted while it waited for its scores.
         """
         synchronous = self.spec.learning.synchronous
+        self.stepper.settle()
         if synchronous:
             self.checkpointer.start_round(self.step)
         if synchronous or not self.publisher.busy:

@@ -17,6 +17,9 @@ from distributed import Scheduler, SpecCluster, Status, Worker, get_worker
 from distributed.scheduler import NoValidWorkerError as NoValidWorkerError  # what ends a task without a worker
 from distributed.utils import NoOpAwaitable
 
+_PROFILE_EVERY = 100.0
+"""Milliseconds."""
+
 # Tasks ------------------------------------------------------------------------------------------
 
 TaskStatus = Literal["wanted", "cancelled", "leaving"]
@@ -137,6 +140,17 @@ def job_options(cluster: Any) -> dict[str, Any]:
 def threads_per_process(cluster: Any) -> int:
     """Return the threads of each worker of a ``JobQueueCluster``'s job: dask-jobqueue divides them in the job alone."""
     return int(cluster._dummy_job.worker_process_threads)
+
+
+def slow_profiler(worker: Worker) -> None:
+    """Let the worker's profiler look at its tasks ten times per second at most, instead of a hundred times.
+
+    Each look takes the interpreter's lock from the task: 2 to 3 % of a training loop of small steps. The interval is
+    read from the configuration only when a worker starts. The pages of the dashboard that show the profile remain.
+    """
+    profiler = worker.periodic_callbacks.get("profile")
+    if profiler is not None:
+        profiler.callback_time = max(profiler.callback_time, _PROFILE_EVERY)
 
 
 def memory_limit() -> int | None:

@@ -181,7 +181,7 @@ def one_step(trainer: Trainer, step: int) -> None:
 def test_a_bfloat16_model_resumes_from_a_checkpoint_committed_in_the_background(spec):
     trainer, checkpointer = incarnation(spec)
     one_step(trainer, 0)
-    checkpointer.commit_if_due(1)
+    checkpointer.commit_soon(1)
     checkpointer.commit_now(1)  # waits for it; there is nothing else to commit
     checkpointer.close()
     again, resumed = incarnation(spec)

@@ -11,7 +11,7 @@ import pytest
 from dask_isgd.config import Sampling
 from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.reporter import COLUMNS
-from dask_isgd.learner.trainer import Step
+from dask_isgd.learner.step import Step
 from dask_isgd.sampling import Gate, ImportanceSampler
 
 N, CHUNK, BATCH = 1000, 100, 64

@@ -13,7 +13,7 @@ from fake_worker import FakeWorker
 from dask_isgd.columns import ANNOUNCED
 from dask_isgd.learner import reporter as module
 from dask_isgd.learner.reporter import COLUMNS, Reporter
-from dask_isgd.learner.trainer import Step
+from dask_isgd.learner.step import Step
 
 OF_THE_LEARNER = {
     *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),

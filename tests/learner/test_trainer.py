@@ -256,4 +256,4 @@ def test_a_gradient_that_is_not_finite_moves_nothing(settings):
         made.step(7, (torch.ones(2, 1),), torch.zeros(2), np.ones(2), indices=np.array([5, 6]))
     assert made.tensors().keys() == before.keys(), "the optimizer made no state"
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
-    assert made.state()["recent"] == []
+    assert made.state()["clip"]["recent"] == []

@@ -1,0 +1,76 @@
+"""Takes the learner's steps: draws a minibatch, launches the update, and uses its result once the device is done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.feed import Feed
+from dask_isgd.learner.reporter import Reporter
+from dask_isgd.learner.step import LaunchedStep
+from dask_isgd.learner.trainer import Trainer
+from dask_isgd.sampling import Draw
+
+
+class _Pending(NamedTuple):
+    draw: Draw
+    launched: LaunchedStep
+    measured: bool
+
+
+class Stepper:
+    """Takes steps with minibatches of ``feed``; ``lag`` of them may be under way on the device.
+
+    With ``norms``, each step's norms go back to the sampler. Every ``report_every`` steps the gradient is measured, and
+    ``report`` is called with the number of steps made once the result has arrived.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        feed: Feed,
+        batch_sampler: BatchSampler,
+        reporter: Reporter,
+        report: Callable[[int], None],
+        *,
+        norms: bool,
+        report_every: int,
+        lag: int,
+    ) -> None:
+        self._trainer, self._feed, self._batch_sampler, self._reporter = trainer, feed, batch_sampler, reporter
+        self._report, self._norms, self._report_every, self._lag = report, norms, report_every, lag
+        self._pending: deque[_Pending] = deque()
+
+    def take(self, step: int, until: int) -> None:
+        """Launch ``step``; nothing is drawn ahead for ``until`` or later.
+
+        Raises NonFiniteLossError of this step or an earlier one.
+        """
+        measure = (step + 1) % self._report_every == 0
+        batch = self._feed(step, until)
+        launched = self._trainer.launch(
+            step,
+            batch.inputs,
+            batch.targets,
+            batch.draw.coefficients,
+            norms=self._norms,
+            measure=measure,
+            indices=batch.draw.indices,
+        )
+        self._pending.append(_Pending(batch.draw, launched, measure))
+        self.settle(self._lag)
+
+    def settle(self, lag: int = 0) -> None:
+        """Wait for all steps but the last ``lag``, and use their results. Raises NonFiniteLossError.
+
+        Done before anything is published or committed.
+        """
+        while len(self._pending) > lag:
+            draw, launched, measured = self._pending.popleft()
+            result = launched.result()
+            self._batch_sampler.learned(launched.step, draw, result, measure=measured)
+            self._reporter.add(result)
+            if measured:
+                self._report(launched.step + 1)
