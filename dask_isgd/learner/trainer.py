@@ -6,8 +6,6 @@ Shapes: B examples in the minibatch.
 from __future__ import annotations
 
 import math
-import statistics
-from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,11 +20,10 @@ from dask_isgd.config import Learning
 from dask_isgd.core import models
 from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError, NonFiniteLossError
+from dask_isgd.learner.clip_bias import ClipBias
+from dask_isgd.learner.clipping import Clipping
 from dask_isgd.norms import NormEngine, capture_norms, checked_losses
 from dask_isgd.sampling.variance import square_of_mean
-
-_MEDIAN_OVER = 101
-_MEDIAN_AFTER = 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class Step:
     gradient_norm: float
     """Norm of the weighted gradient before clipping."""
     clipped: bool
+    clip_bias: float = math.nan
+    """||E[clipped gradient] - E[gradient]|| / ||E[gradient]|| at recent measured steps; NaN unless measured."""
 
 
 class Trainer:
@@ -59,7 +58,8 @@ class Trainer:
         self.scheduler = learning.scheduler(self.optimizer) if learning.scheduler is not None else None
         self._captures = True
         self._engine: NormEngine | None = None
-        self._recent: deque[float] = deque(maxlen=_MEDIAN_OVER)
+        self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor, self.device)
+        self._clip_bias = ClipBias(self.parameters)
 
     def step(
         self,
@@ -106,13 +106,14 @@ class Trainer:
             found = torch.cat([part for part in parts if part is not None]) if self._captures else None
         known = None if found is None else found.double().cpu().numpy()
         mean_gradient_sq_norm = self._mean_square(first, batch) if first is not None else math.nan
-        gradient_norm, clipped = self._clip(step, indices)
+        gradient_norm, clipped = self._clip(step, float(coefficients.max()), indices, measure=measure)
         if measure and capture and known is not None:
             mean_gradient_sq_norm = square_of_mean(gradient_norm, coefficients, known)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        return Step(total, known, mean_gradient_sq_norm, gradient_norm, clipped)
+        clip_bias = self._clip_bias.value if measure else math.nan
+        return Step(total, known, mean_gradient_sq_norm, gradient_norm, clipped, clip_bias)
 
     def _backward(
         self,
@@ -156,40 +157,39 @@ class Trainer:
         small = batch // 2  # each half was scaled by 1/B; its own mean is B/|half| larger
         return product * (batch / small) * (batch / (batch - small))
 
-    def _clip(self, step: int, indices: NDArray[np.int64] | None) -> tuple[float, bool]:
+    def _clip(
+        self, step: int, largest: float, indices: NDArray[np.int64] | None, *, measure: bool
+    ) -> tuple[float, bool]:
         """Return the norm of the gradient before clipping, and whether it was clipped.
 
-        Raises NonFiniteLossError before anything has moved if the norm is not finite.
+        ``largest``: the largest coefficient. Raises NonFiniteLossError before anything has moved if the norm is
+        not finite.
         """
-        absolute, factor = self.learning.clip_norm, self.learning.clip_median_factor
         gradients = [_gradient(p) for p in self.parameters]
-        norm = float(nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
+        result = self._clipping(gradients, nn.utils.get_total_norm(gradients), largest)
+        if not math.isfinite(result.norm):
             drawn = "" if indices is None else f" (drawn: indices {indices[:10].tolist()}{'…' * (len(indices) > 10)})"
             raise NonFiniteLossError(
                 f"step {step}: the loss is finite, its gradient is not{drawn}; the parameters are those of the step "
                 "before. Look for a root, a logarithm or a division in loss and model, or lower the learning rate"
             )
-        bound = math.inf if absolute is None else absolute
-        if factor is not None:
-            if len(self._recent) >= _MEDIAN_AFTER:
-                bound = min(bound, factor * statistics.median(self._recent))
-            self._recent.append(norm)
-        if norm > bound:
-            torch._foreach_mul_(gradients, bound / norm)
-        return norm, norm > bound
+        if measure:
+            self._clip_bias.observe(gradients, result)
+        return float(result.norm), bool(result.clipped)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors that a checkpoint keeps, of model and optimizer, by flat names."""
+        """Return all tensors that a checkpoint keeps, of model, optimizer and clipping, by flat names."""
         flat = {f"model.{name}": t.detach() for name, t in models.state_of(self.model).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             flat.update(
                 (f"optimizer.{index}.{key}", value) for key, value in state.items() if isinstance(value, Tensor)
             )
+        flat.update((f"clipping.{name}", tensor) for name, tensor in self._clipping.state().items())
+        flat.update((f"clip_bias.{name}", tensor) for name, tensor in self._clip_bias.state().items())
         return flat
 
     def state(self) -> dict[str, Any]:
-        """Return the rest as plain JSON: hyperparameters, counters, the schedule, recent gradient norms."""
+        """Return the rest as plain JSON: hyperparameters, counters and the schedule."""
         optimizer = self.optimizer.state_dict()
         plain = {
             str(index): {k: v for k, v in state.items() if not isinstance(v, Tensor)}
@@ -198,12 +198,11 @@ class Trainer:
         return {
             "optimizer": {"groups": optimizer["param_groups"], "state": plain},
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
-            "recent": list(self._recent),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from ``tensors()`` and ``state()``."""
-        models.load(self.model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        models.load(self.model, _within(tensors, "model."))
         slots: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in state["optimizer"]["state"].items()}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -212,7 +211,12 @@ class Trainer:
         self.optimizer.load_state_dict({"state": slots, "param_groups": state["optimizer"]["groups"]})
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        self._recent = deque(state["recent"], maxlen=_MEDIAN_OVER)
+        self._clipping.restore(_within(tensors, "clipping."))
+        self._clip_bias.restore(_within(tensors, "clip_bias."))
+
+
+def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _optimizer(parameters: list[nn.Parameter], learning: Learning) -> torch.optim.Optimizer:
