@@ -1,10 +1,9 @@
 """Clips the gradient of a weighted minibatch without waiting for the device.
 
-A row whose weight was too low is drawn with a coefficient above 1, and if its gradient has grown meanwhile,
-the step is several times as long as usual: importance sampling's own kind of accident. ``Clipping`` shortens such
-steps, and only by what a coefficient above 1 can have added, so that a uniform minibatch is never clipped by
-the relative bound: where all coefficients are 1, importance sampling is to blame for nothing, and clipping
-would move the optimum (rare large gradients are what a mean consists of).
+An example whose weight is too low is drawn with a coefficient above 1. If its gradient has grown since it was scored,
+the step is longer than usual: the one kind of accident that importance sampling adds to SGD. ``Clipping`` shortens such
+steps, and the less the closer the minibatch's largest coefficient is to 1. Uniform draws have coefficients of 1, so the
+relative bound never clips them: a mean may consist of rare large gradients, and clipping those would move the optimum.
 """
 
 from __future__ import annotations
@@ -22,6 +21,9 @@ WARM_UP = 20
 GROWTH = 2.0
 """A norm enters the running mean as at most this multiple of it: an outlier hardly raises it, and a lasting rise
 doubles it every 35 steps."""
+POWER = 4
+"""A gradient is divided by no more than this power of its minibatch's largest coefficient. One misjudged example
+explains a power of 1; but a step that is too long lengthens those after it, and a loss that blows up must be held."""
 
 _WARM = 1.0 - DECAY ** (WARM_UP - 0.5)
 
@@ -41,8 +43,8 @@ class Clipping:
     """Scales gradients in place to an absolute bound and to one that follows the running mean of their norm.
 
     ``norm``: bound on the norm of every gradient, as in ``torch.nn.utils.clip_grad_norm_``. ``mean_factor``:
-    bound as a multiple of the running mean of the norm; a gradient is multiplied by no less than one over the
-    largest coefficient of its minibatch, hence by 1 if draws are uniform. None: no such bound.
+    bound as a multiple of the running mean of the norm; a gradient is divided by no more than the power ``POWER``
+    of its minibatch's largest coefficient, hence by 1 if draws are uniform. None: no such bound.
     """
 
     def __init__(self, norm: float | None, mean_factor: float | None, device: torch.device | str = "cpu") -> None:
@@ -60,7 +62,7 @@ class Clipping:
         norm = norm.detach().float()
         factor = None
         if self.mean_factor is not None:
-            factor = self._relative(norm, self.mean_factor, min(1.0, 1.0 / largest_coefficient))
+            factor = self._relative(norm, self.mean_factor, min(1.0, largest_coefficient**-POWER))
         if self.norm is not None:
             absolute = _quotient(self.norm, norm).clamp(max=1.0)
             factor = absolute if factor is None else torch.minimum(factor, absolute)
