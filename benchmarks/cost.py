@@ -130,7 +130,7 @@ def system(client: Client, data: Dataset, name: str, folder: Path, steps: int, *
         learning_rate=1e-3,
         threads=1,
         report_every=10,
-        clip_median_factor=None,
+        clip_mean_factor=None,
     )
     sampling = isgd.Sampling(gate="open", uniform=uniform)
     client.get_task_stream(count=1)

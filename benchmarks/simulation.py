@@ -3,7 +3,7 @@
 The experiment: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64, plain SGD, scoring
 chunks of 512. The learner makes one update per unit of time; the scorers score ``speed`` examples
 per example learned, each chunk with the latest version when its scoring begins, and the norms
-arrive when it ends. Sampler, gate, monitor and schedule are the library's own.
+arrive when it ends. Sampler, gate, monitor, schedule and clipping are the library's own.
 
 Scores are computed in bfloat16 (a score of any precision keeps the gradient unbiased), training and every
 reported figure in float32. Letters: B examples, D features, H units.
@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dask_isgd.config import Sampling
+from dask_isgd.config import Learning, Sampling
+from dask_isgd.learner.clipping import Clipping
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.sampling import GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
@@ -35,7 +34,6 @@ BATCH, CHUNK = 64, 512
 PUBLISH_EVERY, REPORT_EVERY = 32, 20
 EVALUATE_EVERY, EVALUATED = 100, 4096
 SPIKE, SPIKES_AFTER = 1.5, 500
-MEDIAN_OVER, MEDIAN_AFTER = 101, 20
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Policy:
 
     sampling: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from the library's defaults."""
-    clip: float | None = 1.0
-    """Multiple of the running median of the gradient's norm."""
+    clip: float | None = field(default_factory=lambda: Learning(steps=1).clip_mean_factor)
+    """``Learning.clip_mean_factor``."""
 
 
 @dataclass(frozen=True)
@@ -129,23 +127,6 @@ def _row_squares(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square_()
 
 
-class Clip:
-    """The learner's clipping: no gradient norm above ``multiple`` times the running median of the norms."""
-
-    def __init__(self, multiple: float | None) -> None:
-        self.multiple, self.recent, self.clipped = multiple, deque[float](maxlen=MEDIAN_OVER), 0
-
-    def __call__(self, gradients: list[Tensor]) -> float:
-        """Return the factor to multiply the gradients by."""
-        if self.multiple is None:
-            return 1.0
-        norm = math.sqrt(math.fsum(float(torch.linalg.vector_norm(g, dtype=torch.float32)) ** 2 for g in gradients))
-        bound = self.multiple * statistics.median(self.recent) if len(self.recent) >= MEDIAN_AFTER else math.inf
-        self.recent.append(norm)
-        self.clipped += norm > bound
-        return bound / norm if norm > bound else 1.0
-
-
 class Simulation:
     """One run; ``record`` holds its measurements."""
 
@@ -157,7 +138,8 @@ class Simulation:
         self.model = Mlp((data.x.shape[1], width, width, width, 10), seed)
         self.sampler = ImportanceSampler(self.n, CHUNK, self.sampling)
         self.samples = GainSamples(self.sampler)
-        self.gate, self.monitor, self.clip = Gate(self.sampling), VarianceMonitor(), Clip(policy.clip)
+        self.gate, self.monitor, self.clipping = Gate(self.sampling), VarianceMonitor(), Clipping(None, policy.clip)
+        self.clipped = 0
         self.x = data.x.bfloat16()
         # The same examples in all runs, so that they can be compared.
         self.evaluated = np.sort(np.random.default_rng(0).permutation(self.n)[:EVALUATED])
@@ -195,7 +177,7 @@ class Simulation:
             "test_error": float(wrong),
             "diverged": diverged,
             "spikes": spikes(self.record["loss"]),
-            "clipped": self.clip.clipped / updates,
+            "clipped": self.clipped / updates,
             "opened": self.opened,
             "seconds": round(time.process_time() - began, 1),
             **{key: [float(f"{v:.5g}") for v in values] for key, values in self.record.items()},
@@ -236,9 +218,12 @@ class Simulation:
                 self.sampler.feedback(draw.indices, found, step)
         if (step + 1) % REPORT_EVERY == 0:
             self._report(step)
-        factor = self.clip(gradients)
+        norm = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
+        )
+        self.clipped += bool(self.clipping(gradients, norm, draw.coefficients.max()).clipped)
         for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
-            parameter.add_(gradient, alpha=-self.rate * factor)
+            parameter.add_(gradient, alpha=-self.rate)
 
     def _report(self, step: int) -> None:
         norms, coefficients, candidate = self.samples.take()

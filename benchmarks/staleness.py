@@ -37,7 +37,6 @@ POLICIES = {
     "no inertia": Policy(sampling={"ema_decay": 0.0}),
     "no feedback": Policy(sampling={"feedback": False}),
     "no clipping": Policy(clip=None),
-    "uniform, no clipping": Policy(sampling={"uniform": True}, clip=None),
     "smoothing 0.1": Policy(sampling={"smoothing": 0.1}),
     "smoothing 0.3": Policy(sampling={"smoothing": 0.3}),
     "smoothing 0.5": Policy(sampling={"smoothing": 0.5}),

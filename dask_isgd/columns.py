@@ -26,6 +26,13 @@ HISTORY = (
     Column("loss", "training loss", "", "estimate of the mean training loss, averaged since the last report"),
     Column("gradient_norm", "gradient norm", "", "norm of the minibatch's gradient before clipping, averaged"),
     Column("clipped", "clipped", "fraction", "steps whose gradient was clipped, since the last report"),
+    Column(
+        "clip_bias",
+        "bias of clipping",
+        "ratio",
+        "norm of the mean clipped minus the mean unclipped gradient, over the norm of the latter",
+        False,
+    ),
     Column("learning_rate", "learning rate", "", "learning rate of the optimizer's first group of parameters"),
     Column("steps_per_second", "steps per second", "steps per second", "speed since the last report"),
     Column(

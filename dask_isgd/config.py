@@ -78,11 +78,12 @@ class Learning:
     checkpoint_steps: Count | None = default("learning.checkpoint-steps")
     """A checkpoint is committed after ``checkpoint_seconds`` or ``checkpoint_steps``, whichever comes first, and
     after the last step."""
-    clip_median_factor: Positive | None = default("learning.clip-median-factor")
-    """Clip the gradient at this multiple of the running median of its norm; None: never."""
     clip_norm: Positive | None = default("learning.clip-norm")
-    """Clip the gradient to this norm, as ``torch.nn.utils.clip_grad_norm_`` does; None: never. If both bounds are set,
-    the smaller one applies."""
+    """Clip every gradient to this norm, as ``torch.nn.utils.clip_grad_norm_`` does; None: never."""
+    clip_mean_factor: Positive | None = default("learning.clip-mean-factor")
+    """Clip a weighted gradient to this multiple of the running mean of its norm; None: never. It is divided by no more
+    than the fourth power of its minibatch's largest coefficient, so uniform draws are never clipped by this. If both
+    bounds are set, the smaller one applies."""
     cache_memory: Bytes = default("learning.cache-memory")
     """Bytes of training data that the learner may hold, or a string such as ``"2GB"``."""
     cache_disk: BytesOrZero = default("learning.cache-disk")

@@ -52,6 +52,7 @@ class Reporter:
             "loss": math.fsum(s.loss for s in steps) / len(steps),
             "gradient_norm": statistics.fmean(s.gradient_norm for s in steps),
             "clipped": sum(s.clipped for s in steps) / len(steps),
+            "clip_bias": steps[-1].clip_bias,
             "learning_rate": learning_rate,
             "steps_per_second": len(steps) / max(now - self._reported, 1e-9),
             "mean_gradient_sq_norm": steps[-1].mean_gradient_sq_norm,

@@ -14,6 +14,8 @@ from torch import Tensor
 from dask_isgd.errors import NonFiniteLossError
 from dask_isgd.sampling.variance import square_of_mean
 
+_SCALARS = 6
+
 
 @dataclass(frozen=True)
 class Step:
@@ -28,14 +30,16 @@ class Step:
     gradient_norm: float
     """Norm of the weighted gradient before clipping."""
     clipped: bool
+    clip_bias: float = math.nan
+    """||E[clipped gradient] - E[gradient]|| / ||E[gradient]|| at recent measured steps; NaN unless measured."""
 
 
 class LaunchedStep:
     """A step whose numbers are on their way from the device; making one does not wait for them.
 
-    ``scalars``: loss, gradient norm, whether it was clipped, whether it was refused and the product of the gradients
-    of two halves (NaN if there were none), each 0-d. ``losses`` (B,) and ``indices`` (B,) name examples in
-    errors. ``measured``: estimate ||μ||² from the norms.
+    ``scalars``: loss, gradient norm, whether it was clipped, whether it was refused, bias of clipping and the product
+    of the gradients of two halves (NaN if there were none), each 0-d. ``losses`` (B,) and ``indices`` (B,) name
+    examples in errors. ``measured``: estimate ||μ||² from the norms.
     """
 
     def __init__(
@@ -67,15 +71,17 @@ class LaunchedStep:
         if self._arrived is not None:
             self._arrived.synchronize()
         numbers = self._numbers.cpu().double().numpy()
-        loss, gradient_norm, clipped, refused, product = numbers[:5].tolist()
+        loss, gradient_norm, clipped, refused, clip_bias, product = numbers[:_SCALARS].tolist()
         if refused:
             self._raise_not_finite()
-        norms = numbers[5:] if self._has_norms else None
+        norms = numbers[_SCALARS:] if self._has_norms else None
         if math.isnan(product):
             product = math.nan  # one object: steps compare equal
             if self._measured and norms is not None:
                 product = square_of_mean(gradient_norm, self._coefficients, norms)
-        return Step(loss, norms, product, gradient_norm, bool(clipped))
+        return Step(
+            loss, norms, product, gradient_norm, bool(clipped), clip_bias if clip_bias == clip_bias else math.nan
+        )
 
     def _raise_not_finite(self) -> None:
         bad = torch.nonzero(~torch.isfinite(self._losses)).flatten().cpu().numpy()

@@ -92,7 +92,9 @@ class Learner(LongTask):
         spec, learning, worker = self.spec, self.spec.learning, self.worker
         self.events = parts.add(pubsub.subscribe(self.client, spec.topic))
         self.wanted = str(spec.directory.control().get("want", "run"))
-        self.trainer = Trainer(models.build(spec.model, learning.seed), spec.loss_function, learning)
+        self.trainer = Trainer(
+            models.build(spec.model, learning.seed), spec.loss_function, learning, weighted=not spec.sampling.uniform
+        )
         self.batch_sampler = BatchSampler(
             spec.examples,
             spec.chunk,

@@ -24,9 +24,9 @@ from dask_isgd.norms import NormEngine, capture_norms, checked_losses
 
 
 class Trainer:
-    """A model, its optimizer and the weighted update."""
+    """A model, its optimizer and the weighted update; ``weighted``: whether coefficients differ from 1."""
 
-    def __init__(self, model: nn.Module, loss: Loss, learning: Learning) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, learning: Learning, *, weighted: bool = True) -> None:
         self.device = models.device_of(learning.device)
         self.model = model.to(self.device).train()
         self.loss = loss
@@ -34,7 +34,8 @@ class Trainer:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ModelError("model: got no trainable parameter, wanted at least one")
-        self.update = Update(self.parameters, learning)
+        self.update = Update(self.parameters, learning, weighted=weighted)
+        self._nan = torch.tensor(torch.nan, device=self.device)
         self._captures = True
         self._engine: NormEngine | None = None
 
@@ -71,7 +72,7 @@ class Trainer:
         scale = self._scale(coefficients)
         for parameter in self.parameters:
             parameter.grad = None
-        product = None
+        product = self._nan
         if (norms or measure) and self._captures:
             losses, found = self._backward(inputs, targets, scale, capture=True)
             self._captures = found is not None  # None: the backward pass cannot compute the norms of a layer
@@ -82,10 +83,8 @@ class Trainer:
             found = self._engine_norms(inputs, targets) if measure else None
             losses, _ = self._backward(inputs, targets, scale, capture=False)
         loss = torch.dot(losses.float(), scale)
-        moved = self.update(loss)
-        product = torch.full_like(loss, torch.nan) if product is None else product
-        numbers = loss, moved.norm, moved.clipped, moved.refused, product
-        return LaunchedStep(step, numbers, found, losses, coefficients, indices, measured=measure)
+        moved = self.update(loss, float(coefficients.max()), measure=measure)
+        return LaunchedStep(step, (loss, *moved, product), found, losses, coefficients, indices, measured=measure)
 
     def _scale(self, coefficients: NDArray[np.float64]) -> Tensor:
         scale = torch.from_numpy((coefficients / len(coefficients)).astype(np.float32))

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dask_isgd.config import Learning
 from dask_isgd.errors import ModelError
-from dask_isgd.learner.clipping import Clip
+from dask_isgd.learner.clip_bias import ClipBias
+from dask_isgd.learner.clipping import Clipping
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,25 @@ class Moved(NamedTuple):
     """1 if it was clipped, otherwise 0."""
     refused: Tensor
     """1 if this step or an earlier one was not finite, and nothing moved."""
+    clip_bias: Tensor
+    """Relative bias of clipping at recent measured steps; NaN unless measured."""
 
 
 class Update:
-    """The optimizer of ``parameters``, its clipping and its schedule."""
+    """The optimizer of ``parameters``, its clipping and its schedule.
 
-    def __init__(self, parameters: list[nn.Parameter], learning: Learning) -> None:
+    ``weighted``: whether minibatches are weighted; otherwise the relative bound never applies.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], learning: Learning, *, weighted: bool) -> None:
         self.parameters = parameters
         self.optimizer = _optimizer(parameters, learning)
         self.scheduler = learning.scheduler(self.optimizer) if learning.scheduler is not None else None
-        self._clip = Clip(learning.clip_norm, learning.clip_median_factor, parameters[0].device)
-        self._refused = torch.zeros((), device=parameters[0].device)
+        device = parameters[0].device
+        self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor if weighted else None, device)
+        self._clip_bias = ClipBias(parameters)
+        self._refused, self._zero, self._one = (torch.tensor(value, device=device) for value in (0.0, 0.0, 1.0))
+        self._nan = torch.tensor(torch.nan, device=device)
         self.waits = not _takes_predicate(self.optimizer)
         """Whether every step waits for the device, because the optimizer takes no predicate there."""
         if self.waits and self._refused.device.type != "cpu":
@@ -51,41 +60,66 @@ class Update:
                 type(self.optimizer).__name__,
             )
 
-    def __call__(self, loss: Tensor) -> Moved:
-        """Move the parameters along their gradients, unless ``loss`` (a scalar) or a gradient is not finite."""
+    def __call__(self, loss: Tensor, largest_coefficient: float, *, measure: bool) -> Moved:
+        """Move the parameters along their gradients, unless ``loss`` (0-d) or a gradient is not finite.
+
+        ``largest_coefficient`` is that of the minibatch. ``measure``: estimate the bias of clipping.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         finite = torch.isfinite(norm + loss)
-        refused = self._refused = torch.maximum(self._refused, finite.logical_not().float())
-        factor = self._clip(norm)
-        clipped = torch.zeros_like(norm) if factor is None else (factor < 1).float()
-        if factor is not None:
-            torch._foreach_mul_(gradients, factor)
+        self._refused = torch.maximum(self._refused, finite.logical_not().float())
+        clipped = self._clipping(norm, largest_coefficient)
+        factor = None if clipped is None else clipped.factor
+        bias = self._nan
+        if measure:
+            self._clip_bias.observe([p.grad for p in self.parameters], self._one if factor is None else factor)
+            bias = self._clip_bias.value()
         if self.waits or not self.optimizer.state:  # the first step makes the optimizer's state
-            if not refused:
-                self.optimizer.step()
+            moved = self._step_on_host(gradients, factor)
         else:
-            optimizer: Any = self.optimizer
-            optimizer.found_inf = refused
-            try:
-                optimizer.step()
-            finally:
-                del optimizer.found_inf
-        if self.scheduler is not None:
+            moved = self._step_on_device(factor)
+        if self.scheduler is not None and moved:
             self.scheduler.step()
-        return Moved(norm, clipped, refused)
+        return Moved(norm, self._zero if clipped is None else clipped.clipped, self._refused, bias)
+
+    def _step_on_device(self, factor: Tensor | None) -> bool:
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = self._refused
+        if factor is not None:
+            optimizer.grad_scale = factor.reciprocal()  # the kernel divides by it
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
+            if factor is not None:
+                del optimizer.grad_scale
+        return True
+
+    def _step_on_host(self, gradients: list[Tensor], factor: Tensor | None) -> bool:
+        if self._refused:
+            return False
+        if factor is not None and factor < 1.0:
+            torch._foreach_mul_(gradients, factor)
+        self.optimizer.step()
+        return True
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer's tensors by flat names."""
+        """Return the tensors of optimizer and clipping by flat names."""
+        slots = self.optimizer.state_dict()["state"]
         return {
-            f"optimizer.{index}.{key}": value
-            for index, state in self.optimizer.state_dict()["state"].items()
-            for key, value in state.items()
-            if isinstance(value, Tensor)
+            **{
+                f"optimizer.{index}.{key}": value
+                for index, state in slots.items()
+                for key, value in state.items()
+                if isinstance(value, Tensor)
+            },
+            **{f"clipping.{name}": tensor for name, tensor in self._clipping.state().items()},
+            **{f"clip_bias.{name}": tensor for name, tensor in self._clip_bias.state().items()},
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the rest as plain JSON: hyperparameters, counters, the schedule, the statistics of clipping."""
+        """Return the rest as plain JSON: hyperparameters, counters and the schedule."""
         optimizer = self.optimizer.state_dict()
         plain = {
             str(index): {k: v for k, v in state.items() if not isinstance(v, Tensor)}
@@ -94,7 +128,6 @@ class Update:
         return {
             "optimizer": {"groups": optimizer["param_groups"], "state": plain},
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
-            "clip": self._clip.state(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -107,7 +140,12 @@ class Update:
         self.optimizer.load_state_dict({"state": slots, "param_groups": state["optimizer"]["groups"]})
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        self._clip.restore(state["clip"])
+        self._clipping.restore(_within(tensors, "clipping."))
+        self._clip_bias.restore(_within(tensors, "clip_bias."))
+
+
+def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _optimizer(parameters: list[nn.Parameter], learning: Learning) -> torch.optim.Optimizer:

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(client, digits, run_dir):
-    wild = learning(steps=10_000, learning_rate=1e18, clip_median_factor=None, checkpoint_steps=1)
+    wild = learning(steps=10_000, learning_rate=1e18, clip_mean_factor=None, checkpoint_steps=1)
     run = fit(client, digits, run_dir, learning=wild, sampling=isgd.Sampling(uniform=True))
     with pytest.raises(NonFiniteLossError, match=r"step \d+: .*indices \["):
         run.wait(timeout=WAIT)

@@ -17,7 +17,7 @@ from dask_isgd.learner.step import Step
 
 OF_THE_LEARNER = {
     *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
-    *("mean_gradient_sq_norm", "threads"),
+    *("clip_bias", "mean_gradient_sq_norm", "threads"),
 }
 DRAWS = SimpleNamespace(
     open=True,
@@ -51,14 +51,16 @@ def clock(monkeypatch):
     return clock
 
 
-def step(loss: float, gradient_norm: float = 2.0, clipped: bool = False, sq_norm: float = math.nan) -> Step:
-    return Step(loss, None, sq_norm, gradient_norm, clipped)
+def step(
+    loss: float, gradient_norm: float = 2.0, clipped: bool = False, sq_norm: float = math.nan, bias: float = math.nan
+) -> Step:
+    return Step(loss, None, sq_norm, gradient_norm, clipped, bias)
 
 
 def test_a_row_holds_means_over_the_steps_since_the_last_report(clock):
     reporting = Reporting()
     clock.now += 2.0
-    reporting.report(4, step(1.0), step(2.0, 3.0, clipped=True), step(3.0, 5.0), step(6.0, 6.0, sq_norm=0.25))
+    reporting.report(4, step(1.0), step(2.0, 3.0, clipped=True), step(3.0, 5.0), step(6.0, 6.0, sq_norm=0.25, bias=0.1))
     clock.now += 1.0
     reporting.report(5, step(7.0))
     (first, _), (second, _) = reporting.rows
@@ -70,6 +72,7 @@ def test_a_row_holds_means_over_the_steps_since_the_last_report(clock):
         "loss": 3.0,
         "gradient_norm": 4.0,
         "clipped": 0.25,
+        "clip_bias": 0.1,
         "learning_rate": 0.1,
         "steps_per_second": 2.0,
         "mean_gradient_sq_norm": 0.25,

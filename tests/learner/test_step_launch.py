@@ -48,7 +48,7 @@ class NoHostReads(TorchDispatchMode):
     """Refuses what makes torch wait for a device."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert "_local_scalar_dense" not in str(function) and "nonzero" not in str(function), str(function)
+        assert not any(name in str(function) for name in ("_local_scalar_dense", "nonzero")), str(function)
         return function(*args, **(kwargs or {}))
 
 
@@ -105,14 +105,14 @@ def test_nothing_moves_after_a_step_that_was_not_finite_even_if_more_were_launch
     for step in range(bad_step):
         each.step(step, inputs, targets, coefficients)
     before = {name: tensor.clone() for name, tensor in each.tensors().items()}
-    statistics = each.state()["clip"]
     bad = inputs[0].clone()
     bad[5] = torch.nan
     launched = [each.launch(bad_step, (bad,), targets, coefficients, indices=np.arange(100, 100 + B))]
-    assert each.state()["clip"] == statistics
+    assert all(torch.equal(tensor, before[name]) for name, tensor in each.tensors().items())
     launched.append(each.launch(bad_step + 1, inputs, targets, coefficients))
     for name, tensor in each.tensors().items():
-        assert torch.equal(tensor, before[name]), name
+        if not name.startswith("clipping"):  # a later finite norm counts
+            assert torch.equal(tensor, before[name]), name
     assert each.tensors().keys() == before.keys()
     with pytest.raises(NonFiniteLossError, match=rf"step {bad_step}: the loss of 1 of 16 examples.*\[105\]"):
         launched[0].result()
