@@ -52,14 +52,12 @@ from cost_clusters import CLUSTERS
 from cost_problems import LEARNING_RATE, MOMENTUM, PROBLEMS, Problem
 from cost_rows import SYSTEM_SHARE, Row, rows
 from cost_startup import START_UP, start_up, start_up_cells
-from processes import Cores, pinned
+from processes import Cores, clean_environment, pinned
 
 import dask_isgd as isgd
 
 NEVER = 10**7
 QUICK = ("uniform-1/mlp-64", "scored/mlp-64", "start-up")
-HANDICAPS = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "DASK_", "LD_PRELOAD", "GLIBC_TUNABLES")
-"""Environment variables that the compared processes must not inherit."""
 _GRAINS = (512, 64, 8, 1)
 """Examples per chunk of the data: few files, and tasks of about the length asked for."""
 
@@ -208,33 +206,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         parser.error(f"--rows: got {' '.join(wanted)}, wanted names that --list prints")
     repeats, seconds = (1, 1.0) if options.quick else (options.repeats, options.seconds)
     results = []
-    with clean_environment():
-        for name in chosen:
-            row = everything[name]
-            with tempfile.TemporaryDirectory() as folder:
-                if row is None:
-                    result = start_up(repeats, Path(folder))
-                else:
-                    result = comparison(row, repeats, seconds, Path(folder))
-            print(json.dumps(result), flush=True)
-            results.append(result)
+    for name in chosen:
+        row = everything[name]
+        with clean_environment(), tempfile.TemporaryDirectory() as folder:
+            if row is None:
+                result = start_up(repeats, Path(folder))
+            else:
+                result = comparison(row, repeats, seconds, Path(folder))
+        print(json.dumps(result), flush=True)
+        results.append(result)
     print(table(results))
     return results
-
-
-@contextmanager
-def clean_environment() -> Iterator[None]:
-    """Remove what would change the speed of the processes that are started; let workers import these modules."""
-    before = dict(os.environ)
-    for name in before:
-        if name.startswith(HANDICAPS):
-            del os.environ[name]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before.get("PYTHONPATH")])])
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ import psutil
 
 Cores = set[int] | None
 """The cores that a process may use; None: all."""
+HANDICAPS = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "DASK_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Environment variables that change the speed of a process begin with these."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -80,3 +82,25 @@ def pinned(cores: Cores) -> Iterator[None]:
         yield
     finally:
         pin(before)
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Remove what would change the speed of the processes started meanwhile, and let them import these modules.
+
+    Afterwards the environment is what it was: Dask's nannies leave ``MALLOC_TRIM_THRESHOLD_`` and ``OMP_NUM_THREADS``
+    in that of the process which starts workers, where the next plain loop would inherit them.
+    """
+    before = dict(os.environ)
+    paths = [str(Path(__file__).parent), *filter(None, [before.get("PYTHONPATH")])]
+    clean = {name: value for name, value in before.items() if not name.startswith(HANDICAPS)}
+    replace_environment(clean | {"PYTHONPATH": os.pathsep.join(paths)})
+    try:
+        yield
+    finally:
+        replace_environment(before)
+
+
+def replace_environment(variables: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,3 +59,14 @@ def test_a_rate_needs_two_moments_inside_its_window(cost):
     assert rate(clock, done, (0.5, 3.5), "reports") == 20.0
     with pytest.raises(RuntimeError, match=r"got 1 reports in 1\.0 s, wanted at least 2"):
         rate(clock, done, (8.5, 9.5), "reports")
+
+
+def test_no_process_inherits_what_a_nanny_left_behind(cost, monkeypatch):
+    clean_environment = sys.modules["processes"].clean_environment
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with clean_environment():
+        assert "OMP_NUM_THREADS" not in os.environ
+        assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(SCRIPTS)
+        os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == "1"
