@@ -209,10 +209,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for name in chosen:
         row = everything[name]
         with clean_environment(), tempfile.TemporaryDirectory() as folder:
-            if row is None:
-                result = start_up(repeats, Path(folder))
-            else:
-                result = comparison(row, repeats, seconds, Path(folder))
+            result = start_up(repeats, Path(folder)) if row is None else comparison(row, repeats, seconds, Path(folder))
         print(json.dumps(result), flush=True)
         results.append(result)
     print(table(results))
