@@ -1,252 +1,219 @@
-"""The cost of the system: the learner's step, a scoring task, a publication, Dask's share of a task.
+"""The cost of the system: the learner's steps and the scorers' examples against plain PyTorch outside Dask.
 
-    python benchmarks/cost.py           # about four minutes on two cores
-    python benchmarks/cost.py --tiny    # what the tests run
+    python benchmarks/cost.py                              # all rows, about an hour on two cores
+    python benchmarks/cost.py --list
+    python benchmarks/cost.py --rows 'uniform-*/mlp-64' start-up
+    python benchmarks/cost.py --quick                      # a minute: that it runs; its figures mean little
 
-Compared in one run on pinned cores, interleaved, medians of the repeats:
+Each row compares a run with a process of ``plain.py``: outside Dask, in the environment and with the allocator of the
+system, with the same model, optimizer, minibatch and torch threads, on the same cores. The plain loop neither clips nor
+checks anything; the run has its default settings, which clip, report and publish, but writes no checkpoints meanwhile.
+Run and plain process work in turn, ``--repeats`` times each, for as long; while one works, the other is stopped. Ratios
+are medians over the pairs. Kinds of rows:
 
-* ``learner``: steps per second of the learner inside a run (core 0, one torch thread; scheduler, scorer
-  and client on core 1) over those of a bare torch loop in the same process (core 0, one torch thread,
-  nothing else running), on tensors in RAM, same model, optimizer, minibatch, uniform indices drawn
-  with numpy, gradient buffers reused. ``uniform`` is the run with uniform draws and no scoring.
-* ``scoring``: examples per second inside scoring tasks over those of a bare loop over the same chunks
-  in the same process: open array, read, norms.
-* ``learner_beside`` and ``scoring_beside``: the same over the two bare loops while both run, each on its
-  core, as learner and scorer do: cores of one machine share caches and memory, which no software can change.
-* ``publication``: milliseconds for which one publication blocks the learner's loop.
-* ``dask``: milliseconds of a scoring task that are neither reading nor scoring, from a sequence of tasks.
+* ``uniform-1``: uniform draws, one torch thread; one core for the learner's process, the other one for all else.
+* ``uniform-2``: the same with two threads on both cores, against a plain loop with two threads.
+* ``busy-neighbour``: the same while another program keeps one core busy, against a plain loop with one thread.
+* ``feedback``: importance sampling with feedback, and scorers that have scored everything once and are idle.
+  ResNet and transformer are compared with a plain loop that computes the norms of its minibatches too.
+* ``importance``: the same without feedback.
+* ``scored``, ``scored-importance``: the same two with scorers at work on the other core, against a plain loop beside a
+  plain norm loop on that core: cores of one machine share caches and memory.
+* ``scoring-1s``, ``scoring-0.1s``: examples scored per second by tasks of about this length, their waiting included,
+  against the plain norm loop of the same pairs.
+* ``start-up``: seconds of ``dask isgd train digits`` over its seconds of training and one import of torch, distributed,
+  zarr, xarray and matplotlib.
+
+``@client`` is ``distributed.Client()`` and ``@worker`` a ``dask scheduler`` with two ``dask worker``, both started in a
+clean environment; all other rows use ``dask_isgd.LocalCluster``. Prints a line of JSON per row and a table at the end,
+with page faults per step (scoring: per batch) and the kernel's share of CPU time, each of the run's process and of the
+plain one.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
+import fnmatch
 import json
+import math
 import os
-import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-import torch
-from distributed import Client, get_worker
-from torch import nn
+from cost_arms import Measure, Plain, Running, write
+from cost_clusters import CLUSTERS
+from cost_problems import LEARNING_RATE, MOMENTUM, PROBLEMS, Problem
+from cost_rows import SYSTEM_SHARE, Row, rows
+from cost_startup import START_UP, start_up, start_up_cells
+from processes import Cores, clean_environment, pinned
 
 import dask_isgd as isgd
-from dask_isgd.core import models
-from dask_isgd.core.batch import Prepare
-from dask_isgd.core.loss import cross_entropy
-from dask_isgd.learner.snapshots import Snapshots
-from dask_isgd.norms import NormEngine
-from dask_isgd.pipelines.models import mlp
-from dask_isgd.storage import Dataset, write_dataset
 
-BATCH = 128
-SIZES = {"784-512x3-10": (784, 512, 512, 512, 10), "3072-2048x4-10": (3072, 2048, 2048, 2048, 2048, 10)}
+NEVER = 10**7
+QUICK = ("uniform-1/mlp-64", "scored/mlp-64", "start-up")
+_GRAINS = (512, 64, 8, 1)
+"""Examples per chunk of the data: few files, and tasks of about the length asked for."""
 
 
-def small() -> nn.Module:
-    return mlp(SIZES["784-512x3-10"])
+def comparison(row: Row, repeats: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """Return the result of one row."""
+    problem = PROBLEMS[row.problem]
+    cores = sorted(os.sched_getaffinity(0))
+    first, last = (None, None) if row.both_cores else ({cores[0]}, {cores[-1]})
+    with ExitStack() as stack:
+        stack.enter_context(pinned(last))
+        chunk, n_rows, publish_every = None, problem.rows, None
+        if row.task_seconds is not None:
+            chunk, n_rows, publish_every = task_sizes(problem, row.task_seconds, first, last)
+            seconds = max(seconds, 5 * row.task_seconds)
+        data = write(problem, n_rows, folder, unit=math.gcd(chunk, _GRAINS[0]) if chunk is not None else 64)
+        if row.neighbour:
+            stack.enter_context(busy(cores[-1]))
+        loops = [stack.enter_context(Plain(problem, row.work, row.plain_threads, first, rows=n_rows))]
+        if row.scored:
+            loops.append(stack.enter_context(Plain(problem, "norms", 1, last, rows=n_rows)))
+        client = stack.enter_context(CLUSTERS[row.cluster](folder))
+        run = stack.enter_context(
+            Running(client, problem, data, folder / "run", first, **settings(row, problem, chunk, publish_every))
+        )
+        warm = min(1.0, seconds)
+        lasted = [run.window(warm, seconds)]
+        plain = [together(loops, warm, lasted[0])]
+        for _ in range(repeats - 1):
+            lasted.append(run.window(warm, seconds))
+            plain.append(together(loops, warm, lasted[-1]))
+        run.end()
+        ours = run.learned() if row.task_seconds is None else run.scored()
+        theirs = [measures[0 if row.task_seconds is None else -1] for measures in plain]
+        return {**summary(row, ours, theirs), "learner_threads": run.threads, "window_seconds": median(lasted)}
 
 
-def large() -> nn.Module:
-    return mlp(SIZES["3072-2048x4-10"])
+def task_sizes(problem: Problem, seconds: float, first: Cores, last: Cores) -> tuple[int, int, int]:
+    """Return examples per scoring task of about ``seconds``, examples of the data, and steps between publications.
 
-
-MODELS = {"784-512x3-10": small, "3072-2048x4-10": large}
-
-
-def make(folder: Path, width: int, rows: int) -> Dataset:
-    """Write random inputs of a width, with ten classes decided by a linear map, so that there is something to learn."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((rows, width), np.float32)
-    y = (x @ rng.standard_normal((width, 10), np.float32)).argmax(1)
-    url = str(folder / f"{width}.zarr")
-    arrays = {"x": x, "y": y.astype(np.int64)}
-    write_dataset(url, "train", arrays, inputs=["x"], target="y", chunk_size=512, classes=10)
-    return Dataset(url, group="train")
-
-
-def pin(cores: set[int]) -> None:
-    """Pin every thread of this process."""
-    for thread in os.listdir("/proc/self/task"):
-        try:
-            os.sched_setaffinity(int(thread), cores)
-        except ProcessLookupError:
-            continue
-
-
-def bare_training(data: Dataset, name: str, steps: int) -> float:
-    """Return steps per second of a plain loop on tensors in RAM; runs on the learner's worker."""
-    torch.set_num_threads(1)
-    rows = data.load()
-    x, y = torch.from_numpy(rows.inputs[0]), torch.from_numpy(rows.target)
-    model = MODELS[name]()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-    rng = np.random.default_rng(0)
-    began = 0.0
-    for step in range(steps + steps // 4):
-        if step == steps // 4:
-            began = time.perf_counter()
-        chosen = torch.from_numpy(rng.integers(0, len(y), BATCH))
-        optimizer.zero_grad(set_to_none=False)
-        nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
-        optimizer.step()
-    return steps / (time.perf_counter() - began)
-
-
-def bare_scoring(data: Dataset, name: str, chunk: int, batch: int, until: str | None = None) -> float:
-    """Return examples per second of a plain scan: read, norms; runs on a scorer.
-
-    It reads the data once, or repeatedly until the file ``until`` exists.
+    There are more chunks than tasks in flight, and a version comes in less time than all chunks take.
     """
-    torch.set_num_threads(1)
-    model = MODELS[name]()
-    engine, prepare = NormEngine(model, cross_entropy), Prepare(data, torch.device("cpu"))
-    warm = data.read(0, min(batch, len(data)))
-    inputs, targets = prepare(warm.inputs, warm.target)
-    engine(inputs[0], targets)
-    began, done = time.perf_counter(), 0
-    for start in itertools.chain.from_iterable(itertools.repeat(range(0, len(data), chunk))):
-        if done >= len(data) if until is None else os.path.exists(until):
-            break
-        rows = data.read(start, min(len(data), start + chunk))
-        for first in range(0, len(rows.target), batch):
-            part = slice(first, first + batch)
-            inputs, targets = prepare((rows.inputs[0][part],), rows.target[part])
-            engine(inputs[0], targets)[0].numpy()
-        done += len(rows.target)
-    return done / (time.perf_counter() - began)
+    with (
+        Plain(problem, "training", 1, first, rows=problem.rows) as steps,
+        Plain(problem, "norms", 1, last, rows=problem.rows) as norms,
+    ):
+        per_second = [measure.per_second for measure in together([steps, norms], 1.0, 2.0)]
+    grain = next(grain for grain in _GRAINS if per_second[1] * seconds >= grain or grain == 1)
+    chunk = max(1, int(per_second[1] * seconds / grain)) * grain
+    n_chunks = 4 if seconds >= 1 else 16
+    return chunk, n_chunks * chunk, max(1, int(per_second[0] * n_chunks * seconds / 4))
 
 
-def system(client: Client, data: Dataset, name: str, folder: Path, steps: int, *, uniform: bool) -> dict[str, float]:
-    """Return steps per second of a run's learner, and examples per busy second of its scorers."""
-    learning = isgd.Learning(
-        steps=steps + steps // 4,
-        batch_size=BATCH,
-        learning_rate=1e-3,
-        threads=1,
-        report_every=10,
-        clip_mean_factor=None,
-    )
-    sampling = isgd.Sampling(gate="open", uniform=uniform)
-    client.get_task_stream(count=1)
-    began = time.time()
-    run = isgd.fit(client, MODELS[name], data, folder, learning=learning, sampling=sampling)
-    run.wait(timeout=900)
-    history = run.history
-    late = history.isel(report=slice(len(history.step) // 5, None))
-    seconds = float(late.seconds[-1] - late.seconds[0])
-    tasks = [r for r in client.get_task_stream(start=began) if str(r["key"]).startswith("('score-")]
-    busy = sum(s["stop"] - s["start"] for r in tasks for s in r["startstops"] if s["action"] == "compute")
-    examples = run.summary()["examples_scored"]
+def settings(row: Row, problem: Problem, chunk: int | None, publish_every: int | None) -> dict[str, Any]:
+    """Return the settings of a row's run: the defaults, apart from what the row is about."""
+    learning: dict[str, Any] = {"publish_every": publish_every} if publish_every is not None else {}
+    if not row.uniform and not row.scored:
+        learning["publish_every"] = NEVER  # the first version only, so that scorers are idle from then on
     return {
-        "steps_per_second": float(late.step[-1] - late.step[0]) / seconds,
-        "scored_per_busy_second": examples / busy if busy else 0.0,
-        "chunk": float(run.document["chunk"]),
+        "learning": isgd.Learning(
+            steps=NEVER,
+            batch_size=problem.batch_size,
+            learning_rate=LEARNING_RATE,
+            momentum=MOMENTUM,
+            threads=row.learner_threads,
+            checkpoint_seconds=NEVER,
+            **learning,
+        ),
+        "sampling": isgd.Sampling(uniform=row.uniform, feedback=row.feedback, gate="open"),
+        "scoring": isgd.Scoring(chunk_size=chunk, batch_size=problem.scoring_batch),
     }
 
 
-def publication(name: str, times: int) -> dict[str, float]:
-    """Return milliseconds that the loop needs to copy a publication: the first, and the median with reused buffers."""
-    state, snapshots, seconds = models.state_of(MODELS[name]()), Snapshots(), []
-    for _ in range(times):
-        began = time.perf_counter()
-        held = snapshots.take(state)
-        seconds.append(time.perf_counter() - began)
-        size = sum(t.numel() * t.element_size() for t in held.values())
-        del held
-    return {
-        "megabytes": round(size / 1e6, 1),
-        "first_ms": round(1e3 * seconds[0], 1),
-        "median_ms": round(1e3 * statistics.median(seconds[1:]), 1),
-    }
+def together(loops: Sequence[Plain], warm: float, seconds: float) -> list[Measure]:
+    """Let plain processes work at the same time."""
+    for loop in loops:
+        loop.start(warm, seconds)
+    return [loop.result() for loop in loops]
 
 
-def _nothing(chunk: int, nonce: str) -> str:
-    return get_worker().address
-
-
-def dask_share(client: Client, tasks: int) -> float:
-    """Return milliseconds per empty task, submitted as the coordinator does."""
-    began = time.perf_counter()
-    futures = [
-        client.submit(_nothing, i, str(began), key=("nothing", i, str(began)), pure=False, resources={"scorer": 1})
-        for i in range(tasks)
-    ]
-    client.gather(futures)
-    return 1e3 * (time.perf_counter() - began) / tasks
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args(arguments)
-    names = ["784-512x3-10"] if options.tiny else list(SIZES)
-    steps = {"784-512x3-10": 40 if options.tiny else 1200, "3072-2048x4-10": 60}
-    rows = {"784-512x3-10": 1024 if options.tiny else 20_480, "3072-2048x4-10": 8_192}
-    repeats = 1 if options.tiny else options.repeats
-    result: dict[str, Any] = {"cores": os.cpu_count(), "batch": BATCH, "repeats": repeats, "models": {}}
-    everywhere = os.sched_getaffinity(0)
-    cores = sorted(everywhere)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        pin({cores[-1]})
-        try:
-            with isgd.LocalCluster(2) as cluster, cluster.get_client() as client:
-                workers = client.scheduler_info(n_workers=-1)["workers"]
-                learner = next(a for a, w in workers.items() if "learner" in w["resources"])
-                scorer = next(a for a in workers if a != learner)
-                client.run(pin, {cores[0]}, workers=[learner])
-                client.run(pin, {cores[-1]}, workers=[scorer])
-                for name in names:
-                    data = make(folder, SIZES[name][0], rows[name])
-                    pairs = []
-                    for k in range(repeats):
-                        pair: dict[str, float] = {}
-                        train = partial(
-                            client.submit, bare_training, data, name, steps[name], resources={"learner": 1}, pure=False
-                        )
-                        scan = partial(
-                            client.submit, bare_scoring, data, name, resources={"scorer": 1}, pure=False, batch=2048
-                        )
-                        pair["bare"] = train().result(timeout=900)
-                        for kind in ("importance", "uniform"):
-                            run_dir = folder / f"{name}-{k}-{kind}"
-                            found = system(client, data, name, run_dir, steps[name], uniform=kind == "uniform")
-                            pair[kind] = found["steps_per_second"]
-                            if kind == "importance":
-                                chunk = int(found["chunk"])
-                                pair["scored"] = found["scored_per_busy_second"]
-                                pair["scan"] = scan(chunk=chunk).result(timeout=900)
-                                trained = run_dir / "trained"
-                                beside = scan(chunk=chunk, until=str(trained))
-                                pair["bare_beside"] = train().result(timeout=900)
-                                trained.touch()
-                                pair["scan_beside"] = beside.result(timeout=900)
-                        pairs.append(pair)
-
-                    def median(top: str, below: str, pairs: list[dict[str, float]] = pairs) -> float:
-                        return round(statistics.median(p[top] / p[below] for p in pairs), 3)
-
-                    result["models"][name] = {
-                        "bare_steps_per_second": round(statistics.median(p["bare"] for p in pairs), 2),
-                        "learner": median("importance", "bare"),
-                        "uniform": median("uniform", "bare"),
-                        "scoring": median("scored", "scan"),
-                        "learner_beside": median("importance", "bare_beside"),
-                        "scoring_beside": median("scored", "scan_beside"),
-                    }
-                result["dask_ms_per_task"] = round(dask_share(client, 50 if options.tiny else 500), 2)
-        finally:
-            pin(everywhere)
-    result["publication"] = publication(names[-1], 3 if options.tiny else 15)
-    print(json.dumps(result))
+def summary(row: Row, ours: Sequence[Measure], plain: Sequence[Measure]) -> dict[str, Any]:
+    """Return medians over the pairs, and whether they are what they must be."""
+    ratios = [a.per_second / b.per_second for a, b in zip(ours, plain, strict=True)]
+    result: dict[str, Any] = {"row": row.name, "ratio": median(ratios), "must": row.must, "ratios": ratios}
+    for name, measures in (("ours", ours), ("plain", plain)):
+        for field in dataclasses.fields(Measure):
+            result[f"{name}_{field.name}"] = median([getattr(measure, field.name) for measure in measures])
+    result["reached"] = result["ratio"] >= row.must
+    if row.task_seconds is None:
+        result["system_reached"] = result["ours_system_share"] < SYSTEM_SHARE
     return result
+
+
+@contextmanager
+def busy(core: int) -> Iterator[None]:
+    """Keep a core busy with another program."""
+    with pinned({core}):
+        program = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Return the results as a table in Markdown."""
+    lines = [
+        "| row | ours | plain | ratio | must reach | reached | page faults, ours / plain | kernel, ours / plain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        reached = "yes" if r["reached"] and r.get("system_reached", True) else "**no**"
+        measured = start_up_cells(r) if r["row"] == START_UP else cells(r)
+        lines.append(f"| {' | '.join([r['row'], *measured[:4], reached, *measured[4:]])} |")
+    return "\n".join(lines)
+
+
+def cells(r: dict[str, Any]) -> list[str]:
+    """Return the cells of a row between its name and the end, without whether it is reached."""
+    return [
+        f"{r['ours_per_second']:.4g}",
+        f"{r['plain_per_second']:.4g}",
+        f"{r['ratio']:.3f}",
+        f"≥ {r['must']:g}" + (f", kernel < {SYSTEM_SHARE:.0%}" if "system_reached" in r else ""),
+        f"{r['ours_page_faults']:.3g} / {r['plain_page_faults']:.3g}",
+        f"{r['ours_system_share']:.1%} / {r['plain_system_share']:.1%}",
+    ]
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", metavar="PATTERN", help="names of rows, with * and ?; default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs per row")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a window, at least")
+    parser.add_argument("--quick", action="store_true", help="one short pair per row, of few rows unless --rows")
+    parser.add_argument("--list", action="store_true", help="print the names of all rows")
+    options = parser.parse_args(arguments)
+    wanted = options.rows or (QUICK if options.quick else ["*"])
+    everything: dict[str, Row | None] = {row.name: row for row in rows()} | {START_UP: None}
+    chosen = [name for name in everything if any(fnmatch.fnmatch(name, pattern) for pattern in wanted)]
+    if options.list:
+        print("\n".join(chosen))
+        return []
+    if not chosen:
+        parser.error(f"--rows: got {' '.join(wanted)}, wanted names that --list prints")
+    repeats, seconds = (1, 1.0) if options.quick else (options.repeats, options.seconds)
+    results = []
+    for name in chosen:
+        row = everything[name]
+        with clean_environment(), tempfile.TemporaryDirectory() as folder:
+            result = start_up(repeats, Path(folder)) if row is None else comparison(row, repeats, seconds, Path(folder))
+        print(json.dumps(result), flush=True)
+        results.append(result)
+    print(table(results))
+    return results
 
 
 if __name__ == "__main__":
