@@ -59,7 +59,7 @@ def write(folder: Path) -> Dataset:
     """Write the examples, sorted by class: overlapping clusters, so that they can be fitted but not separated."""
     rng = np.random.default_rng(0)
     label = np.repeat(np.arange(CLASSES), CHUNKS * ROWS // CLASSES)
-    x = rng.normal(size=(CLASSES, WIDTH))[label] * 0.6 + rng.normal(size=(len(label), WIDTH))
+    x = rng.normal(size=(CLASSES, WIDTH))[label] * 0.5 + rng.normal(size=(len(label), WIDTH))
     arrays = {"x": x.astype(np.float32), "y": label}
     write_dataset(folder, "train", arrays, inputs="x", target="y", chunk_size=ROWS, classes=CLASSES, compressed=True)
     return Dataset(folder)
@@ -67,12 +67,12 @@ def write(folder: Path) -> Dataset:
 
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+    return nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, CLASSES))
 
 
 def settings(memory: int, steps: int, seed: int) -> Learning:
     return Learning(
-        steps=steps, batch_size=BATCH, learning_rate=0.05, momentum=0.9, clip_median_factor=None, device="cpu",
+        steps=steps, batch_size=BATCH, learning_rate=0.01, momentum=0.9, clip_median_factor=None, device="cpu",
         cache_memory=memory, cache_disk=0, report_every=REPORT_EVERY, seed=seed,
     )  # fmt: skip
 

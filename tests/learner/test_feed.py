@@ -55,8 +55,14 @@ WAYS = [
     (True, 10**6, 0, InMemory, "in memory"),
     (False, 1000, 0, ChunkFiles, "local uncompressed chunks"),
     (True, 1000, 10**6, LocalCopy, "uncompressed copy of compressed data"),
-    (True, 16_000, 0, Lookahead, "drawn 3 minibatches ahead, about 2 decoded per row drawn, from the compressed store"),
-    (True, 1000, 0, Lookahead, "drawn 1 minibatches ahead, about 6 decoded per row drawn"),
+    (
+        True,
+        16_000,
+        0,
+        Lookahead,
+        "drawn up to 2 steps ahead, about [0-9.]+ decoded per row drawn, from the compressed",
+    ),
+    (True, 1000, 0, Lookahead, "drawn up to 0 steps ahead, about [0-9.]+ decoded per row drawn"),
 ]
 
 
@@ -268,7 +274,9 @@ class TestLocalCopy:
 
 
 def supplier(minibatch, close):
-    return SimpleNamespace(reason="", in_memory=False, minibatch=minibatch, interrupt=lambda: None, close=close)
+    return SimpleNamespace(
+        reason="", in_memory=False, chunks_read=0, minibatch=minibatch, interrupt=lambda: None, close=close
+    )
 
 
 class TestFeed:
@@ -348,9 +356,10 @@ for chunk in range(4):
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 memory, disk = int(sys.argv[3]), int(sys.argv[4])
-source = open_source(data, uniform(len(data), batch=128), Learning(steps=1, cache_memory=memory, cache_disk=disk))
+settings = Learning(steps=1, batch_size=128, cache_memory=memory, cache_disk=disk)
+source = open_source(data, uniform(len(data), batch=128), settings, timeout=60)
 for step in range(300):
-    source.minibatch(step, 100)
+    source.minibatch(step, 300)
 print(json.dumps([type(source).__name__, peak() - before]))
 """
 

@@ -150,7 +150,7 @@ def test_several_chunks_are_read_at_once(data):
 def test_a_store_that_hangs_is_a_timeout(data):
     held = Held(data)
     source = lookahead(data, uniform(N), timeout=0.05)
-    with pytest.raises(WaitTimeoutError, match=r"step 0: chunks .* were not read within 0.05 s"):
+    with pytest.raises(WaitTimeoutError, match=r"step 0: chunk .* was not read, and no other one within 0.05 s"):
         source.minibatch(0, 10)
     held.release.set()
     source.close()
@@ -216,7 +216,7 @@ def trained(tmp_path_factory):
     memories = {"direct": 2 * data.nbytes, "feed": data.nbytes * 16 // 40}
     runs = {way: [module["train"](data, m, 1600, seed, sampling) for seed in range(3)] for way, m in memories.items()}
     assert [run.feed for run in runs["direct"]] == ["in memory"] * 3
-    assert all("minibatches ahead" in run.feed for run in runs["feed"])
+    assert all("steps ahead" in run.feed for run in runs["feed"])
     return {
         way: {key: np.mean([getattr(run, key) for run in found]) for key in vars(found[0]) if key != "feed"}
         for way, found in runs.items()

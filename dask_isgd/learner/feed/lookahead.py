@@ -14,7 +14,7 @@ A resumed run draws its queue again, from the random numbers of the same steps.
 
 from __future__ import annotations
 
-import time
+import math
 from concurrent.futures import ThreadPoolExecutor
 from threading import Condition
 from typing import Any
@@ -32,15 +32,15 @@ from dask_isgd.storage import Dataset, Rows
 _LOCAL_READERS, _REMOTE_READERS = 2, 8
 _LOCAL_LEAD, _REMOTE_LEAD = 1 / 32, 1 / 8
 """Share of the window within which chunks are read: the longer, the more latency is hidden, and the more is read."""
-_DRAW_BYTES = 64
-"""Bytes per row drawn ahead, beside the row itself: index, coefficient, probability, slot and chunk, for two draws."""
+_SLOT_BYTES = 80
+"""Bytes per slot beside its row: about two draws, with index, coefficient, probability, slot and chunk."""
 
 
 class Lookahead:
     """Draws up to ``steps`` minibatches of ``batch`` examples ahead, fewer if ``memory`` bytes hold fewer rows.
 
     ``prepared`` is how many minibatches the caller may take before it has trained on the first of them.
-    Arrays of small rows are held in memory, in a tenth of ``memory``. A minibatch may take ``timeout`` seconds.
+    Arrays of small rows are held in memory, in a tenth of ``memory``. A read may take ``timeout`` seconds.
     """
 
     in_memory = False
@@ -58,7 +58,8 @@ class Lookahead:
     ) -> None:
         self._dataset, self._draws, self._timeout = dataset, draws, timeout
         self._most_readers = _LOCAL_READERS if dataset.local else _REMOTE_READERS
-        left, row_bytes, held = int(HELD_SHARE * memory), 0, set()
+        held: set[str] = set()
+        left, row_bytes = int(HELD_SHARE * memory), 0
         for name, array in dataset.arrays.items():
             size = array.size * array.dtype.itemsize
             if size <= left:
@@ -68,7 +69,7 @@ class Lookahead:
                 row_bytes += size // dataset.length
         # Each chunk being read exists decoded, and once more encoded.
         memory -= 2 * self._most_readers * dataset.chunk_size * row_bytes
-        slots = min(max(batch, memory // (row_bytes + _DRAW_BYTES)), steps * batch)
+        slots = min(max(batch, memory // (row_bytes + _SLOT_BYTES)), steps * batch)
         steps = min(steps, steps_within(slots, batch))
         lead = max(1, min(int(steps * (_LOCAL_LEAD if dataset.local else _REMOTE_LEAD)), slots // batch))
         self._window = RowWindow(steps=steps, batch=batch, chunk_size=dataset.chunk_size, slots=slots, lead=lead)
@@ -87,14 +88,12 @@ class Lookahead:
         self._closed = False
         self._readers = ThreadPoolExecutor(self._most_readers, thread_name_prefix="isgd-read")
         self.chunks_read = 0
-        """Chunks read so far."""
-        spread = dataset.length / (steps * batch)
-        self.rows_per_draw = min(float(dataset.chunk_size), max(1.0, spread))
-        """Rows that are decoded per row drawn, about."""
-        self.reason = f"rows drawn {steps} minibatches ahead, about {self.rows_per_draw:.0f} decoded per row drawn"
+        window = steps * batch
+        self.rows_per_draw = dataset.length / window * (1.0 - math.pow(1.0 - 1.0 / dataset.n_chunks, window))
+        """Rows that are decoded per row drawn, if draws are uniform: each chunk that L minibatches need, once."""
+        self.reason = f"rows drawn up to {steps - 1} steps ahead, about {self.rows_per_draw:.3g} decoded per row drawn"
 
     def minibatch(self, step: int, until: int) -> tuple[Draw, Rows]:
-        deadline = time.monotonic() + self._timeout
         attempt = 0
         with self._changed:
             self._drop_outdated(step)
@@ -108,7 +107,7 @@ class Lookahead:
                 if failed is not None:
                     attempt += 1
                     self._handle(self._failed.pop(failed), step)
-                elif self._closed or not self._changed.wait(deadline - time.monotonic()):
+                elif self._closed or not self._changed.wait(self._timeout):
                     raise WaitTimeoutError(self._why(step, awaited))
             draw, slots = self._queue.pop(step), self._window.slots()
             taken = [array.rows(draw.indices, slots) for array in self._arrays.values()]
@@ -131,10 +130,11 @@ class Lookahead:
         if self._window.first != step:
             self._queue.clear()
             self._window.restart(step)
-        if self._draws.gate_step != self._gate_step:
-            self._gate_step = self._draws.gate_step
+        gate_step = self._draws.gate_step
+        if gate_step != self._gate_step:
+            self._gate_step = gate_step
             # The first step that this thread cannot have begun when the gate changed, however fast it is.
-            self._drop(max(step, self._gate_step + self._prepared + 2))
+            self._drop(max(step, gate_step + self._prepared + 2))
 
     def _drop(self, step: int) -> None:
         self._window.drop(step)
@@ -183,8 +183,8 @@ class Lookahead:
     def _why(self, step: int, awaited: list[int]) -> str:
         if self._closed:
             return f"step {step}: the feed was closed"
-        some = ", ".join(map(str, awaited[:5]))
-        return f"step {step}: chunks {some} were not read within {self._timeout:g} s; is the data's store slow?"
+        first, seconds = awaited[0], self._timeout
+        return f"step {step}: chunk {first} was not read, and no other one within {seconds:g} s; is the store slow?"
 
 
 class _Slab:

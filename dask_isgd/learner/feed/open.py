@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 PREPARED = 2
 """Minibatches prepared ahead of the loop."""
-_SLOW = 16
+_SLOW = 10
 """Rows decoded per row drawn above which a warning is logged."""
 _FREE_FRACTION = 0.8
 """Largest fraction of the free disk space that a copy may take."""

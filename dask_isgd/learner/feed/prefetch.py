@@ -64,12 +64,7 @@ class Feed:
             self._stop.clear()
             self._thread = threading.Thread(target=self._work, args=(step, until), name="isgd-feed", daemon=True)
             self._thread.start()
-        try:
-            item = self._ready.get(timeout=self._timeout)
-        except queue.Empty:
-            raise WaitTimeoutError(
-                f"step {step}: no minibatch within {self._timeout:g} s; is the data's store slow?"
-            ) from None
+        item = self._next(step)
         if isinstance(item, BaseException):
             self._thread = None
             raise item
@@ -77,6 +72,17 @@ class Feed:
             self._thread.join(self._timeout)
             self._thread = None
         return item
+
+    def _next(self, step: int) -> Minibatch | BaseException:
+        while True:
+            read = self._source.chunks_read
+            try:
+                return self._ready.get(timeout=self._timeout)
+            except queue.Empty:
+                if self._source.chunks_read == read:
+                    raise WaitTimeoutError(
+                        f"step {step}: no minibatch within {self._timeout:g} s; is the data's store slow?"
+                    ) from None
 
     def _work(self, first: int, until: int) -> None:
         try:

@@ -33,6 +33,8 @@ class Source(Protocol):
     reason: str
     """Which source was chosen, and for what reason."""
     in_memory: bool
+    chunks_read: int
+    """Chunks read so far, if several are read for a minibatch: a wait for it goes on while the number grows."""
 
     def minibatch(self, step: int, until: int) -> tuple[Draw, Rows]:
         """Return the draw of a step and its rows, in the order of the draw; nothing is drawn for ``until`` or later."""
@@ -48,6 +50,7 @@ class RowSource(ABC):
     """A source that can supply any row, so that the draw need not depend on where rows are stored."""
 
     in_memory = False
+    chunks_read = 0
 
     def __init__(self, draws: DrawSource, reason: str) -> None:
         self._draws = draws
