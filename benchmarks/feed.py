@@ -116,14 +116,13 @@ def random_rows(data: dict[str, Dataset], batches: int) -> Iterator[tuple[str, f
         source = open_source(data[kind], draws, learning, timeout=60)
         if hasattr(source, "wait"):
             source.wait()
-        ahead = isinstance(source, Lookahead)
-        first = 2 * batches if ahead else 0  # by then each chunk was read at its own time
+        ahead, steps = isinstance(source, Lookahead), itertools.count()
 
-        def minibatch(step: int, source: Any = source, first: int = first) -> Any:
-            _, rows = source.minibatch(first + step, 10**9)
+        def minibatch(_: int, source: Any = source, steps: Iterator[int] = steps) -> Any:
+            _, rows = source.minibatch(next(steps), 10**9)
             return [as_tensor(array) for array in (*rows.inputs, rows.target)]
 
-        for step in range(-first, 0):
+        for step in range(3 * batches if ahead else 0):  # until each chunk is read at its own time
             minibatch(step)
         yield name, rate(minibatch, batches, mean=ahead)
         source.close()

@@ -29,7 +29,9 @@ from dask_isgd.learner.feed.source import DrawSource
 from dask_isgd.sampling import Draw
 from dask_isgd.storage import Dataset, Rows
 
-_LOCAL_READERS, _REMOTE_READERS = 2, 8
+_LOCAL_READERS, _REMOTE_READERS = 2, 16
+_READ_SHARE = 0.25
+"""Share of the memory that chunks being read may take."""
 _LOCAL_LEAD, _REMOTE_LEAD = 1 / 32, 1 / 8
 """Share of the window within which chunks are read: the longer, the more latency is hidden, and the more is read."""
 _SLOT_BYTES = 80
@@ -57,7 +59,6 @@ class Lookahead:
         timeout: float,
     ) -> None:
         self._dataset, self._draws, self._timeout = dataset, draws, timeout
-        self._most_readers = _LOCAL_READERS if dataset.local else _REMOTE_READERS
         held: set[str] = set()
         left, row_bytes = int(HELD_SHARE * memory), 0
         for name, array in dataset.arrays.items():
@@ -67,8 +68,10 @@ class Lookahead:
                 held.add(name)
             else:
                 row_bytes += size // dataset.length
-        # Each chunk being read exists decoded, and once more encoded.
-        memory -= 2 * self._most_readers * dataset.chunk_size * row_bytes
+        chunk_bytes = 2 * dataset.chunk_size * row_bytes  # a chunk being read exists decoded, and once more encoded
+        most = _LOCAL_READERS if dataset.local else _REMOTE_READERS
+        self._most_readers = max(1, min(most, int(_READ_SHARE * memory) // max(1, chunk_bytes)))
+        memory -= self._most_readers * chunk_bytes
         slots = min(max(batch, memory // (row_bytes + _SLOT_BYTES)), steps * batch)
         steps = min(steps, steps_within(slots, batch))
         lead = max(1, min(int(steps * (_LOCAL_LEAD if dataset.local else _REMOTE_LEAD)), slots // batch))

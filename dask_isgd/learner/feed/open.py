@@ -86,6 +86,7 @@ def open_source(
     )
     source.reason = f"{source.reason}, from the {kind} store: {reason}"
     if source.rows_per_draw > _SLOW:
-        source.reason += ". This is slow: allow more memory or disk, use smaller chunks, or raise lookahead_steps"
+        source.reason += ". This is slow: allow more memory or disk, or use smaller chunks"
+        source.reason += "" if learning.synchronous else "; with enough memory raise lookahead_steps"
         logger.warning("feed: %s", source.reason)
     return source
