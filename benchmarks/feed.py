@@ -4,7 +4,7 @@
     python benchmarks/feed.py --tiny     # what the tests run
 
 Every method yields the same minibatches of 128 rows of 3,072 bytes as torch tensors, in one process. A
-figure is the median over minibatches (for the pool the mean, because it is refilled in between); the ratio is to
+figure is the median over minibatches, or the mean if they are drawn ahead (chunks are read in between); the ratio is to
 ``X[idx]``, plain numpy, of the same run. Other libraries that read Zarr are measured if they are installed.
 The last lines train an MLP from memory and with a memory budget of a tenth of the data.
 """
@@ -32,10 +32,11 @@ from dask_isgd.config import Learning
 from dask_isgd.core.batch import Prepare, as_tensor
 from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import DataError
-from dask_isgd.learner.feed import RowRange, open_feed, open_source
+from dask_isgd.learner.feed import open_feed, open_source
+from dask_isgd.learner.feed.lookahead import Lookahead
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.sampling import Draw
-from dask_isgd.sampling.draws import positions, uniform
+from dask_isgd.sampling.draws import uniform
 from dask_isgd.scorer.chunk_reader import CachedChunkReader
 from dask_isgd.storage import Dataset, write_dataset
 
@@ -45,21 +46,13 @@ BATCH, CHUNK = 128, 512
 class Uniform:
     """Uniform draws: the benchmark measures the feed, not the sampler."""
 
+    gate_step = -1
+
     def __init__(self, n: int) -> None:
         self.n = n
 
-    def draw(self, step: int) -> Draw:
+    def draw(self, step: int, attempt: int = 0) -> Draw:
         return uniform(self.n, "independent", BATCH, np.random.default_rng(step))
-
-    def run(self, size: int, generator: np.random.Generator) -> RowRange:
-        start = int(generator.integers(self.n)) // size * size
-        return RowRange(start, np.full(min(size, self.n - start), 1 / self.n), float(self.n))
-
-    def probabilities(self, indices: Any) -> Any:
-        return np.full(len(indices), 1 / self.n)
-
-    def positions(self, step: int, generator: np.random.Generator) -> Any:
-        return positions("independent", BATCH, generator)
 
     def unreadable(self, error: DataError) -> None:
         raise error
@@ -115,21 +108,23 @@ def random_rows(data: dict[str, Dataset], batches: int) -> Iterator[tuple[str, f
         ("in memory", "raw", {"cache_memory": 2 * size}),
         ("rows of uncompressed chunks", "raw", {"cache_memory": tenth}),
         ("local copy of zstd", "zstd", {"cache_memory": tenth, "cache_disk": 2 * size}),
-        ("pool, 10 % budget, zstd", "zstd", {"cache_memory": tenth, "cache_disk": 0}),
+        ("drawn ahead, memory 1/10, zstd", "zstd", {"cache_memory": tenth}),
+        ("drawn ahead, memory 1/2, zstd", "zstd", {"cache_memory": 5 * tenth, "lookahead_steps": 2000}),
     ]
     for name, kind, settings in ways:
-        source = open_source(data[kind], draws, Learning(steps=1, **{"cache_disk": 0, **settings}))
+        learning = Learning(steps=1, batch_size=BATCH, **{"cache_disk": 0, **settings})
+        source = open_source(data[kind], draws, learning, timeout=60)
         if hasattr(source, "wait"):
             source.wait()
-        if hasattr(source, "slots"):  # measure the steady state, not the time during which it fills
-            while source.loaded < source.slots:
-                source.minibatch(0)
+        ahead, steps = isinstance(source, Lookahead), itertools.count()
 
-        def minibatch(step: int, source: Any = source) -> Any:
-            _, rows = source.minibatch(step)
+        def minibatch(_: int, source: Any = source, steps: Iterator[int] = steps) -> Any:
+            _, rows = source.minibatch(next(steps), 10**9)
             return [as_tensor(array) for array in (*rows.inputs, rows.target)]
 
-        yield name, rate(minibatch, batches, mean=hasattr(source, "slots"))
+        for step in range(3 * batches if ahead else 0):  # until each chunk is read at its own time
+            minibatch(step)
+        yield name, rate(minibatch, batches, mean=ahead)
         source.close()
     yield from others(data["zstd"], max(2, batches // 100))
 
@@ -226,7 +221,7 @@ def training(data: dict[str, Dataset], steps: int) -> Iterator[tuple[str, float]
         "in memory": (data["raw"], 2 * dataset.nbytes, 0),
         "rows of uncompressed chunks, budget 1/10": (data["raw"], dataset.nbytes // 10, 0),
         "local copy of zstd, budget 1/10": (data["zstd"], dataset.nbytes // 10, 2 * dataset.nbytes),
-        "pool on zstd, budget 1/10": (data["zstd"], dataset.nbytes // 10, 0),
+        "drawn ahead on zstd, budget 1/10": (data["zstd"], dataset.nbytes // 10, 0),
     }
     feeds, speeds = {}, {name: [] for name in ways}
     for name, (of, memory, disk) in ways.items():

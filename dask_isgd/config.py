@@ -88,6 +88,9 @@ class Learning:
     """Bytes of training data that the learner may hold, or a string such as ``"2GB"``."""
     cache_disk: BytesOrZero = default("learning.cache-disk")
     """Bytes of the learner's local disk for an uncompressed copy of compressed or remote data; 0: no copy."""
+    lookahead_steps: Count = default("learning.lookahead-steps")
+    """Minibatches that are drawn ahead at most if the data fit neither memory nor disk. A drawn minibatch is as many
+    steps older than its weights; a chunk is read about once per so many steps, so more of them are faster."""
     transform: Function | None = None
     """Applied to the inputs of each minibatch on the learner's device. Scorers don't apply it: they score examples as
     stored, which affects what is drawn and leaves the gradient unbiased."""

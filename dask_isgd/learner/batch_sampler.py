@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError
-from dask_isgd.learner.feed import RowRange
 from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.step import Step
 from dask_isgd.sampling import Draw, Gate, ImportanceSampler
-from dask_isgd.sampling.draws import positions
 from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
@@ -55,6 +53,8 @@ class BatchSampler:
         self.monitor = GainMonitor(self.sampler, self.gate, reproducible=reproducible)
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
+        self.gate_step = -1
+        """The step after which the gate last opened or closed; -1: never."""
 
     @property
     def open(self) -> bool:
@@ -66,40 +66,18 @@ class BatchSampler:
         """Whether scorers are nearly idle: draws are uniform, or the gate is closed and few chunks are scored."""
         return self._sampling.uniform or self.gate.probing
 
-    def draw(self, step: int) -> Draw:
-        """Return the minibatch of a step, which depends only on the seed, the step and the current weights."""
-        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=np.array([0, 0, 0, step], np.uint64)))
+    def draw(self, step: int, attempt: int = 0) -> Draw:
+        """Return the minibatch of a step, which depends only on the seed, step, attempt and current weights."""
+        counter = np.array([0, 0, attempt, step], np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=counter))
         with self._lock:
-            return self._draw(self._batch_size, generator, self._kind(step))
-
-    def run(self, size: int, generator: np.random.Generator) -> RowRange:
-        """Return the ``size`` neighbours around one drawn example: chosen with the sum of their probabilities."""
-        with self._lock:
-            one = self._draw(1, generator)
-            start = int(one.indices[0]) // size * size
-            rows = np.arange(start, min(start + size, self.sampler.n))
-            return RowRange(start, self._probabilities(rows), 1.0 / float(one.coefficients[0] * one.probabilities[0]))
-
-    def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the current probabilities q (B,) of ``indices`` (B,)."""
-        with self._lock:
-            return self._probabilities(indices)
-
-    def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """Return (B,) positions in [0, 1) of a step, spread by ``Sampling.scheme``, independent at a report."""
-        return positions(self._kind(step), self._batch_size, generator)
+            draw = self.sampler.draw if self.open else self.sampler.draw_uniform
+            return draw(self._batch_size, generator, self._kind(step))
 
     def _kind(self, step: int) -> str:
         # At a report ||μ||² is estimated from products of draws, which is unbiased only if they are independent.
         report = (step + 1) % self._report_every == 0
         return "independent" if report else self._sampling.scheme
-
-    def _draw(self, batch: int, generator: np.random.Generator, kind: str | None = None) -> Draw:
-        draw = self.sampler.draw if self.open else self.sampler.draw_uniform
-        return draw(batch, generator, kind)
-
-    def _probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        return (self.sampler.probabilities if self.open else self.sampler.uniform_probabilities)(indices)
 
     def unreadable(self, error: DataError) -> None:
         """Leave out the scoring chunk that holds ``error.rows``; raise ``error`` unless the run skips bad chunks."""
@@ -137,7 +115,10 @@ class BatchSampler:
         if result.norms is None:
             return
         with self._lock:
+            was_open = self.open
             self.monitor.observe(step, draw, result, measure=measure)
+            if self.open != was_open:
+                self.gate_step = step
             if self._sampling.feedback and not self._sampling.uniform:
                 self.sampler.feedback(draw.indices, result.norms, step)
 

@@ -49,7 +49,7 @@ class GainSamples:
             known &= self._is_probe[draw.indices // self._sampler.chunk_size]
         if not known.any():
             return
-        # Draws from a pool of rows, or made while the gate was closed, have other probabilities than the proposal's.
+        # Draws made while the gate was closed have other probabilities than the proposal's.
         c, n = draw.coefficients, self._sampler.n
         own = gate.open and abs(c[0] * draw.probabilities[0] * n - 1.0) < 1e-9 and not (c == 1.0).all()
         q = draw.probabilities[known] if own else self._sampler.probabilities(draw.indices[known])

@@ -101,11 +101,6 @@ class ImportanceSampler:
             return self._draw_from(self._uniform, batch, rng, scheme)
         return uniform(self.n, scheme or self.sampling.scheme, batch, rng)
 
-    def uniform_probabilities(self, indices: ArrayLike) -> Floats:
-        """Return (B,) the probabilities of ``indices`` (B,) in ``draw_uniform``."""
-        left_out = self._left_out[self._checked(indices) // self.chunk_size]
-        return np.where(left_out, 0.0, 1.0 / (self.n if self._uniform is None else self._uniform.count))
-
     def probabilities(self, indices: ArrayLike | None = None) -> Floats:
         """Return the probabilities q in force, float64: of ``indices`` (B,), or of all N if None (O(N)).
 

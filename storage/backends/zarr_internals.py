@@ -5,11 +5,12 @@ A canary test (``tests/storage/test_zarr_internals.py``) fails when a release of
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
+from numcodecs import blosc, zstd
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV2Metadata
 from zarr.core.sync import sync
 
@@ -18,12 +19,14 @@ ByteOrder: TypeAlias = Literal["<", ">", "="]
 
 
 class PlainBytes(NamedTuple):
-    """The layout of the bytes of an uncompressed chunk."""
+    """The layout of the bytes of a chunk, once decompressed."""
 
     byte_order: ByteOrder
     """``"<"``, ``">"``, or ``"="`` if the dtype itself decides."""
     checksum: bool
-    """Whether a CRC-32C of four bytes follows."""
+    """Whether a CRC-32C of four bytes follows the stored bytes."""
+    decompress: Callable[[memoryview], bytes] | None = None
+    """What the stored bytes must be passed to; None if they are not compressed."""
 
 
 def wait(coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -68,19 +71,23 @@ def is_consolidated(group: zarr.Group) -> bool:
 
 
 def plain_bytes(array: zarr.Array[Any]) -> PlainBytes | None:
-    """How the chunks of ``array`` hold their values as plain bytes in C order; None if they are encoded otherwise.
+    """How the chunks of ``array`` hold their values as bytes in C order, compressed or not; None if in another way.
 
     The public ``compressors`` and ``filters`` know neither the byte order of format 3 nor the memory order of format 2.
     """
     metadata = array.metadata
     if isinstance(metadata, ArrayV2Metadata):
         # One column in Fortran's order is one in C's.
-        plain = metadata.compressor is None and not metadata.filters and (metadata.order == "C" or array.ndim == 1)
-        return PlainBytes("=", False) if plain else None
+        plain = not metadata.filters and (metadata.order == "C" or array.ndim == 1)
+        compressor = metadata.compressor
+        return PlainBytes("=", False, None if compressor is None else compressor.decode) if plain else None
     first, *rest = metadata.codecs
+    decompress = None
+    if rest and isinstance(rest[0], (ZstdCodec, BloscCodec)):
+        decompress = zstd.decompress if isinstance(rest.pop(0), ZstdCodec) else blosc.decompress
     if not isinstance(first, BytesCodec) or len(rest) > 1 or not all(isinstance(c, Crc32cCodec) for c in rest):
         return None
-    return PlainBytes(byte_order(first.endian), bool(rest))
+    return PlainBytes(byte_order(first.endian), bool(rest), decompress)
 
 
 def byte_order(endian: Any) -> ByteOrder:

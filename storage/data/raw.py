@@ -1,4 +1,4 @@
-"""Arrays whose chunk files hold plain rows, so that a row needs one read and no decoding.
+"""Arrays whose chunk files hold plain rows, perhaps compressed, so that they can be read without Zarr.
 
 Zarr reads a chunk through its event loop and several threads. If the process computes meanwhile, each switch waits
 for the interpreter lock; small chunks that are read often, such as weights, are therefore read here.
@@ -6,6 +6,7 @@ for the interpreter lock; small chunks that are read often, such as weights, are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from dask_isgd.storage.backends.stores import Array
 from dask_isgd.storage.backends.zarr_internals import chunk_key, plain_bytes
 
 _CHECKSUM_BYTES = 4
+_RESIDUE = 0x48674BC7
+"""CRC-32C of any bytes that are followed by their own CRC-32C."""
 
 
 @dataclass(frozen=True)
 class RawArray:
-    """The position of the rows of a local, uncompressed array in its files.
+    """The position of the rows of a local array in its files, or in the bytes that these decompress to.
 
     Row ``i`` of the array is row ``i % rows`` of the file of chunk ``i // rows``. The file of a last, partial
     chunk is as large as all others; it is padded past the array's end.
@@ -39,6 +42,8 @@ class RawArray:
     """Whether a CRC-32C follows the rows of each chunk."""
     fill: object
     """The value of all elements of a chunk without a file."""
+    decompress: Callable[[memoryview], bytes] | None = None
+    """What the bytes of a file must be passed to; None if they are not compressed."""
 
     @property
     def row_bytes(self) -> int:
@@ -46,7 +51,7 @@ class RawArray:
 
     @property
     def file_bytes(self) -> int:
-        """Size of every chunk's file."""
+        """Size of every chunk's file if it is not compressed."""
         return self.rows * self.row_bytes + (_CHECKSUM_BYTES if self.checksum else 0)
 
     def path(self, chunk: int) -> Path:
@@ -55,19 +60,26 @@ class RawArray:
     def read(self, chunk: int) -> np.ndarray:
         """All rows of one chunk, (rows, *row_shape); ValueError if they are not the bytes that were written."""
         try:
-            data = self.path(chunk).read_bytes()
+            return self.decode(self.path(chunk).read_bytes())
         except FileNotFoundError:
             return np.full((self.rows, *self.row_shape), self.fill, self.dtype)
-        if len(data) != self.file_bytes:
-            raise ValueError(f"got {len(data)} bytes, wanted {self.file_bytes}")
-        size = self.rows * self.row_bytes
-        if self.checksum and google_crc32c.value(data[:size]) != int.from_bytes(data[size:], "little"):
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """The rows of one chunk, (rows, *row_shape), from the bytes of its file.
+
+        Raises ValueError, or whatever the codec raises, if they are not the bytes that were written.
+        """
+        if self.checksum and google_crc32c.value(data) != _RESIDUE:
             raise ValueError("the checksum does not match")
-        return np.frombuffer(data, self.dtype, size // self.dtype.itemsize).reshape(self.rows, *self.row_shape)
+        stored = memoryview(data)[: len(data) - _CHECKSUM_BYTES * self.checksum]
+        rows = stored if self.decompress is None else self.decompress(stored)
+        if len(rows) != self.rows * self.row_bytes:
+            raise ValueError(f"got {len(rows)} bytes, wanted {self.rows * self.row_bytes}")
+        return np.frombuffer(rows, self.dtype).reshape(self.rows, *self.row_shape)
 
 
 def raw_array(array: Array) -> RawArray | None:
-    """Return the position of the rows of ``array`` in files; None if they are remote, compressed, sharded or split."""
+    """Return the position of the rows of ``array`` in files; None if they are remote, sharded, split or filtered."""
     store = array.store
     if not isinstance(store, LocalStore) or array.dtype.kind not in "biufc" or not array.size:
         return None
@@ -89,4 +101,5 @@ def raw_array(array: Array) -> RawArray | None:
         row_shape=tuple(int(extent) for extent in array.shape[1:]),
         checksum=plain.checksum,
         fill=np.asarray(array.fill_value if array.fill_value is not None else 0, dtype.newbyteorder("=")).item(),
+        decompress=plain.decompress,
     )

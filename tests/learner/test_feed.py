@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import math
 import os
 import re
 import subprocess
@@ -20,16 +18,14 @@ import zarr
 from feed_oracle import Explicit, uniform
 from numpy.testing import assert_allclose, assert_array_equal
 
-from dask_isgd.config import Learning, Sampling
+from dask_isgd.config import Learning
 from dask_isgd.core.batch import Prepare
 from dask_isgd.errors import CorruptChunkError, MissingChunkError, StorageFullError, WaitTimeoutError
-from dask_isgd.learner.batch_sampler import BatchSampler
-from dask_isgd.learner.feed import Feed, RowRange, open_feed, open_source
+from dask_isgd.learner.feed import Feed, open_feed, open_source
 from dask_isgd.learner.feed.chunk_files import ChunkFiles
-from dask_isgd.learner.feed.chunk_pool import ChunkPool, slots_within
-from dask_isgd.learner.feed.from_store import FromStore
 from dask_isgd.learner.feed.in_memory import InMemory
 from dask_isgd.learner.feed.local_copy import LocalCopy
+from dask_isgd.learner.feed.lookahead import Lookahead
 from dask_isgd.storage import Dataset, write_dataset
 
 N, CHUNK = 203, 16
@@ -46,18 +42,27 @@ def write(url, **options):
 
 
 def learning(memory, disk=0, **changes):
-    return Learning(steps=10, cache_memory=memory, cache_disk=disk, **changes)
+    return Learning(steps=10, cache_memory=memory, cache_disk=disk, **{"batch_size": 8, **changes})
 
 
-POOL = 9_600
+def opened(data, draws, memory, disk=0, **options):
+    return open_source(data, draws, learning(memory, disk, batch_size=draws.batch), timeout=30, **options)
+
+
 WAYS = [
     # compressed, memory, disk, the way
     (False, 10**6, 0, InMemory, "in memory"),
     (True, 10**6, 0, InMemory, "in memory"),
     (False, 1000, 0, ChunkFiles, "local uncompressed chunks"),
     (True, 1000, 10**6, LocalCopy, "uncompressed copy of compressed data"),
-    (True, POOL, 0, ChunkPool, "pool of [45] resident chunks of 13.*unbiased, steps dependent"),
-    (True, 1000, 0, FromStore, "too few for a pool.*Allow more memory"),
+    (
+        True,
+        16_000,
+        0,
+        Lookahead,
+        "drawn up to 2 steps ahead, about [0-9.]+ decoded per row drawn, from the compressed",
+    ),
+    (True, 1000, 0, Lookahead, "drawn up to 0 steps ahead, about [0-9.]+ decoded per row drawn"),
 ]
 
 
@@ -78,11 +83,11 @@ class TestEveryWay:
     @pytest.mark.parametrize(("compressed", "memory", "disk", "kind", "says"), WAYS)
     def test_gives_the_rows_it_drew_and_says_why(self, tmp_path, compressed, memory, disk, kind, says):
         data = write(tmp_path / "d", compressed=compressed)
-        source = open_source(data, uniform(N, batch=32), learning(memory, disk), folder=str(tmp_path))
+        source = opened(data, uniform(N, batch=32), memory, disk, folder=str(tmp_path))
         assert type(source) is kind
         assert re.search(says, source.reason)
         for step in range(40):
-            draw, rows = source.minibatch(step)
+            draw, rows = source.minibatch(step, 100)
             assert_array_equal(rows.target, LABEL[draw.indices])
             assert_array_equal(rows.inputs[0], IMAGE[draw.indices])
             assert_array_equal(rows.inputs[1], AGE[draw.indices])
@@ -96,10 +101,10 @@ class TestEveryWay:
         (tmp_path / "d/train/image/c/3/0/0").write_bytes(b"abc")
         (tmp_path / "d/train/age/c/5").unlink()
         draws = Forgiving(np.ones(N), batch=32)
-        source = open_source(data, draws, learning(memory, disk), folder=str(tmp_path))
+        source = opened(data, draws, memory, disk, folder=str(tmp_path))
         assert type(source) is kind
         for step in range(60):
-            draw, rows = source.minibatch(step)
+            draw, rows = source.minibatch(step, 100)
             assert not {3, 5} & set(draw.indices // CHUNK)
             assert_array_equal(rows.target, LABEL[draw.indices])
             assert_array_equal(rows.inputs[0], IMAGE[draw.indices])
@@ -109,30 +114,32 @@ class TestEveryWay:
 
     def test_remote_data_are_copied(self, tmp_path):
         data = write(f"memory://{tmp_path.name}/d")
-        source = open_source(data, uniform(N), learning(1000, 10**6), folder=str(tmp_path))
+        source = opened(data, uniform(N), 1000, 10**6, folder=str(tmp_path))
         assert "copy of remote data" in source.reason
         assert source.wait(60)
         source.close()
 
-    def test_an_exact_run_takes_no_pool_and_draws_nothing_ahead(self, tmp_path):
-        data = write(tmp_path / "d", compressed=True)
-        settings = learning(POOL, synchronous=True)
-        assert isinstance(open_source(data, uniform(N), settings), FromStore)
-        feed = open_feed(data, uniform(N), Prepare(data, torch.device("cpu")), settings, timeout=10)
-        feed(0, 10)
+    def test_a_synchronous_run_draws_nothing_ahead(self, tmp_path):
+        data, draws = write(tmp_path / "d", compressed=True), uniform(N)
+        settings = learning(16_000, synchronous=True)
+        feed = open_feed(data, draws, Prepare(data, torch.device("cpu")), settings, timeout=10)
+        for step in range(3):
+            feed(step, 10)
+        assert draws.drawn == [0, 1, 2]
         assert "isgd-feed" not in {thread.name for thread in threading.enumerate()}
+        feed.close()
 
-    def test_the_slow_way_is_a_warning(self, tmp_path, caplog):
+    def test_a_slow_way_is_a_warning(self, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
-            open_source(write(tmp_path / "d", compressed=True), uniform(N), learning(1000))
-        assert "slow" in caplog.text
+            opened(write(tmp_path / "d", compressed=True), uniform(N), 1000).close()
+        assert "slow: allow more memory or disk" in caplog.text
 
     @pytest.mark.parametrize("kind", [ChunkFiles, LocalCopy])
     def test_batches_larger_than_the_data(self, tmp_path, kind):
         data = write(tmp_path / "d", compressed=kind is LocalCopy)
-        source = open_source(data, uniform(N, batch=1000), learning(1000, 10**6), folder=str(tmp_path))
+        source = opened(data, uniform(N, batch=1000), 1000, 10**6, folder=str(tmp_path))
         assert isinstance(source, kind)
-        draw, rows = source.minibatch(0)
+        draw, rows = source.minibatch(0, 1)
         assert_array_equal(rows.target, draw.indices)
         source.close()
 
@@ -156,7 +163,7 @@ class TestChunkFiles:
             made[...] = array
         data = Dataset(tmp_path)
         source = ChunkFiles(data, data.raw, uniform(5, batch=20), "", memory=0)
-        draw, rows = source.minibatch(0)
+        draw, rows = source.minibatch(0, 1)
         assert_array_equal(rows.inputs[0], values[draw.indices])
         assert rows.inputs[0].dtype == np.dtype(dtype)
         assert rows.inputs[0].dtype.isnative
@@ -251,7 +258,7 @@ class TestLocalCopy:
         assert_array_equal(source.gather(np.arange(N)).inputs[1], AGE)
         source.close()
 
-    def test_no_room_is_a_pool(self, tmp_path, monkeypatch):
+    def test_no_room_is_rows_drawn_ahead(self, tmp_path, monkeypatch):
 
         def full(*_):
             raise OSError(28, "No space left on device")
@@ -260,95 +267,22 @@ class TestLocalCopy:
         data = write(tmp_path / "d", compressed=True)
         with pytest.raises(StorageFullError, match="no space is left"):
             LocalCopy(data, uniform(N), "", folder=None, memory=1000)
-        source = open_source(data, uniform(N), learning(POOL, 10**6))
-        assert isinstance(source, ChunkPool)
+        source = opened(data, uniform(N), 16_000, 10**6)
+        assert isinstance(source, Lookahead)
         assert "no space is left" in source.reason
         source.close()
 
 
-class Scripted(Explicit):
-    """Loads the chunks it is told to, and draws on a grid so fine that every row gets its exact share."""
-
-    def __init__(self, weights, loads, positions):
-        super().__init__(weights)
-        self.loads, self.grid = iter(loads), positions
-
-    def run(self, size, generator):
-        start = next(self.loads, 0) * size
-        return RowRange(start, self.q[start : start + size].copy(), float(len(self.q)))
-
-    def positions(self, step, generator):
-        return self.grid
-
-
-class TestPool:
-    WEIGHTS = np.array([1, 2, 3, 4, 0, 3, 3, 0, 5, 9], float)  # chunks of 4: sums 10, 6, 14; the last is short
-    GRADIENTS = np.random.default_rng(1).normal(size=10)
-
-    def pool(self, tmp_path, draws, *, slots=2, **options):
-        url = tmp_path / "p"
-        if not url.exists():
-            arrays = {"x": self.GRADIENTS, "y": np.arange(10)}
-            write_dataset(url, "train", arrays, inputs="x", target="y", chunk_size=4, compressed=True)
-        data = Dataset(url)
-        memory = next(m for m in range(100, 10_000, 8) if slots_within(data, m) == slots)
-        return ChunkPool(data, draws, "", memory=memory, **options)
-
-    @pytest.mark.parametrize("slots", [1, 2])
-    @pytest.mark.parametrize("changed", [False, True], ids=["weights stay", "weights change after loading"])
-    def test_the_expectation_is_exactly_the_mean_gradient(self, tmp_path, slots, changed):
-        """Summed over every sequence of loads with its probability, at each of several steps."""
-        weights = np.array([1, 2, 3, 4, 1, 2, 2, 1, 5, 9], float)
-        later = np.array([4, 4, 1, 1, 2, 1, 2, 1, 13, 1], float)
-        sums = np.add.reduceat(weights, [0, 4, 8])
-        loads, parts = slots + 2, math.lcm(10, 6, 14)  # the sums, of both
-        grid = (np.arange(slots * parts) + 0.5) / (slots * parts)
-        expected = np.zeros(3)
-        for sequence in itertools.product(range(3), repeat=loads):
-            draws = Scripted(weights, sequence, grid)
-            pool = self.pool(tmp_path, draws, slots=slots, reuse=slots * parts / 4)
-            likely = np.prod([sums[c] / sums.sum() for c in sequence])
-            for step in range(3):
-                draw, rows = pool.minibatch(step)
-                assert_array_equal(rows.target, draw.indices)
-                expected[step] += likely * np.mean(draw.coefficients * rows.inputs[0])
-                if changed:
-                    draws.q = later / later.sum()
-            pool.close()
-        assert_allclose(expected, self.GRADIENTS.mean(), rtol=1e-10)
-
-    def test_slots_go_in_a_circle_whatever_is_in_them(self, tmp_path):
-        draws = Scripted(self.WEIGHTS + 1, [0, 1, 2, 0, 1, 2, 0], np.linspace(0, 1, 8, endpoint=False))
-        pool = self.pool(tmp_path, draws, slots=2, reuse=2)
-        seen = []
-        for step in range(5):
-            draw, _ = pool.minibatch(step)
-            seen.append(tuple(sorted(set(draw.indices // 4))))
-        assert seen == [(0, 1), (1, 2), (0, 2), (0, 1), (1, 2)]
-        pool.close()
-
-    def test_no_row_of_weight_zero_and_no_row_past_a_short_chunk(self, tmp_path):
-        pool = self.pool(tmp_path, Explicit(self.WEIGHTS, batch=64, seed=3), slots=3)
-        drawn = np.concatenate([pool.minibatch(step)[0].indices for step in range(200)])
-        assert set(drawn) == set(np.flatnonzero(self.WEIGHTS))
-        pool.close()
-
-    def test_a_chunk_that_cannot_be_read_is_an_error_of_every_draw(self, tmp_path):
-        draws = Explicit(self.WEIGHTS)
-        self.pool(tmp_path, draws).close()
-        for chunk in range(3):
-            (tmp_path / f"p/train/x/c/{chunk}").unlink()
-        pool = self.pool(tmp_path, draws)
-        for step in range(2):
-            with pytest.raises(MissingChunkError):
-                pool.minibatch(step)
-        pool.close()
+def supplier(minibatch, close):
+    return SimpleNamespace(
+        reason="", in_memory=False, chunks_read=0, minibatch=minibatch, interrupt=lambda: None, close=close
+    )
 
 
 class TestFeed:
     def feed(self, tmp_path, *, ahead, source=None, **options):
         data = write(tmp_path / "d")
-        source = source or open_source(data, uniform(N, batch=16), learning(1000))
+        source = source or opened(data, uniform(N, batch=16), 1000)
         return Feed(source, Prepare(data, torch.device("cpu")), ahead=ahead, **{"timeout": 30, **options})
 
     @pytest.mark.parametrize("ahead", [0, 1, 2, 5])
@@ -365,13 +299,13 @@ class TestFeed:
 
     def test_nothing_is_drawn_beyond_until(self, tmp_path):
         steps = []
-        inner = open_source(write(tmp_path / "e"), uniform(N), learning(1000))
+        inner = opened(write(tmp_path / "e"), uniform(N), 1000)
 
-        def minibatch(step):
+        def minibatch(step, until):
             steps.append(step)
-            return inner.minibatch(step)
+            return inner.minibatch(step, until)
 
-        source = SimpleNamespace(reason="", in_memory=False, minibatch=minibatch, close=inner.close)
+        source = supplier(minibatch, inner.close)
         feed = self.feed(tmp_path, ahead=3, source=source)
         for step in range(4):
             feed(step, 4)
@@ -382,14 +316,14 @@ class TestFeed:
         feed.close()
 
     def test_an_error_is_raised_at_its_step_and_not_before(self, tmp_path):
-        inner = open_source(write(tmp_path / "e"), uniform(N), learning(1000))
+        inner = opened(write(tmp_path / "e"), uniform(N), 1000)
 
-        def minibatch(step):
+        def minibatch(step, until):
             if step == 3:
                 raise CorruptChunkError("chunk 7")
-            return inner.minibatch(step)
+            return inner.minibatch(step, until)
 
-        source = SimpleNamespace(reason="", in_memory=False, minibatch=minibatch, close=inner.close)
+        source = supplier(minibatch, inner.close)
         feed = self.feed(tmp_path, ahead=2, source=source)
         for step in range(3):
             feed(step, 10)
@@ -399,7 +333,7 @@ class TestFeed:
 
     def test_a_store_that_hangs_is_a_timeout(self, tmp_path):
         hold = threading.Event()
-        source = SimpleNamespace(reason="", in_memory=False, minibatch=lambda step: hold.wait(), close=lambda: None)
+        source = supplier(lambda step, until: hold.wait(), lambda: None)
         feed = self.feed(tmp_path, ahead=1, source=source, timeout=0.05)
         with pytest.raises(WaitTimeoutError, match="step 0: no minibatch within"):
             feed(0, 2)
@@ -422,9 +356,10 @@ for chunk in range(4):
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 memory, disk = int(sys.argv[3]), int(sys.argv[4])
-source = open_source(data, uniform(len(data), batch=128), Learning(steps=1, cache_memory=memory, cache_disk=disk))
+settings = Learning(steps=1, batch_size=128, cache_memory=memory, cache_disk=disk)
+source = open_source(data, uniform(len(data), batch=128), settings, timeout=60)
 for step in range(300):
-    source.minibatch(step)
+    source.minibatch(step, 300)
 print(json.dumps([type(source).__name__, peak() - before]))
 """
 
@@ -447,7 +382,7 @@ def large(tmp_path_factory):
     [
         (False, 6 << 20, 0, "ChunkFiles"),
         (True, 6 << 20, 1 << 30, "LocalCopy"),
-        (True, 6 << 20, 0, "ChunkPool"),
+        (True, 6 << 20, 0, "Lookahead"),
         (True, 80 << 20, 0, "InMemory"),
     ],
 )
@@ -468,38 +403,3 @@ def test_the_memory_budget_holds(large, compressed, memory, disk, kind):
     print(f"{kind}: {peak / 2**20:.1f} MiB above the start, {memory / 2**20:.0f} allowed")
     assert got == kind
     assert peak < memory + (12 << 20)
-
-
-def logits():
-    return torch.nn.Linear(3, 2)
-
-
-@pytest.mark.parametrize("gate", ["open", "auto"])
-def test_a_pool_fed_by_the_runs_own_drawing_estimates_the_mean(tmp_path, gate):
-    """With the real sampler, while weights change: many minibatches average to the mean over all rows."""
-    n = 200
-    x = np.random.default_rng(5).normal(size=(n, 3)).astype("f4")
-    arrays = {"x": x, "y": np.arange(n) % 2}
-    write_dataset(tmp_path / "d", "train", arrays, inputs="x", target="y", chunk_size=8, compressed=True)
-    data = Dataset(tmp_path / "d")
-    settings = Learning(steps=10, batch_size=32, cache_memory=2500, cache_disk=0)
-    drawing = BatchSampler(n, 40, 32, Sampling(gate=gate), seed=0, report_every=20)
-    assert drawing.open == (gate == "open")
-    generator = np.random.default_rng(6)
-    feed = open_feed(data, drawing, Prepare(data, torch.device("cpu")), settings, timeout=30)
-    assert "pool" in feed.reason
-    means, largest = [], []
-    for step in range(3000):
-        if step % 50 == 0:
-            drawing.update(step // 50 % 5, generator.exponential(size=40).astype("f4") ** 2, step)
-        batch = feed(step, 3000)
-        draw = batch.draw
-        assert_allclose(draw.coefficients * draw.probabilities * n, 1)
-        means.append((draw.coefficients[:, None] * batch.inputs[0].numpy()).mean(0))
-        largest.append(draw.coefficients.max())
-    feed.close()
-    assert (max(largest) > 1.5) == (gate == "open")
-    # Neighbouring steps share chunks: means of a hundred steps are nearly independent.
-    blocks = np.reshape(means, (30, 100, 3)).mean(1)
-    error = np.abs(blocks.mean(0) - x.mean(0)) / (blocks.std(0, ddof=1) / np.sqrt(30))
-    assert error.max() < 4

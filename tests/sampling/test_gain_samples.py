@@ -74,8 +74,8 @@ def test_the_candidate_is_judged_on_the_chunks_it_covers(gate, draw, known):
     np.testing.assert_allclose(candidate.candidate, N * sampler.probabilities(drawn.indices[mask]), rtol=1e-12)
 
 
-def test_draws_of_a_pool_count_with_the_proposal_of_the_sampler():
-    """The probabilities of such draws are those within the rows held."""
+def test_draws_of_another_proposal_count_with_the_proposal_of_the_sampler():
+    """Their coefficients are not those of N examples."""
     norms = np.random.default_rng(0).exponential(size=N)
     sampler = scored(norms)
     samples, indices = GainSamples(sampler), np.arange(0, N, 7)

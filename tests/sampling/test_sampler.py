@@ -414,7 +414,7 @@ def test_a_chunk_that_is_left_out_is_drawn_no_more_and_the_others_stay_unbiased(
     sampler.refresh(30)
     kept = ~np.isin(np.arange(n) // chunk_size, [1, 5])
     if even or settings.get("uniform"):
-        q, draw = sampler.uniform_probabilities(np.arange(n)), sampler.draw_uniform(20_000, rng)
+        q, draw = np.where(kept, 1 / kept.sum(), 0.0), sampler.draw_uniform(20_000, rng)
     else:
         q, draw = sampler.probabilities(), sampler.draw(20_000, rng)
     if "max_age_steps" in settings and not even:

@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -122,6 +123,57 @@ class TestReading:
         (tmp_path / "x" / "c" / "1" / "0").unlink()
         with pytest.raises(MissingChunkError, match="chunk 1"):
             data.read(0, 50)
+
+
+COMPRESSORS = {
+    "none": None,
+    "zstd": zarr.codecs.ZstdCodec(level=3),
+    "blosc": zarr.codecs.BloscCodec(),
+    "gzip": zarr.codecs.GzipCodec(),
+    "checksum": (zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()),
+}
+
+
+class TestChunksOfOneArray:
+    def store(self, folder, compressors, **options):
+        group = zarr.open_group(folder, mode="w", zarr_format=options.pop("zarr_format", 3))
+        for name, values in (("x", IMAGE.astype(options.get("dtype", "f4"))), ("y", LABEL + 1)):
+            chunks = (CHUNK, *values.shape[1:])
+            made = group.create_array(
+                name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=compressors
+            )
+            made[...] = values
+        return Dataset(folder)
+
+    @pytest.mark.parametrize("compressors", COMPRESSORS.values(), ids=COMPRESSORS)
+    @pytest.mark.parametrize("dtype", ["f4", ">i2"])
+    def test_they_are_those_that_zarr_reads(self, tmp_path, compressors, dtype):
+        data = self.store(tmp_path, compressors, dtype=dtype)
+        for chunk in range(data.n_chunks):
+            found = data.chunk_of_array("x", chunk)
+            np.testing.assert_array_equal(found, data.chunk(chunk).inputs[0])
+            assert found.dtype.isnative
+
+    def test_a_former_format(self, tmp_path):
+        data = self.store(tmp_path, numcodecs.Blosc(), zarr_format=2)
+        np.testing.assert_array_equal(data.chunk_of_array("x", 10), IMAGE[100:])
+
+    def test_zarr_is_not_asked(self, tmp_path, monkeypatch):
+        data = self.store(tmp_path, COMPRESSORS["checksum"])
+        monkeypatch.setattr(Dataset, "_read", None)
+        np.testing.assert_array_equal(data.chunk_of_array("x", 1), IMAGE[CHUNK : 2 * CHUNK])
+
+    @pytest.mark.parametrize("compressors", [None, COMPRESSORS["checksum"]])
+    def test_what_is_wrong_is_named(self, tmp_path, compressors):
+        data = self.store(tmp_path, compressors)
+        (tmp_path / "x/c/3/0/0").write_bytes(b"abc")
+        (tmp_path / "x/c/4/0/0").unlink()
+        with pytest.raises(CorruptChunkError, match="'x', chunk 3") as caught:
+            data.chunk_of_array("x", 3)
+        assert caught.value.rows == (30, 40)
+        with pytest.raises(MissingChunkError, match="'x', chunk 4"):
+            data.chunk_of_array("x", 4)
+        assert (Dataset(tmp_path, missing="fill").chunk_of_array("x", 4) == 0).all()
 
 
 class TestRoles:

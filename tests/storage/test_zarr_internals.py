@@ -7,7 +7,8 @@ from enum import Enum
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from numcodecs import Delta, Zstd, blosc, zstd
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dask_isgd.storage.backends.stores import consolidate
 from dask_isgd.storage.backends.zarr_internals import (
@@ -48,15 +49,25 @@ def test_the_installed_zarr_has_one_of_the_forms(endian):
         ({"compressors": None, "serializer": BytesCodec(endian="big")}, PlainBytes(">", False)),
         ({"compressors": (Crc32cCodec(),)}, PlainBytes("<", True)),
         ({"compressors": (Crc32cCodec(), Crc32cCodec())}, None),
-        ({"compressors": (ZstdCodec(),)}, None),
+        ({"compressors": (ZstdCodec(),)}, PlainBytes("<", False, zstd.decompress)),
+        ({"compressors": (BloscCodec(), Crc32cCodec())}, PlainBytes("<", True, blosc.decompress)),
+        ({"compressors": (Crc32cCodec(), ZstdCodec())}, None),
+        ({"compressors": (GzipCodec(),)}, None),
         ({"compressors": None, "shards": (4,)}, None),
         ({"compressors": None, "zarr_format": 2}, PlainBytes("=", False)),
-        ({"zarr_format": 2}, None),
+        ({"compressors": Zstd(), "filters": [Delta("f4")], "zarr_format": 2}, None),
     ],
 )
 def test_plain_bytes_are_told_from_encoded_ones(tmp_path, options, wanted):
     array = zarr.create_array(tmp_path / "a", shape=(8,), chunks=(2,), dtype="f4", **options)
     assert plain_bytes(array) == wanted
+
+
+def test_a_compressor_of_the_former_format_decodes_its_chunks(tmp_path):
+    array = zarr.create_array(tmp_path / "a", shape=(8,), chunks=(2,), dtype="f4", compressors=Zstd(), zarr_format=2)
+    found = plain_bytes(array)
+    assert found[:2] == ("=", False)
+    assert bytes(found.decompress(Zstd().encode(b"four"))) == b"four"
 
 
 def test_the_key_of_a_chunk_names_its_file(tmp_path):

@@ -2,6 +2,6 @@
 
 from dask_isgd.learner.feed.open import open_feed, open_source
 from dask_isgd.learner.feed.prefetch import Feed, Minibatch
-from dask_isgd.learner.feed.source import DrawSource, RowRange, Source
+from dask_isgd.learner.feed.source import DrawSource, Source
 
-__all__ = ["DrawSource", "Feed", "Minibatch", "RowRange", "Source", "open_feed", "open_source"]
+__all__ = ["DrawSource", "Feed", "Minibatch", "Source", "open_feed", "open_source"]

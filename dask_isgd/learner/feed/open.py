@@ -12,17 +12,19 @@ from dask_isgd.config import Learning
 from dask_isgd.core.batch import Prepare
 from dask_isgd.errors import StorageFullError
 from dask_isgd.learner.feed.chunk_files import ChunkFiles
-from dask_isgd.learner.feed.chunk_pool import LEAST_SLOTS, ChunkPool, slots_within
-from dask_isgd.learner.feed.from_store import FromStore
 from dask_isgd.learner.feed.in_memory import InMemory
 from dask_isgd.learner.feed.local_copy import LocalCopy
+from dask_isgd.learner.feed.lookahead import Lookahead
 from dask_isgd.learner.feed.prefetch import Feed
 from dask_isgd.learner.feed.source import DrawSource, Source
 from dask_isgd.storage import Dataset
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 2
+PREPARED = 2
+"""Minibatches prepared ahead of the loop."""
+_SLOW = 10
+"""Rows decoded per row drawn above which a warning is logged."""
 _FREE_FRACTION = 0.8
 """Largest fraction of the free disk space that a copy may take."""
 
@@ -41,17 +43,19 @@ def open_feed(
     They are prepared ahead, unless all rows are in memory and need no copy to a device, or the run is
     synchronous: its draws depend on the norms of the previous step.
     """
-    source = open_source(dataset, draws, learning, folder=folder)
+    source = open_source(dataset, draws, learning, folder=folder, timeout=timeout)
     at_hand = source.in_memory and prepare.device.type == "cpu"
-    return Feed(source, prepare, ahead=0 if at_hand or learning.synchronous else _AHEAD, timeout=timeout)
+    return Feed(source, prepare, ahead=0 if at_hand or learning.synchronous else PREPARED, timeout=timeout)
 
 
-def open_source(dataset: Dataset, draws: DrawSource, learning: Learning, *, folder: str | None = None) -> Source:
+def open_source(
+    dataset: Dataset, draws: DrawSource, learning: Learning, *, folder: str | None = None, timeout: float
+) -> Source:
     """Open the fastest source within ``learning.cache_memory`` and ``cache_disk``; its ``reason`` explains the choice.
 
     In this order: all of it in memory; rows of local uncompressed chunks; a local uncompressed copy in
-    ``folder`` (default: the system's temporary one); a pool of resident chunks; the store itself. A
-    synchronous run uses no pool: which chunks are resident depends on where the run was resumed.
+    ``folder`` (default: the system's temporary one); the store itself, with minibatches drawn ahead. A
+    synchronous run draws none ahead, because its draws depend on the norms of the previous step.
     """
     memory, disk = learning.cache_memory_bytes, learning.cache_disk_bytes
     size = format_bytes(dataset.nbytes)
@@ -71,11 +75,18 @@ def open_source(dataset: Dataset, draws: DrawSource, learning: Learning, *, fold
         except StorageFullError as error:
             room = str(error)
     reason = f"{reason}, and the disk cannot hold a copy ({room})"
-    slots = slots_within(dataset, memory)
-    if slots >= LEAST_SLOTS and not learning.synchronous:
-        chosen = f"pool of {slots} resident chunks of {dataset.n_chunks}, unbiased, steps dependent: {reason}"
-        return ChunkPool(dataset, draws, chosen, memory=memory, seed=learning.seed)
-    no_pool = "a synchronous run uses no pool" if learning.synchronous else f"{slots} chunks fit, too few for a pool"
-    reason = f"rows from the {kind} store, slow: {reason}; {no_pool}. Allow more memory or disk, or use smaller chunks"
-    logger.warning("feed: %s", reason)
-    return FromStore(dataset, draws, reason)
+    source = Lookahead(
+        dataset,
+        draws,
+        batch=learning.batch_size,
+        steps=1 if learning.synchronous else learning.lookahead_steps,
+        prepared=PREPARED,
+        memory=memory,
+        timeout=timeout,
+    )
+    source.reason = f"{source.reason}, from the {kind} store: {reason}"
+    if source.rows_per_draw > _SLOW:
+        source.reason += ". This is slow: allow more memory or disk, or use smaller chunks"
+        source.reason += "" if learning.synchronous else "; with enough memory raise lookahead_steps"
+        logger.warning("feed: %s", source.reason)
+    return source

@@ -44,8 +44,8 @@ class Feed:
         """Which source was chosen, and for what reason."""
         return self._source.reason
 
-    def _make(self, step: int) -> Minibatch:
-        draw, rows = self._source.minibatch(step)
+    def _make(self, step: int, until: int) -> Minibatch:
+        draw, rows = self._source.minibatch(step, until)
         inputs, target = rows
         if self._pin:
             x, y = self._prepare(tuple(map(_pinned, inputs)), _pinned(target))
@@ -59,17 +59,12 @@ class Feed:
         Raises whatever drawing or reading raised, at the step it happened for; WaitTimeoutError.
         """
         if self._ahead == 0:
-            return self._make(step)
+            return self._make(step, until)
         if self._thread is None:
             self._stop.clear()
             self._thread = threading.Thread(target=self._work, args=(step, until), name="isgd-feed", daemon=True)
             self._thread.start()
-        try:
-            item = self._ready.get(timeout=self._timeout)
-        except queue.Empty:
-            raise WaitTimeoutError(
-                f"step {step}: no minibatch within {self._timeout:g} s; is the data's store slow?"
-            ) from None
+        item = self._next(step)
         if isinstance(item, BaseException):
             self._thread = None
             raise item
@@ -78,10 +73,21 @@ class Feed:
             self._thread = None
         return item
 
+    def _next(self, step: int) -> Minibatch | BaseException:
+        while True:
+            read = self._source.chunks_read
+            try:
+                return self._ready.get(timeout=self._timeout)
+            except queue.Empty:
+                if self._source.chunks_read == read:
+                    raise WaitTimeoutError(
+                        f"step {step}: no minibatch within {self._timeout:g} s; is the data's store slow?"
+                    ) from None
+
     def _work(self, first: int, until: int) -> None:
         try:
             for step in range(first, until):
-                self._put(self._make(step))
+                self._put(self._make(step, until))
                 if self._stop.is_set():
                     return
         except BaseException as error:  # passed to the learner, which raises it
@@ -98,6 +104,7 @@ class Feed:
     def close(self) -> None:
         """Stop drawing ahead, and close the source."""
         self._stop.set()
+        self._source.interrupt()
         if self._thread is not None:
             self._thread.join(self._timeout)
             self._thread = None

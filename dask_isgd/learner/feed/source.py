@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,31 +14,14 @@ from dask_isgd.sampling import Draw
 from dask_isgd.storage import Rows
 
 
-class RowRange(NamedTuple):
-    """A range of n neighbouring examples, chosen with the probability that one of them is drawn."""
-
-    start: int
-    """The first of the n examples."""
-    probabilities: NDArray[np.float64]
-    """(n,) q of each, in force when they were picked; the run was picked with probability Σ q."""
-    examples: float
-    """Examples in use: N, less those that a ``drop`` policy leaves out."""
-
-
 class DrawSource(Protocol):
     """The proposal in force. The feed calls it from its own thread, so implementations must lock."""
 
-    def draw(self, step: int) -> Draw:
-        """Return the minibatch of a step."""
+    gate_step: int
+    """The step after which the gate last opened or closed; -1: never."""
 
-    def run(self, size: int, generator: np.random.Generator) -> RowRange:
-        """Draw one example and return the range of ``size`` examples around it, on a grid of ``size``."""
-
-    def probabilities(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the current q (B,) of ``indices`` (B,)."""
-
-    def positions(self, step: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """Return the positions (B,) in [0, 1) of a step's minibatch, spread as the sampling scheme requires."""
+    def draw(self, step: int, attempt: int = 0) -> Draw:
+        """Return the minibatch of a step; each ``attempt`` draws another one, if the former cannot be read."""
 
     def unreadable(self, error: DataError) -> None:
         """Exclude the examples ``error.rows`` if the run may continue without them; else raise ``error``."""
@@ -49,9 +33,14 @@ class Source(Protocol):
     reason: str
     """Which source was chosen, and for what reason."""
     in_memory: bool
+    chunks_read: int
+    """Chunks read so far, if several are read for a minibatch: a wait for it goes on while the number grows."""
 
-    def minibatch(self, step: int) -> tuple[Draw, Rows]:
-        """Return the draw of a step and its rows, in the order of the draw."""
+    def minibatch(self, step: int, until: int) -> tuple[Draw, Rows]:
+        """Return the draw of a step and its rows, in the order of the draw; nothing is drawn for ``until`` or later."""
+
+    def interrupt(self) -> None:
+        """End a wait in ``minibatch``, in another thread, with an error."""
 
     def close(self) -> None:
         """Release memory, files and threads."""
@@ -61,22 +50,27 @@ class RowSource(ABC):
     """A source that can supply any row, so that the draw need not depend on where rows are stored."""
 
     in_memory = False
+    chunks_read = 0
 
     def __init__(self, draws: DrawSource, reason: str) -> None:
         self._draws = draws
         self.reason = reason
 
-    def minibatch(self, step: int) -> tuple[Draw, Rows]:
-        while True:
-            draw = self._draws.draw(step)
+    def minibatch(self, step: int, until: int) -> tuple[Draw, Rows]:
+        for attempt in itertools.count():
+            draw = self._draws.draw(step, attempt)
             try:
                 return draw, self.gather(draw.indices)
             except DataError as error:
                 self._draws.unreadable(error)
+        raise AssertionError  # never: an endless loop
 
     @abstractmethod
     def gather(self, indices: NDArray[np.int64]) -> Rows:
         """Return the rows (B, ...) of ``indices`` (B,), in that order."""
+
+    def interrupt(self) -> None:
+        return None
 
     def close(self) -> None:
         return None
