@@ -18,13 +18,13 @@ import contextvars
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TypeVar
 
 from distributed import Worker, get_worker, secede
 
 from dask_isgd.runtime import torch_threads
-from dask_isgd.runtime.dask_internals import worker_supply
+from dask_isgd.runtime.dask_internals import task_status, worker_supply
 from dask_isgd.runtime.placement import SCORER, places
 
 _T = TypeVar("_T")
@@ -61,12 +61,20 @@ def compute_in_turn(compute: Callable[[], _T], resources: Mapping[str, float] | 
     """Return ``compute()``, called in a scoring thread of the worker that runs this task.
 
     ``resources``: those of ``Scoring``, which bound how many tasks the worker scores at a time.
+    Raises CancelledError if the task was cancelled before its turn.
     """
     try:
         worker = get_worker()
     except ValueError:  # not in a task
         return _of_process.run(compute, lambda: None)
-    return _threads_of(worker, resources).run(compute, secede)
+    key = worker.get_current_task()
+
+    def compute_if_wanted() -> _T:
+        if task_status(worker, key) == "cancelled":  # its run may have ended, and another may write here
+            raise CancelledError(f"{key} was cancelled before its turn")
+        return compute()
+
+    return _threads_of(worker, resources).run(compute_if_wanted, secede)
 
 
 def _threads_of(worker: Worker, resources: Mapping[str, float] | None) -> ScoringThreads:

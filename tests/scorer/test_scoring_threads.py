@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from distributed import Client, Future, LocalCluster, get_worker
+from distributed import Client, Future, LocalCluster, Worker, get_worker
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -19,6 +20,7 @@ from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import CorruptChunkError, LeaseLostError
 from dask_isgd.runtime import torch_threads
+from dask_isgd.runtime.dask_internals import task_status
 from dask_isgd.runtime.placement import ScorerPool
 from dask_isgd.scorer import scoring_threads
 from dask_isgd.scorer import task as module
@@ -194,6 +196,26 @@ def test_a_bad_read_is_the_error_of_its_task(places, make, submit, stages):
         futures[places].result(timeout=WAIT)
     for chunk in (*range(places), places + 1):
         assert futures[chunk].result(timeout=WAIT).chunk == chunk
+
+
+def status_of(key: str, dask_worker: Worker) -> str:
+    return task_status(dask_worker, key)
+
+
+def test_a_task_that_is_cancelled_before_its_turn_is_not_scored(client, places, make, submit, stages):
+    spec, last = make(), places + 1
+    stages.after = {("scored", chunk): ("test", 0) for chunk in range(places)}
+    futures = submit(spec, *range(last + 1))
+    assert stages.begun["read", places].wait(WAIT)
+    futures[places].cancel()
+    deadline = time.monotonic() + WAIT
+    while list(client.run(status_of, futures[places].key).values()) != ["cancelled"]:
+        assert time.monotonic() < deadline
+    stages.begun["test", 0].set()
+    for chunk in (*range(places), last):
+        assert futures[chunk].result(timeout=WAIT).chunk == chunk
+    assert ("score", places) not in stages.order
+    assert np.isnan(spec.directory.open_weights().read(places)).all()
 
 
 def test_a_lease_lost_while_a_chunk_is_scored_or_read_ahead_fences_its_write(places, make, submit, stages):
