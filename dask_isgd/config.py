@@ -122,7 +122,8 @@ class Scoring:
     threads: Count = default("scoring.threads")
     """torch threads per scoring task."""
     resources: Resources | None = None
-    """Worker resources that a scoring task asks for; None: ``scorer``, if workers declare it."""
+    """Worker resources per chunk that is scored; None: ``scorer``, if workers declare it. Each task asks for a quarter
+    of them: while one is scored, the next one is read and the last one written."""
     timeout: Seconds = default("scoring.timeout")
     """Seconds, or a string such as ``"10 minutes"``, after which a task is submitted again."""
     cache_memory: BytesOrZero = default("scoring.cache-memory")

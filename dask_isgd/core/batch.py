@@ -39,7 +39,7 @@ class Prepare:
         tensor = as_tensor(array).to(self.device, non_blocking=True)
         if constants is not None:
             mean, std = constants
-            return (tensor.to(torch.float32) - mean) / std
+            return tensor.to(torch.float32, copy=True).sub_(mean).div_(std)
         return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
     def _target(self, array: Array) -> Tensor:

@@ -165,6 +165,11 @@ def memory_limit() -> int | None:
     return limit
 
 
+def worker_supply(worker: Worker) -> tuple[int, Mapping[str, float]]:
+    """Return the threads and the resources of a worker, to which its tasks have no public access."""
+    return worker.state.nthreads, worker.state.total_resources
+
+
 def close_key_files(cluster: Any) -> None:
     """Close, and so delete, the files in which a ``JobQueueCluster`` shares a temporary key with its jobs.
 

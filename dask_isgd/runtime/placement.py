@@ -12,6 +12,18 @@ from dask_isgd.config import Scoring
 
 LEARNER, SCORER = "learner", "scorer"
 _REFRESH_SECONDS = 1.0
+_SHARE = 0.25
+"""Part of the resources of a place that a scoring task asks for: beside the task that is scored, another one reads and
+others write (``scorer/scoring_threads.py``). A power of two, so that Dask's sums of it are exact."""
+
+
+def places(threads: int, supply: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """Return how many chunks a worker scores at a time, at least one: one per thread, as far as its resources allow.
+
+    >>> places(4, {"scorer": 2}, {"scorer": 1})
+    2
+    """
+    return max(1, min([threads, *(int(supply[name] // amount) for name, amount in wanted.items())]))
 
 
 def workers_of(client: Client) -> dict[str, Mapping[str, Any]]:
@@ -97,17 +109,15 @@ class ScorerPool:
         addresses = self.addresses()
         resources = self._resources()
         if resources:
-            return {"resources": resources}
+            return {"resources": {name: amount * _SHARE for name, amount in resources.items()}}
         # preferred only: a worker that restarts gets another address
         return {"workers": addresses, "allow_other_workers": True} if addresses else {}
 
     def capacity(self) -> int:
-        """Return how many scoring tasks may be in flight: ``in_flight`` per slot of each scorer."""
+        """Return how many scoring tasks may be in flight: ``in_flight`` per place of each scorer."""
         addresses, slots = self.addresses(), 0  # first: it refreshes the workers, which decide on the resources
         wanted = self._resources()
         for address in addresses:
             worker = self._workers[address]
-            threads = int(worker["nthreads"])
-            shared = [int((worker.get("resources") or {})[name] // amount) for name, amount in wanted.items()]
-            slots += max(1, min([threads, *shared]))
+            slots += places(int(worker["nthreads"]), worker.get("resources") or {}, wanted)
         return slots * self._scoring.in_flight

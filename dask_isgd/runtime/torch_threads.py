@@ -18,6 +18,11 @@ def start_learner(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def learners() -> int:
+    """Return how many learners run in this process."""
+    return _learners
+
+
 def resize_learner(threads: int) -> int:
     """Change the torch threads of the calling learner; return how many it has now."""
     if torch.get_num_threads() != threads:

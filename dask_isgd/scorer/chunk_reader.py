@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,12 @@ class CachedChunkReader:
             if self._bytes + size <= self.memory:
                 self._kept[key] = rows
                 self._bytes += size
+
+
+def begin(batches: Iterator[Rows]) -> Iterator[Rows]:
+    """Return the same batches, of which the first one has been read."""
+    first = list(itertools.islice(batches, 1))
+    return itertools.chain(first, batches)
 
 
 def _read_ahead(

@@ -1,7 +1,7 @@
 """The short tasks: score one chunk, evaluate one part of the validation data.
 
 Both take the parameters of one published version, a flat dict of tensors that Dask has transferred to
-this worker. Its tasks share the dict, so each thread copies it into a model of its own.
+this worker. Its tasks share the dict, so each scoring thread copies it into a model of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,14 +31,19 @@ from dask_isgd.runtime.allocator import keep_freed_memory
 from dask_isgd.runtime.dask_internals import memory_limit
 from dask_isgd.sampling.bad_norms import check_norms
 from dask_isgd.scorer.adaptive_batch import AdaptiveBatch
-from dask_isgd.scorer.chunk_reader import shared_reader
-from dask_isgd.storage import WeightArray
+from dask_isgd.scorer.chunk_reader import begin, shared_reader
+from dask_isgd.scorer.scoring_threads import compute_in_turn
+from dask_isgd.storage import Dataset, Rows, WeightArray
 
 logger = logging.getLogger(__name__)
 
-_MOST_REPLICAS = 4
-"""Replicas that a thread keeps if several runs share the scorers: to build one costs more than a task."""
+_T = TypeVar("_T")
+_Key = tuple[str, int]
+_MOST_RUNS = 4
+"""Runs that are kept, if several share the scorers: to build a model costs more than a task."""
 _thread = threading.local()
+_lock = threading.Lock()
+_open_runs: dict[_Key, _OpenRun] = {}
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,21 @@ class Evaluation:
         return Evaluation(self.examples + other.examples, self.loss + other.loss, self.wrong + other.wrong)
 
 
+class _OpenRun:
+    """What a process keeps of a run: its data and its weights stay open, unlike those of each task's own copy."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        """The first one of this process."""
+
+    @cached_property
+    def weights(self) -> WeightArray:
+        """The weight array, opened once: that takes longer than to write a chunk."""
+        return self.spec.directory.open_weights()
+
+
 class _Replica:
-    """What one thread keeps for a run: its model and the version loaded, norm engine, batch size, weights."""
+    """What one thread keeps for a run: its model and the version loaded, norm engine, batch size."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.device = models.device_of(spec.learning.device)
@@ -78,13 +98,6 @@ class _Replica:
         self.prepare = Prepare(spec.data, self.device)
         self.adaptive_batch = AdaptiveBatch(spec.scoring.batch_size, fixed=spec.learning.synchronous)
         self.order: Order | None = None
-        self.spec = spec
-        """The first one of this thread: its datasets are open, unlike those of each task's own copy."""
-
-    @cached_property
-    def weights(self) -> WeightArray:
-        """The weight array, opened once: that takes longer than to write a chunk."""
-        return self.spec.directory.open_weights()
 
     def norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return norms and losses of a batch, each (B,)."""
@@ -104,45 +117,78 @@ class _Replica:
             self.order = order
 
 
-def _replica_for(spec: RunSpec, tensors: dict[str, Tensor], incarnation: int, version: int) -> _Replica:
-    """Return this thread's replica of a run, with a version loaded."""
-    replicas: dict[tuple[str, int], _Replica] = _thread.__dict__.setdefault("replicas", {})
+def _kept(runs: dict[_Key, _T], spec: RunSpec, make: Callable[[RunSpec], _T]) -> _T:
+    """Return what ``runs`` holds for a run, made if it holds nothing; the least recently used run is dropped."""
     key = spec.run, spec.attempt  # a resumed run may have other settings
-    replica = replicas.pop(key, None) or _Replica(spec)
-    while len(replicas) >= _MOST_REPLICAS:
-        del replicas[next(iter(replicas))]  # the least recently used
-    replicas[key] = replica
-    replica.load(tensors, (incarnation, version))
+    found = runs.pop(key, None) or make(spec)
+    while len(runs) >= _MOST_RUNS:
+        del runs[next(iter(runs))]
+    runs[key] = found
+    return found
+
+
+def _opened(spec: RunSpec) -> _OpenRun:
+    with _lock:
+        return _kept(_open_runs, spec, _OpenRun)
+
+
+def _replica_for(spec: RunSpec, tensors: dict[str, Tensor], order: Order) -> _Replica:
+    """Return this thread's replica of a run, with a version loaded."""
+    replicas: dict[_Key, _Replica] = _thread.__dict__.setdefault("replicas", {})
+    replica = _kept(replicas, spec, _Replica)
+    replica.load(tensors, order)
     return replica
 
 
 def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: int, version: int) -> ScoreReport:
     """Score one scoring chunk with one version of the parameters and write its weights as a whole.
 
+    The tasks of a worker overlap: see :mod:`dask_isgd.scorer.scoring_threads`.
     Raises NonFiniteNormsError if more than one norm in a hundred is bad, a DataError for a chunk
     that is missing or corrupt, OSError if the weights cannot be written, LeaseLostError if the
     run is synchronous and its learner has a successor.
     """
     began = time.perf_counter()
     keep_freed_memory(memory_limit())
-    torch_threads.start_scorer(spec.scoring.threads)
-    replica = _replica_for(spec, tensors, incarnation, version)
-    spec = replica.spec
+    run = _opened(spec)
+    spec = run.spec
     start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)
-    norms = np.empty(stop - start, np.float32)
+    batches = _read(run, spec.data, start, stop)
+    read = time.perf_counter()
+    compute = partial(_norms, run, tensors, (incarnation, version), batches, stop - start)
+    norms, loss, seconds = compute_in_turn(compute, spec.scoring.resources)
+    computed = time.perf_counter()
+    bad = _keep_former(norms, run.weights, chunk, start, strict=spec.learning.synchronous)
+    if spec.learning.synchronous:  # in other runs late weights are as good as any
+        spec.directory.leases("learner").lease(incarnation).check()
+    run.weights.write(chunk, norms)
+    seconds += read - began + time.perf_counter() - computed  # without the time spent waiting for other tasks
+    return ScoreReport(chunk, incarnation, version, stop - start, seconds, loss, bad)
+
+
+def _norms(
+    run: _OpenRun, tensors: dict[str, Tensor], order: Order, batches: Iterator[Rows], count: int
+) -> tuple[NDArray[np.float32], float, float]:
+    """Return the norms (count,) of the examples in ``batches``, the sum of their losses, and the seconds it took."""
+    began = time.perf_counter()
+    torch_threads.start_scorer(run.spec.scoring.threads)
+    replica = _replica_for(run.spec, tensors, order)
+    norms = np.empty(count, np.float32)
     loss, first = 0.0, 0
-    reader = shared_reader(spec.scoring.cache_memory_bytes)
-    for rows in reader.batches(spec.data, start, stop, spec.scoring.batch_size, tag=spec.run):
+    for rows in batches:
         inputs, targets = replica.prepare(rows.inputs, rows.target)
         norms_B, losses_B = replica.adaptive_batch(replica.norms, inputs, targets)
         norms[first : first + len(targets)] = norms_B.cpu().numpy()
         first += len(targets)
         loss += float(losses_B.double().sum())
-    bad = _keep_former(norms, replica.weights, chunk, start, strict=spec.learning.synchronous)
-    if spec.learning.synchronous:  # in other runs late weights are as good as any
-        spec.directory.leases("learner").lease(incarnation).check()
-    replica.weights.write(chunk, norms)
-    return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, loss, bad)
+    return norms, loss, time.perf_counter() - began
+
+
+def _read(run: _OpenRun, dataset: Dataset, start: int, stop: int) -> Iterator[Rows]:
+    """Return the batches of a span, of which the first one has been read."""
+    scoring = run.spec.scoring
+    reader = shared_reader(scoring.cache_memory_bytes)
+    return begin(reader.batches(dataset, start, stop, scoring.batch_size, tag=run.spec.run))
 
 
 def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, start: int, *, strict: bool) -> int:
@@ -163,16 +209,20 @@ def evaluate(
     tensors: dict[str, Tensor], spec: RunSpec, start: int, stop: int, incarnation: int, version: int
 ) -> Evaluation:
     """Return loss and errors of one version on rows ``start`` to ``stop`` of the validation data."""
-    torch_threads.start_scorer(spec.scoring.threads)
-    replica = _replica_for(spec, tensors, incarnation, version)
-    spec = replica.spec
-    assert spec.validation is not None
+    run = _opened(spec)
+    assert run.spec.validation is not None
+    batches = _read(run, run.spec.validation, start, stop)
+    return compute_in_turn(partial(_sums, run, tensors, (incarnation, version), batches), spec.scoring.resources)
+
+
+def _sums(run: _OpenRun, tensors: dict[str, Tensor], order: Order, batches: Iterator[Rows]) -> Evaluation:
+    torch_threads.start_scorer(run.spec.scoring.threads)
+    replica = _replica_for(run.spec, tensors, order)
     training = replica.model.training
     replica.model.eval()
     total = Evaluation(0, 0.0, 0.0)
     try:
-        reader = shared_reader(spec.scoring.cache_memory_bytes)
-        for rows in reader.batches(spec.validation, start, stop, spec.scoring.batch_size, tag=spec.run):
+        for rows in batches:
             inputs, targets = replica.prepare(rows.inputs, rows.target)
             losses_B, wrong_B = replica.adaptive_batch(replica.outputs, inputs, targets)
             total += Evaluation(len(targets), float(losses_B.double().sum()), float(wrong_B.double().sum()))

@@ -1,7 +1,7 @@
 """Arrays whose chunk files hold plain rows, perhaps compressed, so that they can be read without Zarr.
 
-Zarr reads a chunk through its event loop and several threads. If the process computes meanwhile, each switch waits
-for the interpreter lock; small chunks that are read often, such as weights, are therefore read here.
+Zarr reads and writes a chunk through its event loop and several threads. If the process computes meanwhile, each switch
+waits for the interpreter lock; small chunks that are read and written often, such as weights, pass through here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import google_crc32c
 import numpy as np
 from zarr.storage import LocalStore
 
+from dask_isgd.storage.backends.folder import temporary_name
 from dask_isgd.storage.backends.stores import Array
 from dask_isgd.storage.backends.zarr_internals import chunk_key, plain_bytes
 
@@ -76,6 +77,25 @@ class RawArray:
         if len(rows) != self.rows * self.row_bytes:
             raise ValueError(f"got {len(rows)} bytes, wanted {self.rows * self.row_bytes}")
         return np.frombuffer(rows, self.dtype).reshape(self.rows, *self.row_shape)
+
+    def write(self, chunk: int, rows: np.ndarray) -> None:
+        """Replace all rows of one chunk atomically; the last chunk may be shorter than the others."""
+        whole = np.ascontiguousarray(rows, self.dtype)
+        if len(whole) < self.rows:
+            whole = np.full((self.rows, *self.row_shape), self.fill, self.dtype)
+            whole[: len(rows)] = rows
+        data = whole.tobytes()
+        if self.checksum:
+            data += google_crc32c.value(data).to_bytes(_CHECKSUM_BYTES, "little")
+        path = self.path(chunk)
+        partial = path.with_name(temporary_name(path.name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def raw_array(array: Array) -> RawArray | None:

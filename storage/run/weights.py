@@ -140,8 +140,12 @@ class WeightArray:
         """
         start, stop = self.bounds(chunk)
         values = _cast(weights, np.float32, (stop - start,), f"weights of chunk {chunk}")
+        files = self._on_disk()
         with writing(redact(self.url)):
-            self._arrays[0][start:stop] = values
+            if files is None:
+                self._arrays[0][start:stop] = values
+            else:
+                files.write(chunk, values)
 
     def read(self, chunk: int) -> npt.NDArray[np.float32]:
         """Return the weights of one chunk; NaN means never scored. CorruptChunkError if the checksum fails."""
@@ -177,7 +181,7 @@ class WeightArray:
         return open_folder(self.url, self._storage_options).sweep(seconds, recursive=True)
 
     def _on_disk(self) -> RawArray | None:
-        """Return how to read the weights without Zarr; None unless they are local files."""
+        """Return how to read and write the weights without Zarr; None unless they are local files."""
         if self._files is None:
             self._files = raw_array(self._arrays[0])
         return self._files

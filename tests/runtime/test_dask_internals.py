@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Status, Worker, get_worker
 
 from dask_isgd.runtime import dask_internals
-from dask_isgd.runtime.dask_internals import SpecClusterHooks, memory_limit, task_status
+from dask_isgd.runtime.dask_internals import SpecClusterHooks, memory_limit, task_status, worker_supply
 from dask_isgd.runtime.scheduler_plugin import guard_run
 
 pytestmark = pytest.mark.cluster
@@ -274,3 +274,8 @@ def test_a_scheduler_without_a_dashboard_has_no_page():
             return dask_internals.serves_page(scheduler, "/status")
 
     assert asyncio.run(run()) is None
+
+
+def test_a_task_sees_the_threads_and_the_resources_of_its_worker(client):
+    nthreads, resources = client.submit(lambda: worker_supply(get_worker()), pure=False).result(timeout=WAIT)
+    assert (nthreads, dict(resources)) == (2, {})

@@ -26,7 +26,7 @@ def test_capacity_follows_the_scorers_that_are_there(there):
     scorers = ScorerPool(None, isgd.Scoring(in_flight=2))
     there.update(learner=LEARNER, one=SCORER, two=SCORER)
     assert (scorers.addresses(), scorers.capacity()) == (["one", "two"], 8)
-    assert scorers.placement() == {"resources": {"scorer": 1}}
+    assert scorers.placement() == {"resources": {"scorer": 0.25}}, "one task is scored, others read and write"
     del there["one"], there["two"]  # the last scorers leave while their capacity is asked for
     assert scorers.capacity() == 4
     there.update(three=SCORER)

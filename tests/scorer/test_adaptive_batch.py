@@ -112,13 +112,16 @@ def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
     inputs, targets = Prepare(digits, torch.device("cpu"))(rows.inputs, rows.target)
     truth, _ = NormEngine(model, cross_entropy)(inputs[0], targets)
     monkeypatch.setattr(Small, "room", 20)
+    replicas = []
+    make = task._Replica
+    monkeypatch.setattr(task, "_Replica", lambda spec: replicas.append(make(spec)) or replicas[-1])
     if exact:
         with pytest.raises(ConfigError, match="a synchronous run cannot use a smaller batch"):
             task.score(tensors, plan.spec, 0, 1, 0)
         return
     report = task.score(tensors, plan.spec, 0, 1, 0)
     assert (report.examples, report.bad) == (64, 0)
-    replica = task._thread.replicas[plan.spec.run, plan.spec.attempt]
+    (replica,) = replicas
     assert replica.adaptive_batch.size == 16
     written = WeightArray.open(plan.spec.directory.weights).read(0)
     torch.testing.assert_close(torch.from_numpy(written), truth, rtol=1e-5, atol=1e-6)
@@ -126,15 +129,15 @@ def test_a_scoring_task(digits, tmp_path, monkeypatch, exact):
 
 def test_a_thread_keeps_the_models_of_several_runs(digits, tmp_path):
     specs = []
-    for i in range(task._MOST_REPLICAS + 1):
+    for i in range(task._MOST_RUNS + 1):
         plan = prepare(RunRequest(model=MODEL, data=digits, run_dir=tmp_path / str(i), learning=isgd.Learning(steps=1)))
         create(plan)
         specs.append(plan.spec)
     tensors = dict(models.build(MODEL, 0).state_dict())
-    made = [task._replica_for(spec, tensors, 1, 0) for spec in specs]
-    assert task._replica_for(specs[-1], tensors, 1, 0) is made[-1]
-    assert task._replica_for(specs[1], tensors, 1, 0) is made[1]
-    assert task._replica_for(specs[0], tensors, 1, 0) is not made[0], "the one unused for longest went"
+    made = [task._replica_for(spec, tensors, (1, 0)) for spec in specs]
+    assert task._replica_for(specs[-1], tensors, (1, 0)) is made[-1]
+    assert task._replica_for(specs[1], tensors, (1, 0)) is made[1]
+    assert task._replica_for(specs[0], tensors, (1, 0)) is not made[0], "the one unused for longest went"
 
 
 def test_a_resumed_run_is_scored_by_its_new_settings(digits, tmp_path):
@@ -153,5 +156,5 @@ def test_a_resumed_run_is_scored_by_its_new_settings(digits, tmp_path):
     )
     assert resumed.spec.run == first.spec.run
     tensors = dict(models.build(MODEL, 0).state_dict())
-    exact, loss = (task._replica_for(plan.spec, tensors, 1, 0).engine.method for plan in (first, resumed))
+    exact, loss = (task._replica_for(plan.spec, tensors, (1, 0)).engine.method for plan in (first, resumed))
     assert (exact, loss) == ("exact", "loss")
