@@ -11,6 +11,7 @@
     fallback            one example's gradient at a time: vmap, or a loop
     rules/              one small file per family of layers, in one registry
     batch_layouts       where the batch is in a layer that does not have it first
+    parameter_uses      what the graph does with each parameter
     per_example_copies  parameters of no layer with a rule, replaced with one copy per example
     attention           nn.MultiheadAttention, decomposed into layers that have rules
     model_state         restores the user's model

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.batch_layouts import BatchLayout, possible_layouts
@@ -98,10 +99,10 @@ class _AuditBatch:
         }
         try:
             capture, _ = fast_pass(self.model, self.loss, self.inputs, self.targets, layers, copies, self.size)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except Exception as error:  # a model may raise anything at a shape that it does not expect
             if not (layers or copies):
                 raise
-            reason = f"the fast pass fails ({type(error).__name__}: {str(error).splitlines()[0]})"
+            reason = f"the fast pass fails ({type(error).__name__}: {_first_line(error)})"
             served = [name for group in names.values() for name in group]
             return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], reason)
         wrong = {name: reason for layer, reason in capture.changed.items() for name in names[layer]}
@@ -176,7 +177,7 @@ def _served(
     layouts = _layouts(batch, trace)
     reasons = _unexplained(batch, trace, layouts)
     ruled = {name for own in batch.parameters.values() for name in own.values()}
-    copies = _copies(batch, [name for name in reasons if name not in ruled])
+    copies = _copies(batch, [name for name in reasons if name not in ruled and _copyable(batch.model, trace, name)])
     reasons = {name: reason for name, reason in reasons.items() if name not in copies}
     while True:
         if reasons and not deterministic:
@@ -217,6 +218,12 @@ def _copies(batch: _AuditBatch, names: list[str]) -> dict[str, Shape]:
     return found
 
 
+def _copyable(model: nn.Module, trace: GraphTrace, name: str) -> bool:
+    """Return whether copies of a parameter may be tried: some operations crash at shapes that they do not expect."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return not isinstance(owner, ParametrizationList) and trace.graph.broadcasts(model.get_parameter(name))
+
+
 def _unexplained(batch: _AuditBatch, trace: GraphTrace, layouts: Mapping[str, BatchLayout]) -> dict[str, str]:
     """Return the parameters whose uses no captured calls explain, and why."""
     captured: Counter[str] = Counter()
@@ -227,7 +234,7 @@ def _unexplained(batch: _AuditBatch, trace: GraphTrace, layouts: Mapping[str, Ba
             ruled.add(name)
     reasons = {}
     for name, parameter in trainable(batch.model).items():
-        uses = trace.uses[id(parameter)]
+        uses = trace.graph.uses[id(parameter)]
         if name not in ruled:
             owner = batch.model.get_submodule(name.rpartition(".")[0])
             reasons[name] = f"no rule for {type(owner).__name__}"
@@ -271,7 +278,7 @@ def _vmap_fits(batch: _AuditBatch, names: tuple[str, ...], examples: list[int]) 
         try:
             got, _ = squares_by_vmap(model, batch.loss, inputs, targets, names)
         except Exception as error:  # vmap may raise anything; the loop has none of its restrictions
-            return False, f"vmap fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            return False, f"vmap fails ({type(error).__name__}: {_first_line(error)})"
     finally:
         for module, training in modes.items():
             module.training = training
@@ -287,6 +294,10 @@ def _unique_size(model: nn.Module, inputs: Any) -> int:
     taken |= {n for tensor in tensors(inputs) for n in tensor.shape[1:]}
     sizes: list[int] = [5, 7, 11, 13, 17, 19, *range(23, 1000, 2)]
     return next(size for size in sizes if size not in taken)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _log_fallback(model: nn.Module, reasons: dict[str, str], loop_reason: str) -> None:

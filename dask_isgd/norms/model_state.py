@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -57,6 +57,17 @@ def set_random_state(model: nn.Module, states: list[Tensor]) -> None:
 
 
 @contextmanager
+def autocast_without_cache() -> Iterator[None]:
+    """Let autocast convert a parameter at each use inside: with its cache, autograd would see one use in all."""
+    before = torch.is_autocast_cache_enabled()
+    try:
+        torch.set_autocast_cache_enabled(False)
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter require a gradient inside, so that backward forms none of a weight's size."""
     parameters = list(trainable(model).values())
@@ -67,6 +78,34 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let tensors take the place of the named parameters inside, wherever a module holds them.
+
+    Each module is visited once, whatever number of names it has. What the module derives from its parameters (the
+    weight of a weight normalisation, the flat list of a recurrent layer) is restored too, also after an exception.
+    """
+    wanted = {id(model.get_parameter(name)): tensor for name, tensor in tensors.items()}
+    places = [
+        (module, key, parameter, wanted[id(parameter)])
+        for module in model.modules()
+        for key, parameter in module._parameters.items()
+        if id(parameter) in wanted
+    ]
+    attributes = {module: dict(vars(module)) for module, *_ in places}
+    try:
+        for module, key, _, tensor in places:
+            module._parameters[key] = tensor  # type: ignore[assignment]
+        yield
+    finally:
+        for module, before in attributes.items():
+            for key in vars(module).keys() - before.keys():
+                del vars(module)[key]
+            vars(module).update(before)
+        for module, key, parameter, _ in places:
+            module._parameters[key] = parameter
 
 
 @contextmanager
@@ -86,6 +125,8 @@ def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
+            if module._forward_pre_hooks:  # weight and spectral normalisation assign a tensor in each forward pass
+                undo.callback(vars(module).update, {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     undo.callback(_restore_buffer, module, name, buffer, buffer.clone(), buffer._version)

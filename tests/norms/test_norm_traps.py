@@ -1,0 +1,119 @@
+"""Models that once crashed, were destroyed, or had wrong norms in later batches: exact, or refused with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from norms_oracle import cross_entropy, oracle
+from torch import Tensor, nn
+
+from dask_isgd.norms import NormEngine, capture_norms, gradient_norms
+
+SIZE = 9
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(6)
+
+
+def wrong_by(norms: Tensor, model: nn.Module, inputs: Any, targets: Any, loss: Any = cross_entropy) -> float:
+    wanted = oracle(model, loss, inputs, targets)
+    return float(((norms.double() - wanted).abs() / wanted).max())
+
+
+def captured(model: nn.Module, inputs: Any, targets: Any) -> Tensor | None:
+    """The norms of a training step, in the model's current mode."""
+    with capture_norms(model) as capture:
+        cross_entropy(model(*inputs) if isinstance(inputs, tuple) else model(inputs), targets).sum().backward()
+    return capture.norms(scale=torch.ones(len(targets)))
+
+
+class TwoNames(nn.Module):
+    """One module without a rule, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Bilinear(6, 6, 5)
+        self.b = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x, x) + torch.tanh(self.b(x, -x))
+
+
+def used_twice() -> nn.Module:
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(6, 5))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("build", [TwoNames, used_twice])
+def test_a_module_under_two_names_survives(build: Callable[[], nn.Module], autocast: bool) -> None:
+    model, x, y = build(), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    before = dict(model.named_parameters(remove_duplicate=False))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        norms = gradient_norms(model, cross_entropy, x, y)
+        inside = captured(model.eval(), x, y)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    assert wrong_by(norms, model, x, y) <= (0.05 if autocast else 1e-5)
+    if build is used_twice:
+        assert inside is not None
+        torch.testing.assert_close(inside, norms)
+    model.state_dict()
+    cross_entropy(model(x), y).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("normalised", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weight_normalisation_old_and_new(normalised: Callable[[nn.Module], nn.Module]) -> None:
+    body = normalised(nn.Conv1d(6, 8, 3)), nn.Tanh(), nn.Flatten(), normalised(nn.Linear(32, 5))
+    model, x, y = nn.Sequential(*body), torch.randn(SIZE, 6, 6), torch.randint(0, 5, (SIZE,))
+    weight = model[0].weight
+    engine = NormEngine(model, cross_entropy)
+    assert ((engine(x, y)[0].double() - _by_hand(model, x, y)).abs() / _by_hand(model, x, y)).max() <= 1e-5
+    assert engine.plan is not None
+    assert not [name for name in engine.plan.copies if "weight" in name]
+    assert captured(model, x, y) is None
+    assert type(model[0].weight) is type(weight), "no dead tensor stays behind"
+
+
+def _by_hand(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The oracle for models that cannot be copied."""
+    losses = cross_entropy(model(x), y)
+    rows = [torch.autograd.grad(value, list(model.parameters()), retain_graph=True) for value in losses]
+    return torch.stack([torch.cat([part.flatten() for part in row]).double().norm() for row in rows])
+
+
+class PositionsBeforeAttention(nn.Module):
+    def __init__(self, make: str) -> None:
+        super().__init__()
+        self.table, self.make = nn.Embedding(9, 8), make
+        if make == "embedding":
+            self.places: Any = nn.Embedding(4, 8)
+        else:
+            self.places = nn.Parameter(torch.randn((1, 4, 8) if make == "leading one" else (4, 8)))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = self.places(torch.arange(4)[None]) if self.make == "embedding" else self.places
+        return self.head(self.layer(self.table(tokens) + places).mean(1))
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+@pytest.mark.parametrize("make", ["plain", "leading one", "embedding"])
+def test_positions_before_attention(make: str, train_mode: bool) -> None:
+    model, y = PositionsBeforeAttention(make), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy, train_mode=train_mode)
+    for _ in range(2):
+        tokens = torch.randint(0, 9, (SIZE, 4))
+        norms, _ = engine(tokens, y)
+        if not train_mode:
+            assert wrong_by(norms, model, tokens, y) <= 1e-5
+        assert torch.isfinite(norms).all()
+    captured(model.train(), tokens, y)
