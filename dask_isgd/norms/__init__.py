@@ -9,6 +9,7 @@
     coupling            detects examples that depend on each other, and refuses them
     capture             hooks that compute each layer's term when its gradient arrives
     fallback            one example's gradient at a time: vmap, or a loop
+    row_choices         which parameters meet rows that the values of the inputs choose
     rules/              one small file per family of layers, in one registry
     batch_layouts       where the batch is in a layer that does not have it first
     parameter_uses      what the graph does with each parameter

@@ -34,6 +34,8 @@ from dask_isgd.norms.tensor_trees import Loss, take, tensors
 
 logger = logging.getLogger("dask_isgd.norms")
 
+CHOSEN = "the values of the inputs choose the rows that it meets, as in x[mask]"
+
 LayerParameters = dict[str, dict[str, str]]
 """Layers with a rule, by name: their parameters, own name -> name in the model."""
 
@@ -177,7 +179,8 @@ def _served(
     layouts = _layouts(batch, trace)
     reasons = _unexplained(batch, trace, layouts)
     ruled = {name for own in batch.parameters.values() for name in own.values()}
-    copies = _copies(batch, [name for name in reasons if name not in ruled and _copyable(batch.model, trace, name)])
+    free = [name for name, reason in reasons.items() if name not in ruled and reason != CHOSEN]
+    copies = _copies(batch, [name for name in free if _copyable(batch.model, trace, name)])
     reasons = {name: reason for name, reason in reasons.items() if name not in copies}
     while True:
         if reasons and not deterministic:
@@ -234,6 +237,9 @@ def _unexplained(batch: _AuditBatch, trace: GraphTrace, layouts: Mapping[str, Ba
             ruled.add(name)
     reasons = {}
     for name, parameter in trainable(batch.model).items():
+        if id(parameter) in trace.chosen:
+            reasons[name] = CHOSEN
+            continue
         uses = trace.graph.uses[id(parameter)]
         if name not in ruled:
             owner = batch.model.get_submodule(name.rpartition(".")[0])
@@ -289,11 +295,12 @@ def _vmap_fits(batch: _AuditBatch, names: tuple[str, ...], examples: list[int]) 
 
 
 def _unique_size(model: nn.Module, inputs: Any) -> int:
-    """Return a small batch size that no other dimension has, so that a layer without the batch first shows."""
+    """Return a small batch size that divides no other dimension, so that a layer without the batch first shows."""
     taken: set[int] = {n for parameter in model.parameters() for n in parameter.shape}
     taken |= {n for tensor in tensors(inputs) for n in tensor.shape[1:]}
-    sizes: list[int] = [5, 7, 11, 13, 17, 19, *range(23, 1000, 2)]
-    return next(size for size in sizes if size not in taken)
+    primes = (5, 7, 11, 13, 17, 19, 23, 29, 31)
+    apart = (size for size in primes if all(n % size for n in taken if n))
+    return next(apart, next(size for size in range(5, 1000, 2) if size not in taken))
 
 
 def _first_line(error: Exception) -> str:

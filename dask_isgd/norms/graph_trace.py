@@ -14,6 +14,7 @@ from dask_isgd.norms.capture import gradient_point
 from dask_isgd.norms.coupling import coupling_error, mixes_rows
 from dask_isgd.norms.model_state import autocast_without_cache, trainable
 from dask_isgd.norms.parameter_uses import Graph
+from dask_isgd.norms.row_choices import RowChoices
 from dask_isgd.norms.rules import rule_of
 from dask_isgd.norms.tensor_trees import Loss, call, checked_losses, tensors
 
@@ -44,6 +45,8 @@ class GraphTrace:
     calls: Counter[str]
     """Calls of each layer that the losses depend on."""
     graph: Graph
+    chosen: set[int]
+    """Parameters, by id, that meet rows chosen by the values of the inputs."""
     mixed: dict[str, str]
     """Layers whose output rows are not the examples, and why."""
     shapes: dict[str, torch.Size]
@@ -62,8 +65,9 @@ class _Output:
 
 def trace_graph(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) -> GraphTrace:
     """Run the audit's batch and trace its graph; ModelError if a loss depends on another example's rows."""
+    choices = RowChoices(model.parameters(), size)
     with autocast_without_cache():
-        output, losses, outputs = _recorded_pass(model, loss, inputs, targets, size)
+        output, losses, outputs = _recorded_pass(model, loss, inputs, targets, size, choices)
     graph = Graph(losses)
     if not graph.uses.keys() & {id(parameter) for parameter in model.parameters()}:
         raise ModelError(
@@ -88,11 +92,11 @@ def trace_graph(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: i
             if not found.layer:
                 raise coupling_error("one example's loss has a gradient with respect to another's output")
             mixed[found.layer] = "one example's loss depends on other rows of its output"
-    return GraphTrace(losses, calls, graph, mixed, shapes)
+    return GraphTrace(losses, calls, graph, choices.met, mixed, shapes)
 
 
 def _recorded_pass(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int, choices: RowChoices
 ) -> tuple[Any, Tensor, list[_Output]]:
     """Return the model's output, the losses (B,), and the outputs of the layers with a rule, in order."""
     outputs: list[_Output] = []
@@ -109,7 +113,8 @@ def _recorded_pass(
         for layer in layers_with_rules(model)
     ]
     try:
-        output = call(model, inputs)
+        with choices.watching(tensors(inputs)):
+            output = call(model, inputs)
         recording = False
         return output, checked_losses(loss, output, targets, size), outputs
     finally:

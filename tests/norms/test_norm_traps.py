@@ -117,3 +117,120 @@ def test_positions_before_attention(make: str, train_mode: bool) -> None:
             assert wrong_by(norms, model, tokens, y) <= 1e-5
         assert torch.isfinite(norms).all()
     captured(model.train(), tokens, y)
+
+
+class Unpadded(nn.Module):
+    """Computes at the valid tokens only: ``y[mask] = f(x[mask])``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.middle, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask, x = tokens > 0, self.table(tokens)
+        y = torch.zeros_like(x)
+        y[mask] = torch.tanh(self.middle(x[mask]))
+        return self.head(y.sum(1))
+
+
+class UnpaddedTokens(Unpadded):
+    """The same, before the embedding, by numbers of the tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        where = (tokens > 0).flatten().nonzero().flatten()
+        x = torch.tanh(self.middle(self.table(tokens.flatten()[where])))
+        y = torch.zeros(tokens.numel(), 6, dtype=x.dtype).index_copy(0, where, x)
+        return self.head(y.unflatten(0, tokens.shape).sum(1))
+
+
+class Ordered(Unpadded):
+    """Computes the rows in another order: by their lengths, in torch or in Python, or by a gate."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.by, self.gate = by, nn.Linear(6, 1)
+        self.cells = nn.GRU(6, 6, batch_first=True) if by == "packed" else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, lengths = self.table(tokens), (tokens > 0).sum(1)
+        scores = self.gate(x.mean(1)).flatten()
+        order = (scores if self.by == "gate" else -lengths).argsort(stable=True)
+        if self.by == "Python":
+            order = torch.tensor(sorted(range(len(x)), key=(-lengths).tolist().__getitem__))
+        inverse = order.argsort()
+        if self.cells is not None:
+            packed = nn.utils.rnn.pack_padded_sequence(x[order], lengths[order], batch_first=True)
+            y = nn.utils.rnn.pad_packed_sequence(self.cells(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        else:
+            y = torch.tanh(self.middle(x[order]))
+        return self.head((y[inverse]).sum(1) * torch.sigmoid(scores[:, None]))
+
+
+class Routed(nn.Module):
+    """Each token goes to one of two experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.router, self.head = nn.Embedding(9, 6), nn.Linear(6, 2), nn.Linear(6, 5)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens).flatten(0, 1)
+        gates = self.router(x).softmax(1)
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            (rows,) = torch.where(gates.argmax(1) == number)
+            y = y.index_add(0, rows, torch.tanh(expert(x[rows])) * gates[rows, number, None])
+        return self.head(y.unflatten(0, tokens.shape).mean(1))
+
+
+RAGGED: dict[str, Callable[[], nn.Module]] = {
+    "tokens without padding": Unpadded,
+    "numbers of the tokens": UnpaddedTokens,
+    "sorted by length": lambda: Ordered("length"),
+    "sorted by Python": lambda: Ordered("Python"),
+    "packed": lambda: Ordered("packed"),
+    "sorted by a gate": lambda: Ordered("gate"),
+    "routed to experts": Routed,
+}
+
+
+def ragged(lengths: Tensor) -> Tensor:
+    tokens = torch.randint(1, 9, (len(lengths), 6))
+    return tokens.masked_fill_(torch.arange(6) >= lengths[:, None], 0)
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_later_batches_with_other_lengths(name: str) -> None:
+    model, y = RAGGED[name]().eval(), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy)
+    for lengths in (torch.full((SIZE,), 6), torch.arange(SIZE) % 6 + 1, torch.randint(1, 7, (SIZE,))):
+        tokens = ragged(lengths)
+        assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 1e-5
+        inside = captured(model, tokens, y)
+        if inside is not None:
+            assert wrong_by(inside, model, tokens, y) <= 1e-5
+    assert engine.plan is not None
+    if name in ("tokens without padding", "numbers of the tokens", "routed to experts"):
+        assert not [name for name in engine.plan.fallback if "head" in name], "put back where they came from"
+    lengths = torch.tensor([6, 1, 1, 1, 1, 1, 1, 1, 2])  # as many tokens as a multiple of the batch, unevenly
+    tokens = ragged(lengths)
+    assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 1e-5
+
+
+class LastToken(Unpadded):
+    """Reads the row of each example's last token: the rows stay whose they are."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = torch.tanh(self.middle(self.table(tokens)))
+        return self.head(x[torch.arange(len(x)), (tokens > 0).sum(1) - 1])
+
+
+def test_an_index_that_leaves_the_rows_in_place_is_trusted() -> None:
+    model, y = LastToken(), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy)
+    for _ in range(2):
+        tokens = ragged(torch.randint(1, 7, (SIZE,)))
+        assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 1e-5
+    assert engine.plan is not None
+    assert not engine.plan.fallback
