@@ -5,6 +5,7 @@ Shapes: B examples in the minibatch.
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections import deque
@@ -24,6 +25,8 @@ from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError, NonFiniteLossError
 from dask_isgd.norms import NormEngine, capture_norms, checked_losses
 from dask_isgd.sampling.variance import square_of_mean
+
+logger = logging.getLogger(__name__)
 
 _MEDIAN_OVER = 101
 _MEDIAN_AFTER = 20
@@ -59,6 +62,7 @@ class Trainer:
         self.scheduler = learning.scheduler(self.optimizer) if learning.scheduler is not None else None
         self._captures = True
         self._engine: NormEngine | None = None
+        self._refused = False
         self._recent: deque[float] = deque(maxlen=_MEDIAN_OVER)
 
     def step(
@@ -143,10 +147,16 @@ class Trainer:
             "or look at those examples"
         )
 
-    def _engine_norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+    def _engine_norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor | None:
         if self._engine is None:
             self._engine = NormEngine(self.model, self.loss)
-        return self._engine(inputs, targets)[0]
+        try:
+            return self._engine(inputs, targets)[0]
+        except ModelError as error:
+            if not self._refused:
+                logger.warning("the learner trains without norms of its own minibatches: %s", error)
+            self._refused = True
+            return None
 
     def _mean_square(self, first: list[Tensor], batch: int) -> float:
         product = 0.0

@@ -8,6 +8,7 @@
     graph_trace         the graph of one ordinary forward pass
     coupling            detects examples that depend on each other, and refuses them
     capture             hooks that compute each layer's term when its gradient arrives
+    later_batches       which of the later batches are checked against autograd
     fallback            one example's gradient at a time: vmap, or a loop
     row_choices         which parameters meet rows that the values of the inputs choose
     rules/              one small file per family of layers, in one registry

@@ -57,6 +57,8 @@ class NormPlan:
     """Whether the fallback uses vmap, not a loop."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why each parameter of the fallback is there."""
+    deterministic: bool = True
+    """Whether the model draws no random numbers in its mode."""
     conclusive: bool = True
     """False if the audit's losses were not finite: it must be repeated on the next batch."""
 
@@ -67,6 +69,16 @@ class NormPlan:
             and self.arrived == set(capture.arrived)
             and not capture.changed
             and all(term.shape == (size,) for term in capture.terms.values())
+        )
+
+    def same_as(self, other: NormPlan) -> bool:
+        """Return whether two audits came to the same result."""
+        return (self.layers, self.copies, self.calls, self.arrived, self.fallback) == (
+            other.layers,
+            other.copies,
+            other.calls,
+            other.arrived,
+            other.fallback,
         )
 
     @property
@@ -104,7 +116,7 @@ class _AuditBatch:
         except Exception as error:  # a model may raise anything at a shape that it does not expect
             if not (layers or copies):
                 raise
-            reason = f"the fast pass fails ({type(error).__name__}: {_first_line(error)})"
+            reason = f"the fast pass fails ({type(error).__name__}: {first_line(error)})"
             served = [name for group in names.values() for name in group]
             return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], reason)
         wrong = {name: reason for layer, reason in capture.changed.items() for name in names[layer]}
@@ -132,9 +144,13 @@ class _AuditBatch:
         return None
 
 
-def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
+def audit(
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, *, rows: Tensor | None = None, whole: bool = False
+) -> NormPlan:
     """Return the plan for a model in its current mode; must be called inside ``preserved``.
 
+    ``rows`` are the examples to use, all of them in order unless given; the audit takes the first few of them, or
+    (``whole``) the batch as it is.
     Raises ModelError for a loss of the wrong shape, for examples that depend on each other, and for a loss
     that no trainable parameter reaches.
     """
@@ -142,7 +158,9 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
     if not parameters:
         raise ModelError("got a model without a trainable parameter, wanted at least one with requires_grad=True")
     size = _unique_size(model, inputs)
-    rows = torch.arange(size) % len(tensors(inputs)[0])
+    given = torch.arange(len(tensors(inputs)[0])) if rows is None else rows
+    size = len(given) if whole else size
+    rows = given[torch.arange(size) % len(given)]
     inputs, targets = take(inputs, rows), take(targets, rows)
     before = random_state(model)
     trace = trace_graph(model, loss, inputs, targets, size)
@@ -168,6 +186,7 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
         fallback=fallback,
         by_vmap=by_vmap,
         reasons=reasons,
+        deterministic=deterministic,
         conclusive=bool(torch.isfinite(trace.losses).all()),
     )
 
@@ -284,7 +303,7 @@ def _vmap_fits(batch: _AuditBatch, names: tuple[str, ...], examples: list[int]) 
         try:
             got, _ = squares_by_vmap(model, batch.loss, inputs, targets, names)
         except Exception as error:  # vmap may raise anything; the loop has none of its restrictions
-            return False, f"vmap fails ({type(error).__name__}: {_first_line(error)})"
+            return False, f"vmap fails ({type(error).__name__}: {first_line(error)})"
     finally:
         for module, training in modes.items():
             module.training = training
@@ -303,7 +322,8 @@ def _unique_size(model: nn.Module, inputs: Any) -> int:
     return next(apart, next(size for size in range(5, 1000, 2) if size not in taken))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message."""
     return (str(error).splitlines() or [""])[0]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
+from dask_isgd.norms.parameter_uses import Graph
 from dask_isgd.norms.tensor_trees import Loss, autocast_on, call, checked_losses, take, tensors, with_tensors
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
@@ -34,6 +35,7 @@ def check_inputs_independent(model: nn.Module, loss: Loss, inputs: Any, targets:
             return  # a model that treats its inputs as plain numbers, for example through numpy
     if not wanted or not losses.requires_grad:
         return
+    Graph(losses)  # refuses checkpoints that enter a graph only if their inputs require gradients
     for gradient in torch.autograd.grad(losses[size - 1], wanted, allow_unused=True):
         if gradient is not None and mixes_rows(gradient, size - 1):
             raise coupling_error("one example's loss has a gradient with respect to another example")

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from dask_isgd.errors import ModelError
+
 _ELEMENTWISE = """
     Abs Add Addcdiv Addcmul Clamp ClampMax ClampMin Clone Cos Div Erf Exp Expm1 Gelu Lerp Log Log1P Maximum Minimum Mul
     Neg Pow Reciprocal Relu Rsqrt Rsub Sigmoid Silu Sin Softmax Softplus Sqrt Square Sub Tanh ToCopy Where"""
@@ -28,7 +30,7 @@ def operation(node: Any) -> str:
 
 
 class Graph:
-    """The graph that a tensor was computed by."""
+    """The graph that a tensor was computed by; ModelError if reentrant checkpoints hide a part of it."""
 
     def __init__(self, root: Tensor) -> None:
         self.nodes: dict[Any, None] = {}
@@ -52,6 +54,11 @@ class Graph:
                     self._leaves[id(following.variable)] = following
                 else:
                     ahead.append(following)
+        if any(operation(node) == "CheckpointFunction" for node in self.nodes):
+            raise ModelError(
+                "got a model with reentrant checkpoints (torch.utils.checkpoint), of which torch computes no gradients "
+                "but those of a whole training step: there are no norms of single examples. Wanted use_reentrant=False"
+            )
         self._unchecked = self._below([node for node in self.nodes if operation(node) in UNCHECKED])
 
     def broadcasts(self, parameter: Tensor) -> bool:

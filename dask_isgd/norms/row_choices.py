@@ -46,11 +46,11 @@ class _Facts:
     """Ids of the parameters that it consists of, and of nothing derived."""
 
 
-class RowChoices(TorchDispatchMode):
+class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches a forward pass over a batch of ``size``, a number that divides no other dimension."""
 
     def __init__(self, parameters: Iterable[Tensor], size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.size = size
         self.met: set[int] = set()
         """Ids of the parameters that meet chosen rows."""

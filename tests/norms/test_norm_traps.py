@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from norms_oracle import cross_entropy, oracle
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from dask_isgd.config import Learning
+from dask_isgd.errors import ModelError
+from dask_isgd.learner.trainer import Trainer
 from dask_isgd.norms import NormEngine, capture_norms, gradient_norms
 
 SIZE = 9
@@ -234,3 +240,79 @@ def test_an_index_that_leaves_the_rows_in_place_is_trusted() -> None:
         assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 1e-5
     assert engine.plan is not None
     assert not engine.plan.fallback
+
+
+class BehindTheModule(nn.Module):
+    """Uses a layer's weight past the layer, in some batches only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head, self.again = nn.Linear(6, 6), nn.Linear(6, 5), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        if self.again:
+            y = y + functional.linear(torch.tanh(x), self.layer.weight)
+        return self.head(torch.tanh(y))
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_a_weight_used_past_its_layer_in_some_batches(train_mode: bool, caplog: pytest.LogCaptureFixture) -> None:
+    model, y = BehindTheModule().train(train_mode), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy, train_mode=train_mode)
+    some = 0
+    for number in range(30):
+        x, model.again = torch.randn(SIZE, 6), number % 3 == 2
+        assert wrong_by(engine(x, y)[0], model, x, y) <= 1e-5
+        inside = captured(model, x, y)
+        if inside is not None:
+            some += 1
+            assert wrong_by(inside, model, x, y) <= 1e-5
+    assert some >= 8
+    assert sum("audit" in record.message for record in caplog.records if "later batch" in record.message) == 1
+
+
+def test_a_rule_that_is_wrong_in_later_batches_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dask_isgd.norms.rules.linear import LinearRule
+
+    model, x, y = nn.Sequential(nn.Linear(6, 5)), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy)
+    engine(x, y)
+    right = LinearRule.norms
+    monkeypatch.setattr(LinearRule, "norms", lambda *arguments: 1.1 * right(*arguments))
+    assert wrong_by(engine(x, y)[0], model, x, y) <= 1e-5, "the second batch is checked"
+    assert "later batch" in caplog.text
+
+
+class Reentrant(nn.Module):
+    def __init__(self, *, first: bool) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.head = first, nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.first else torch.tanh(self.a(x))
+        return self.head(torch.tanh(checkpoint(self.b, x, use_reentrant=True)))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("first", [False, True])
+def test_reentrant_checkpoints_are_refused_by_name(first: bool) -> None:
+    model, x, y = Reentrant(first=first), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    with pytest.raises(ModelError, match="use_reentrant=False"):
+        gradient_norms(model, cross_entropy, x, y)
+    with capture_norms(model) as capture:
+        cross_entropy(model(x), y).sum().backward()
+    assert capture.norms(scale=torch.ones(SIZE)) is None
+    assert "use_reentrant=False" in capture.reason
+    assert model.head.weight.grad is not None
+
+
+def test_the_learner_trains_on_without_norms(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Trainer(Reentrant(first=False), cross_entropy, Learning(steps=9, device="cpu"))
+    x, y = torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    for step in range(3):
+        result = trainer.step(step, (x,), y, np.ones(SIZE), norms=True, measure=True)
+        assert result.norms is None
+    assert sum("use_reentrant=False" in record.message for record in caplog.records) == 1
