@@ -25,7 +25,12 @@ from torch.nn.utils.parametrize import ParametrizationList
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.batch_layouts import BatchLayout, possible_layouts
 from dask_isgd.norms.capture import Capture, CapturedLayer, fast_pass
-from dask_isgd.norms.coupling import agree, check_inputs_independent, check_losses_independent
+from dask_isgd.norms.coupling import (
+    agree,
+    check_inputs_independent,
+    check_losses_independent,
+    check_others_irrelevant,
+)
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
 from dask_isgd.norms.graph_trace import GraphTrace, layers_with_rules, trace_graph
 from dask_isgd.norms.model_state import random_state, set_random_state, trainable
@@ -173,10 +178,14 @@ def audit(
     check_inputs_independent(model, loss, inputs, targets)
     if deterministic:
         check_losses_independent(model, loss, inputs, targets, trace.losses.detach(), examples)
+    if deterministic or not trace.chosen:  # masks of dropout on chosen rows depend on how many there are
+        check_others_irrelevant(model, loss, inputs, targets, examples[0])
     batch = _AuditBatch(model, loss, inputs, targets, size, before, layers_with_rules(model), reference)
     layers, copies, capture, reasons = _served(batch, trace, list(parameters), deterministic=deterministic)
     fallback = tuple(name for name in parameters if name in reasons)
-    by_vmap, loop_reason = _vmap_fits(batch, fallback, examples) if fallback else (False, "")
+    by_vmap, loop_reason = (
+        _vmap_fits(batch, fallback, examples, deterministic=deterministic) if fallback else (False, "")
+    )
     _log_fallback(model, reasons, loop_reason)
     return NormPlan(
         layers=layers,
@@ -289,16 +298,19 @@ def _captured_layers(
     return tuple(layers)
 
 
-def _vmap_fits(batch: _AuditBatch, names: tuple[str, ...], examples: list[int]) -> tuple[bool, str]:
+def _vmap_fits(
+    batch: _AuditBatch, names: tuple[str, ...], examples: list[int], *, deterministic: bool
+) -> tuple[bool, str]:
     """Return whether vmap runs this model and agrees with a plain loop on two examples; otherwise, why not.
 
-    They are compared in eval mode: with dropout on, the two draw different masks.
+    With dropout on, the two draw different masks, and are compared in eval mode.
     """
     model, rows = batch.model, torch.tensor(examples)
     inputs, targets = take(batch.inputs, rows), take(batch.targets, rows)
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        if not deterministic:
+            model.eval()
         wanted, _ = squares_by_loop(model, batch.loss, inputs, targets, names)
         try:
             got, _ = squares_by_vmap(model, batch.loss, inputs, targets, names)

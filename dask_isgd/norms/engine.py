@@ -60,7 +60,7 @@ class NormEngine:
             raise ConfigError(f"method: got {method!r}, wanted one of {', '.join(map(repr, METHODS))}")
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"micro_batch: got {micro_batch!r}, wanted a whole number at least 1 or None")
-        self.model = model
+        self.model: nn.Module = model._modules.get("_orig_mod") or model  # compiled or not
         self.loss = loss
         self.method = method
         self.train_mode = train_mode
@@ -68,7 +68,7 @@ class NormEngine:
         self.plan: NormPlan | None = None
         """The result of the audit; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
-        self._attention = AttentionLayers(model)
+        self._attention = AttentionLayers(self.model)
         self._compared: set[tuple[torch.Size, ...]] = set()
         self._schedule = CheckSchedule()
         self._reported = False

@@ -19,6 +19,11 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def check_supported(model: nn.Module) -> None:
     """Raise ModelError if examples have no gradient of their own, or a forward pass would change the parameters."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"got a scripted model ({model.original_name}), which torch runs outside Python: no layer of it can be "
+            "watched. Wanted the Python module that was scripted"
+        )
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             if module.max_norm is not None:
@@ -108,6 +113,35 @@ def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             module._parameters[key] = parameter
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether torch.compile has compiled the model or a part of it."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules inside the model as they were written: hooks do not run in compiled code."""
+    modules = [m for m in model.modules() if m._compiled_call_impl is not None]
+    calls = [(module, module._compiled_call_impl) for module in modules]
+    wrapped = [
+        (parent, key, child)
+        for parent in list(model.modules())
+        for key, child in parent._modules.items()
+        if child is not None and "_orig_mod" in child._modules
+    ]
+    try:
+        for module in modules:
+            module._compiled_call_impl = None
+        for parent, key, child in wrapped:
+            parent._modules[key] = child._modules["_orig_mod"]
+        yield
+    finally:
+        for module, call in calls:
+            module._compiled_call_impl = call
+        for parent, key, child in wrapped:
+            parent._modules[key] = child
+
+
 @contextmanager
 def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
     """Run the model in a mode (None: the current one) and restore it afterwards.
@@ -137,6 +171,7 @@ def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
                 hooks.clear()
         if train_mode is not None:
             model.train(train_mode)
+        undo.enter_context(uncompiled(model))
         yield
 
 

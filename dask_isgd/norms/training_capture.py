@@ -19,7 +19,7 @@ from dask_isgd.norms.audit import NormPlan, audit
 from dask_isgd.norms.capture import Capture
 from dask_isgd.norms.engine import structure_of
 from dask_isgd.norms.later_batches import CheckSchedule, nodes_created
-from dask_isgd.norms.model_state import check_supported, preserved
+from dask_isgd.norms.model_state import check_supported, is_compiled, preserved
 from dask_isgd.norms.tensor_trees import batch_size, detached, tensors
 
 logger = logging.getLogger("dask_isgd.norms")
@@ -176,6 +176,8 @@ def _plan_of(
     model: nn.Module, inputs: Any, *, rows: Tensor | None = None, whole: bool = False
 ) -> tuple[NormPlan | None, str]:
     """Return the model's plan in its current mode, or None and why a training step does not yield its norms."""
+    if is_compiled(model):
+        return None, "the model is compiled, and hooks of its layers do not run in compiled code"
     try:
         if inputs is None or not batch_size(inputs, ()):
             return None, "the model is called with positional and named inputs, or with none"

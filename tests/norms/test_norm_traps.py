@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,7 @@ def test_reentrant_checkpoints_are_refused_by_name(first: bool) -> None:
     assert model.head.weight.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_the_learner_trains_on_without_norms(caplog: pytest.LogCaptureFixture) -> None:
     trainer = Trainer(Reentrant(first=False), cross_entropy, Learning(steps=9, device="cpu"))
     x, y = torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
@@ -316,3 +318,95 @@ def test_the_learner_trains_on_without_norms(caplog: pytest.LogCaptureFixture) -
         result = trainer.step(step, (x,), y, np.ones(SIZE), norms=True, measure=True)
         assert result.norms is None
     assert sum("use_reentrant=False" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("slow", [nn.PReLU, nn.Identity])
+def test_instance_normalisation_with_running_statistics_in_train_mode(slow: Callable[[], nn.Module]) -> None:
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), norm, slow(), nn.Flatten(), nn.Linear(64, 5)).train()
+    x, y = torch.randn(SIZE, 2, 6, 6), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy, train_mode=True)
+    wanted = oracle(model, cross_entropy, x, y, train_mode=True)
+    for _ in range(2):
+        torch.testing.assert_close(engine(x, y)[0].double(), wanted, rtol=1e-5, atol=0)
+
+
+class BatchMean(nn.Module):
+    """Tokens, dropout, and two per cent of the batch's mean, which no gradient passes."""
+
+    def __init__(self, *, layer: bool) -> None:
+        super().__init__()
+        self.table, self.head, self.layer = nn.Embedding(9, 6), nn.Linear(6, 5), layer
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens).mean(1)
+        x = self.dropout(x) if self.layer else functional.dropout(x, 0.1, self.training)
+        return self.head(x - 0.02 * x.mean(0).detach())
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+@pytest.mark.parametrize("layer", [False, True])
+def test_weak_coupling_of_tokens_is_refused(layer: bool, train_mode: bool) -> None:
+    model, tokens, y = BatchMean(layer=layer), torch.randint(0, 9, (SIZE, 4)), torch.randint(0, 5, (SIZE,))
+    with pytest.raises(ModelError, match="couples the examples"):
+        gradient_norms(model, cross_entropy, tokens, y, train_mode=train_mode)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_a_scripted_model_is_refused_by_name() -> None:
+    model, x, y = torch.jit.script(nn.Sequential(nn.Linear(6, 5))), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    with pytest.raises(ModelError, match=r"scripted model \(Sequential\)"):
+        gradient_norms(model, cross_entropy, x, y)
+    with capture_norms(model) as capture:
+        cross_entropy(model(x), y).sum().backward()
+    assert capture.norms(scale=torch.ones(SIZE)) is None
+    assert "scripted" in capture.reason
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_compiled_models_are_served_as_written(part: bool) -> None:
+    inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    compiled = torch.compile(inner, backend="eager")
+    model: Any = nn.Sequential(compiled, nn.Linear(6, 5))
+    model = model if part else torch.compile(nn.Sequential(inner, nn.Linear(6, 5)), backend="eager")
+    x, y = torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy)
+    norms, _ = engine(x, y)
+    torch.testing.assert_close(norms.double(), _by_hand(model, x, y).double(), rtol=1e-5, atol=0)
+    assert engine.plan is not None
+    assert not engine.plan.fallback
+    with capture_norms(model) as capture:
+        cross_entropy(model(x), y).sum().backward()
+    assert capture.norms(scale=torch.ones(SIZE)) is None
+    assert "compiled" in capture.reason
+
+
+@dataclass
+class _Answer:
+    logits: Tensor
+    extra: str = "none"
+
+
+class Answers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> _Answer:
+        return _Answer(self.layer(x))
+
+
+def test_outputs_in_dataclasses() -> None:
+    def loss(output: _Answer, target: Tensor) -> Tensor:
+        return cross_entropy(output.logits, target)
+
+    model, x, y = Answers(), torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
+    assert wrong_by(gradient_norms(model, loss, x, y), model, x, y, loss) <= 1e-5
+    wanted = (model.layer(x).softmax(1) - functional.one_hot(y, 5)).norm(dim=1).detach()
+    torch.testing.assert_close(gradient_norms(model, loss, x, y, method="bound"), wanted)
+    with capture_norms(model) as capture:
+        loss(model(x), y).sum().backward()
+    inside = capture.norms(scale=torch.ones(SIZE))
+    assert inside is not None
+    assert wrong_by(inside, model, x, y, loss) <= 1e-5
