@@ -73,7 +73,8 @@ def check_model(
         dataset.check(classes=classes)
     engine = NormEngine(module, loss, method=scoring.method, train_mode=scoring.train_mode)
     x = inputs if len(inputs) > 1 else inputs[0]
-    engine(x, targets)
+    for _ in range(2):  # the audit, and the check of the second batch
+        engine(x, targets)
     began = time.perf_counter()
     engine(x, targets)
     return len(targets) / max(time.perf_counter() - began, 1e-9), classes

@@ -5,6 +5,7 @@ Shapes: B examples in the minibatch. A step launches its work and does not wait 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -22,6 +23,8 @@ from dask_isgd.learner.step import LaunchedStep, Step
 from dask_isgd.learner.update import Update
 from dask_isgd.norms import NormEngine, capture_norms, checked_losses
 
+logger = logging.getLogger(__name__)
+
 
 class Trainer:
     """A model, its optimizer and the weighted update; ``weighted``: whether coefficients differ from 1."""
@@ -38,6 +41,7 @@ class Trainer:
         self._nan = torch.tensor(torch.nan, device=self.device)
         self._captures = True
         self._engine: NormEngine | None = None
+        self._warned = False
 
     def step(self, *args: Any, **kwargs: Any) -> Step:
         """Take a step as :meth:`launch` does, wait for it and return its result."""
@@ -117,10 +121,16 @@ class Trainer:
         product = torch.stack(products).sum() * (batch / small) * (batch / (batch - small))
         return torch.cat([first, second]), product
 
-    def _engine_norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+    def _engine_norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor | None:
         if self._engine is None:
             self._engine = NormEngine(self.model, self.loss)
-        return self._engine(inputs, targets)[0]
+        try:
+            return self._engine(inputs, targets)[0]
+        except ModelError as error:
+            if not self._warned:
+                logger.warning("the learner trains without norms of its own minibatches: %s", error)
+            self._warned = True
+            return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that a checkpoint keeps, of model and optimizer, by flat names."""

@@ -8,9 +8,12 @@
     graph_trace         the graph of one ordinary forward pass
     coupling            detects examples that depend on each other, and refuses them
     capture             hooks that compute each layer's term when its gradient arrives
+    later_batches       which of the later batches are checked against autograd
     fallback            one example's gradient at a time: vmap, or a loop
+    row_choices         which parameters meet rows that the values of the inputs choose
     rules/              one small file per family of layers, in one registry
     batch_layouts       where the batch is in a layer that does not have it first
+    parameter_uses      what the graph does with each parameter
     per_example_copies  parameters of no layer with a rule, replaced with one copy per example
     attention           nn.MultiheadAttention, decomposed into layers that have rules
     model_state         restores the user's model

@@ -20,11 +20,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.batch_layouts import BatchLayout, possible_layouts
 from dask_isgd.norms.capture import Capture, CapturedLayer, fast_pass
-from dask_isgd.norms.coupling import agree, check_inputs_independent, check_losses_independent
+from dask_isgd.norms.coupling import (
+    agree,
+    check_inputs_independent,
+    check_losses_independent,
+    check_others_irrelevant,
+)
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
 from dask_isgd.norms.graph_trace import GraphTrace, layers_with_rules, trace_graph
 from dask_isgd.norms.model_state import random_state, set_random_state, trainable
@@ -32,6 +38,8 @@ from dask_isgd.norms.per_example_copies import Shape, copy_shapes
 from dask_isgd.norms.tensor_trees import Loss, take, tensors
 
 logger = logging.getLogger("dask_isgd.norms")
+
+CHOSEN = "the values of the inputs choose the rows that it meets, as in x[mask]"
 
 LayerParameters = dict[str, dict[str, str]]
 """Layers with a rule, by name: their parameters, own name -> name in the model."""
@@ -54,6 +62,8 @@ class NormPlan:
     """Whether the fallback uses vmap, not a loop."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why each parameter of the fallback is there."""
+    deterministic: bool = True
+    """Whether the model draws no random numbers in its mode."""
     conclusive: bool = True
     """False if the audit's losses were not finite: it must be repeated on the next batch."""
 
@@ -64,6 +74,16 @@ class NormPlan:
             and self.arrived == set(capture.arrived)
             and not capture.changed
             and all(term.shape == (size,) for term in capture.terms.values())
+        )
+
+    def same_as(self, other: NormPlan) -> bool:
+        """Return whether two audits came to the same result."""
+        return (self.layers, self.copies, self.calls, self.arrived, self.fallback) == (
+            other.layers,
+            other.copies,
+            other.calls,
+            other.arrived,
+            other.fallback,
         )
 
     @property
@@ -98,10 +118,10 @@ class _AuditBatch:
         }
         try:
             capture, _ = fast_pass(self.model, self.loss, self.inputs, self.targets, layers, copies, self.size)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except Exception as error:  # a model may raise anything at a shape that it does not expect
             if not (layers or copies):
                 raise
-            reason = f"the fast pass fails ({type(error).__name__}: {str(error).splitlines()[0]})"
+            reason = f"the fast pass fails ({type(error).__name__}: {first_line(error)})"
             served = [name for group in names.values() for name in group]
             return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], reason)
         wrong = {name: reason for layer, reason in capture.changed.items() for name in names[layer]}
@@ -129,9 +149,13 @@ class _AuditBatch:
         return None
 
 
-def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
+def audit(
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, *, rows: Tensor | None = None, whole: bool = False
+) -> NormPlan:
     """Return the plan for a model in its current mode; must be called inside ``preserved``.
 
+    ``rows`` are the examples to use, all of them in order unless given; the audit takes the first few of them, or
+    (``whole``) the batch as it is.
     Raises ModelError for a loss of the wrong shape, for examples that depend on each other, and for a loss
     that no trainable parameter reaches.
     """
@@ -139,7 +163,9 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
     if not parameters:
         raise ModelError("got a model without a trainable parameter, wanted at least one with requires_grad=True")
     size = _unique_size(model, inputs)
-    rows = torch.arange(size) % len(tensors(inputs)[0])
+    given = torch.arange(len(tensors(inputs)[0])) if rows is None else rows
+    size = len(given) if whole else size
+    rows = given[torch.arange(size) % len(given)]
     inputs, targets = take(inputs, rows), take(targets, rows)
     before = random_state(model)
     trace = trace_graph(model, loss, inputs, targets, size)
@@ -152,10 +178,14 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
     check_inputs_independent(model, loss, inputs, targets)
     if deterministic:
         check_losses_independent(model, loss, inputs, targets, trace.losses.detach(), examples)
+    if deterministic or not trace.chosen:  # masks of dropout on chosen rows depend on how many there are
+        check_others_irrelevant(model, loss, inputs, targets, examples[0])
     batch = _AuditBatch(model, loss, inputs, targets, size, before, layers_with_rules(model), reference)
     layers, copies, capture, reasons = _served(batch, trace, list(parameters), deterministic=deterministic)
     fallback = tuple(name for name in parameters if name in reasons)
-    by_vmap, loop_reason = _vmap_fits(batch, fallback, examples) if fallback else (False, "")
+    by_vmap, loop_reason = (
+        _vmap_fits(batch, fallback, examples, deterministic=deterministic) if fallback else (False, "")
+    )
     _log_fallback(model, reasons, loop_reason)
     return NormPlan(
         layers=layers,
@@ -165,6 +195,7 @@ def audit(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> NormPlan:
         fallback=fallback,
         by_vmap=by_vmap,
         reasons=reasons,
+        deterministic=deterministic,
         conclusive=bool(torch.isfinite(trace.losses).all()),
     )
 
@@ -176,7 +207,8 @@ def _served(
     layouts = _layouts(batch, trace)
     reasons = _unexplained(batch, trace, layouts)
     ruled = {name for own in batch.parameters.values() for name in own.values()}
-    copies = _copies(batch, [name for name in reasons if name not in ruled])
+    free = [name for name, reason in reasons.items() if name not in ruled and reason != CHOSEN]
+    copies = _copies(batch, [name for name in free if _copyable(batch.model, trace, name)])
     reasons = {name: reason for name, reason in reasons.items() if name not in copies}
     while True:
         if reasons and not deterministic:
@@ -217,6 +249,12 @@ def _copies(batch: _AuditBatch, names: list[str]) -> dict[str, Shape]:
     return found
 
 
+def _copyable(model: nn.Module, trace: GraphTrace, name: str) -> bool:
+    """Return whether copies of a parameter may be tried: some operations crash at shapes that they do not expect."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return not isinstance(owner, ParametrizationList) and trace.graph.broadcasts(model.get_parameter(name))
+
+
 def _unexplained(batch: _AuditBatch, trace: GraphTrace, layouts: Mapping[str, BatchLayout]) -> dict[str, str]:
     """Return the parameters whose uses no captured calls explain, and why."""
     captured: Counter[str] = Counter()
@@ -227,7 +265,10 @@ def _unexplained(batch: _AuditBatch, trace: GraphTrace, layouts: Mapping[str, Ba
             ruled.add(name)
     reasons = {}
     for name, parameter in trainable(batch.model).items():
-        uses = trace.uses[id(parameter)]
+        if id(parameter) in trace.chosen:
+            reasons[name] = CHOSEN
+            continue
+        uses = trace.graph.uses[id(parameter)]
         if name not in ruled:
             owner = batch.model.get_submodule(name.rpartition(".")[0])
             reasons[name] = f"no rule for {type(owner).__name__}"
@@ -257,21 +298,24 @@ def _captured_layers(
     return tuple(layers)
 
 
-def _vmap_fits(batch: _AuditBatch, names: tuple[str, ...], examples: list[int]) -> tuple[bool, str]:
+def _vmap_fits(
+    batch: _AuditBatch, names: tuple[str, ...], examples: list[int], *, deterministic: bool
+) -> tuple[bool, str]:
     """Return whether vmap runs this model and agrees with a plain loop on two examples; otherwise, why not.
 
-    They are compared in eval mode: with dropout on, the two draw different masks.
+    With dropout on, the two draw different masks, and are compared in eval mode.
     """
     model, rows = batch.model, torch.tensor(examples)
     inputs, targets = take(batch.inputs, rows), take(batch.targets, rows)
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        if not deterministic:
+            model.eval()
         wanted, _ = squares_by_loop(model, batch.loss, inputs, targets, names)
         try:
             got, _ = squares_by_vmap(model, batch.loss, inputs, targets, names)
         except Exception as error:  # vmap may raise anything; the loop has none of its restrictions
-            return False, f"vmap fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            return False, f"vmap fails ({type(error).__name__}: {first_line(error)})"
     finally:
         for module, training in modes.items():
             module.training = training
@@ -282,11 +326,17 @@ def _vmap_fits(batch: _AuditBatch, names: tuple[str, ...], examples: list[int]) 
 
 
 def _unique_size(model: nn.Module, inputs: Any) -> int:
-    """Return a small batch size that no other dimension has, so that a layer without the batch first shows."""
+    """Return a small batch size that divides no other dimension, so that a layer without the batch first shows."""
     taken: set[int] = {n for parameter in model.parameters() for n in parameter.shape}
     taken |= {n for tensor in tensors(inputs) for n in tensor.shape[1:]}
-    sizes: list[int] = [5, 7, 11, 13, 17, 19, *range(23, 1000, 2)]
-    return next(size for size in sizes if size not in taken)
+    primes = (5, 7, 11, 13, 17, 19, 23, 29, 31)
+    apart = (size for size in primes if all(n % size for n in taken if n))
+    return next(apart, next(size for size in range(5, 1000, 2) if size not in taken))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message."""
+    return (str(error).splitlines() or [""])[0]
 
 
 def _log_fallback(model: nn.Module, reasons: dict[str, str], loop_reason: str) -> None:

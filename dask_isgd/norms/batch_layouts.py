@@ -31,6 +31,20 @@ class BatchLayout(Enum):
         """Whether the examples share the output."""
         return self in (BatchLayout.ONE, BatchLayout.NONE)
 
+    def fits(self, shape: tuple[int, ...], size: int) -> bool:
+        """Return whether a tensor of this shape can have the batch of ``size`` in this place."""
+        match self:
+            case BatchLayout.FIRST:
+                return len(shape) > 0 and shape[0] == size
+            case BatchLayout.SECOND:
+                return len(shape) > 1 and shape[1] == size
+            case BatchLayout.FOLDED:
+                return len(shape) > 0 and shape[0] % max(size, 1) == 0
+            case BatchLayout.ONE:
+                return len(shape) > 0 and shape[0] == 1
+            case BatchLayout.NONE:
+                return True
+
     def batch_first(self, tensor: Tensor, size: int) -> Tensor:
         """Return the tensor with the batch of ``size`` first."""
         match self:

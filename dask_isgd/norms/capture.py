@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dask_isgd.norms.batch_layouts import BatchLayout
+from dask_isgd.norms.later_batches import nodes_created
 from dask_isgd.norms.model_state import frozen
 from dask_isgd.norms.per_example_copies import Shape, expanded
 from dask_isgd.norms.rules import Rule, Saved, rule_of
@@ -73,6 +74,8 @@ class Capture:
         """Layers whose terms cannot be computed, and why."""
         self.terms: dict[str, Tensor] = {}
         """Norms by layer, or by parameter if it is shared: (B,) each."""
+        self.nodes = 0
+        """Graph nodes that the forward pass created."""
         self._anchor: Tensor | None = None
         self._handles: list[RemovableHandle] = []
         self._summands: dict[str, list[tuple[Call, str, Tensor]]] = {}
@@ -113,6 +116,9 @@ class Capture:
         if not (self.recording and torch.is_grad_enabled()):
             return None
         x = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+        if not (layer.layout.fits(x.shape, self.size) and layer.layout.fits(output.shape, self.size)):
+            self.changed[layer.name] = f"its output has shape {tuple(output.shape)}, not {layer.layout.value}"
+            return None
         x = layer.layout.batch_first(x.detach(), self.size)
         saved = rule.save(module, x, layer.unshared, shared)
         call = Call(layer, rule, module, saved, tuple([tensor._version for tensor in saved]), output.shape)
@@ -204,9 +210,11 @@ def fast_pass(
         try:
             capture.open()
             capture.recording = True
+            before = nodes_created()
             output = call(model, inputs)
             capture.recording = False
             losses = checked_losses(loss, output, targets, size)
+            capture.nodes = nodes_created() - before
             if losses.requires_grad:
                 points = [capture.anchor, *leaves.values()]
                 summed = losses.sum() if only is None else losses[only]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
+from dask_isgd.norms.model_state import random_state, set_random_state
+from dask_isgd.norms.parameter_uses import Graph
 from dask_isgd.norms.tensor_trees import Loss, autocast_on, call, checked_losses, take, tensors, with_tensors
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
@@ -34,6 +36,7 @@ def check_inputs_independent(model: nn.Module, loss: Loss, inputs: Any, targets:
             return  # a model that treats its inputs as plain numbers, for example through numpy
     if not wanted or not losses.requires_grad:
         return
+    Graph(losses)  # refuses checkpoints that enter a graph only if their inputs require gradients
     for gradient in torch.autograd.grad(losses[size - 1], wanted, allow_unused=True):
         if gradient is not None and mixes_rows(gradient, size - 1):
             raise coupling_error("one example's loss has a gradient with respect to another example")
@@ -52,6 +55,31 @@ def check_losses_independent(
             raise coupling_error(f"an example's loss is {float(losses[k]):.6g} in one batch and {value:.6g} in another")
 
 
+def check_others_irrelevant(model: nn.Module, loss: Loss, inputs: Any, targets: Any, k: int) -> None:
+    """Raise ModelError if the loss of example k changes when all others become copies of it.
+
+    Random numbers are the same in both passes, and dropout layers are off; shapes are the same, so that little rounding
+    is in the way.
+    """
+    size = len(tensors(inputs)[0])
+    before, values = random_state(model), []
+    dropouts = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+    try:
+        for dropout in dropouts:
+            dropout.training = False
+        for rows in (torch.arange(size), torch.full((size,), k)):
+            set_random_state(model, before)
+            with torch.no_grad():
+                losses = checked_losses(loss, call(model, take(inputs, rows)), take(targets, rows), size)
+            values.append(float(losses[k]))
+    finally:
+        for dropout in dropouts:
+            dropout.training = True
+    wanted, got = values
+    if not agree(got, wanted, inputs, model, share=0.02):
+        raise coupling_error(f"an example's loss is {wanted:.6g} among others and {got:.6g} among copies of itself")
+
+
 def coupling_error(reason: str) -> ModelError:
     """Return the error for a model or a loss that couples examples."""
     return ModelError(
@@ -61,11 +89,11 @@ def coupling_error(reason: str) -> ModelError:
     )
 
 
-def agree(got: float, wanted: float, inputs: Any, model: nn.Module, *, floor: float = 0.0) -> bool:
-    """Return whether two squares agree within the precision of the dtype; any two non-finite numbers agree."""
+def agree(got: float, wanted: float, inputs: Any, model: nn.Module, *, floor: float = 0.0, share: float = 1.0) -> bool:
+    """Return whether two squares agree within (a share of) the dtype's tolerance; any two non-finite numbers agree."""
     if not (abs(got) < float("inf") and abs(wanted) < float("inf")):
         return not (abs(got) < float("inf")) and not (abs(wanted) < float("inf"))
-    return abs(got - wanted) <= 2 * tolerance(inputs, model) * abs(wanted) + floor
+    return abs(got - wanted) <= 2 * share * tolerance(inputs, model) * abs(wanted) + floor
 
 
 def same_losses(got: Tensor, wanted: Tensor, inputs: Any, model: nn.Module) -> bool:

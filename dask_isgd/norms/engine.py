@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,11 +12,12 @@ from torch import Tensor, nn
 
 from dask_isgd.errors import ConfigError, ModelError
 from dask_isgd.norms.attention import AttentionLayers
-from dask_isgd.norms.audit import NormPlan, audit
+from dask_isgd.norms.audit import NormPlan, audit, first_line
 from dask_isgd.norms.capture import fast_pass
-from dask_isgd.norms.coupling import mixes_rows, same_losses
-from dask_isgd.norms.fallback import squares_by_loop, squares_by_vmap
-from dask_isgd.norms.model_state import check_supported, preserved, random_state, set_random_state
+from dask_isgd.norms.coupling import agree, mixes_rows, same_losses
+from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
+from dask_isgd.norms.later_batches import CheckSchedule
+from dask_isgd.norms.model_state import check_supported, preserved, random_state, set_random_state, trainable
 from dask_isgd.norms.tensor_trees import (
     Loss,
     batch_size,
@@ -25,6 +29,8 @@ from dask_isgd.norms.tensor_trees import (
     take,
     tensors,
 )
+
+logger = logging.getLogger("dask_isgd.norms")
 
 METHODS = ("exact", "bound", "loss")
 
@@ -54,7 +60,7 @@ class NormEngine:
             raise ConfigError(f"method: got {method!r}, wanted one of {', '.join(map(repr, METHODS))}")
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"micro_batch: got {micro_batch!r}, wanted a whole number at least 1 or None")
-        self.model = model
+        self.model: nn.Module = model._modules.get("_orig_mod") or model  # compiled or not
         self.loss = loss
         self.method = method
         self.train_mode = train_mode
@@ -62,8 +68,10 @@ class NormEngine:
         self.plan: NormPlan | None = None
         """The result of the audit; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
-        self._attention = AttentionLayers(model)
+        self._attention = AttentionLayers(self.model)
         self._compared: set[tuple[torch.Size, ...]] = set()
+        self._schedule = CheckSchedule()
+        self._reported = False
 
     def __call__(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Return norms and losses of a batch: (B,) float32 each, on the device of the losses.
@@ -111,46 +119,116 @@ class NormEngine:
         return squares, losses.detach()
 
     def _exact(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
+        rows: Tensor | None = None
         with self._attention.decomposed() as decomposed:
-            found = self._by_plan(inputs, targets, size, decomposed=decomposed)
-            if found is None:  # another model, or control flow that the audit did not meet
-                self.plan = None
-                found = self._by_plan(inputs, targets, size, decomposed=decomposed)
-        if found is None:
-            names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-            found = squares_by_loop(self.model, self.loss, inputs, targets, names)
-        return found
+            for _ in range(2):
+                start, before = time.perf_counter(), random_state(self.model)
+                found = self._by_plan(inputs, targets, size, decomposed=decomposed, rows=rows)
+                if found is None:  # another model, or control flow that the audit did not meet
+                    self.plan = None
+                    continue
+                squares, losses, nodes = found
+                if not self._schedule.flows.get(nodes, True):
+                    break
+                if rows is None and not self._schedule.due(nodes):
+                    return squares, losses
+                seconds = time.perf_counter() - start
+                k = self._schedule.example(size) if rows is None else int(rows[0])
+                wrong = self._mismatch(k, inputs, targets, float(squares[k]), before)
+                self._schedule.checked(time.perf_counter() - start - seconds, seconds)
+                self._schedule.flows[nodes] = wrong is None
+                if wrong is None:
+                    return squares, losses
+                self._report(wrong)
+                rows, self.plan = (torch.arange(size) + k) % size, None
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return squares_by_loop(self.model, self.loss, inputs, targets, names)
 
-    def _by_plan(self, inputs: Any, targets: Any, size: int, *, decomposed: bool) -> tuple[Tensor, Tensor] | None:
-        """Return squares and losses by the plan, made first if there is none; None if the pass did not follow it."""
+    def _mismatch(self, k: int, inputs: Any, targets: Any, got: float, before: list[Tensor]) -> str | None:
+        """Return how the square of example k differs from autograd's, if it does."""
+        plan = self.plan
+        assert plan is not None
+        if not plan.deterministic and plan.fallback:
+            return None  # its random numbers are drawn, and gone
+        with self._attention.restored():
+            if plan.deterministic:
+                one = slice(k, k + 1)
+                wanted = squares_by_loop(
+                    self.model, self.loss, take(inputs, one), take(targets, one), list(trainable(self.model))
+                )[0][0]
+            else:
+                set_random_state(self.model, before)
+                losses = checked_losses(self.loss, call(self.model, inputs), targets, batch_size(inputs, targets))
+                wanted = parameter_squares(losses[k], list(trainable(self.model).values())).sum()
+        if agree(got, float(wanted), inputs, self.model, floor=1e-36):
+            return None
+        plan_norm, norm = got**0.5, float(wanted) ** 0.5
+        return f"example {k} of a later batch has norm {plan_norm:.6g} by the plan and {norm:.6g} by autograd"
+
+    def _report(self, reason: str) -> None:
+        if not self._reported:
+            logger.warning(
+                "%s: %s: its control flow or its data differ from those of the audit, which is repeated; a batch that "
+                "fails again is computed one example at a time",
+                type(self.model).__name__,
+                reason,
+            )
+        self._reported = True
+
+    def _by_plan(
+        self, inputs: Any, targets: Any, size: int, *, decomposed: bool, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, int] | None:
+        """Return squares, losses and the graph nodes of the pass; None if it did not follow the plan.
+
+        The plan is made first if there is none, on the examples ``rows``.
+        """
         structure = (*structure_of(self.model), *(tensor.ndim for tensor in tensors((inputs, targets))))
         if self.plan is None or not self.plan.conclusive or structure != self._structure:
             before = random_state(self.model)
             with torch.no_grad():  # errors concern the user's batch, not the audit's
                 checked_losses(self.loss, call(self.model, inputs), targets, size)
-            self.plan, self._structure = audit(self.model, self.loss, inputs, targets), structure
+            self.plan = audit(self.model, self.loss, inputs, targets, rows=rows)
+            if structure != self._structure:
+                self._schedule = CheckSchedule()
+            self._structure = structure
             self._compared.clear()
             set_random_state(self.model, before)
         plan = self.plan
         squares: Tensor | None = None
         losses: Tensor | None = None
+        nodes = 0
         if plan.layers or plan.copies:
             found = self._by_fast_pass(plan, inputs, targets, size, unchanged=plan.forward_unchanged and not decomposed)
             if found is None:
                 return None
-            squares, losses = found
+            squares, losses, nodes = found
         if plan.fallback:
-            one_by_one = squares_by_vmap if plan.by_vmap else squares_by_loop
-            slow, slow_losses = one_by_one(self.model, self.loss, inputs, targets, plan.fallback)
+            slow, slow_losses = self._by_fallback(plan, inputs, targets)
             squares = slow if squares is None else squares + slow
             losses = slow_losses if losses is None else losses
         assert squares is not None
         assert losses is not None
-        return squares, losses
+        return squares, losses, nodes
+
+    def _by_fallback(self, plan: NormPlan, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        if plan.by_vmap:
+            before = random_state(self.model)
+            try:
+                return squares_by_vmap(self.model, self.loss, inputs, targets, plan.fallback)
+            except Exception as error:  # vmap may raise anything; the loop has none of its restrictions
+                set_random_state(self.model, before)
+                self.plan = replace(plan, by_vmap=False)
+                logger.warning(
+                    "%s: vmap, which the audit had found to work, fails (%s: %s); the norms are computed by a loop",
+                    type(self.model).__name__,
+                    type(error).__name__,
+                    first_line(error),
+                )
+        return squares_by_loop(self.model, self.loss, inputs, targets, plan.fallback)
 
     def _by_fast_pass(
         self, plan: NormPlan, inputs: Any, targets: Any, size: int, *, unchanged: bool
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor, int] | None:
         before = random_state(self.model)
         try:
             capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.layers, plan.copies, size)
@@ -159,12 +237,12 @@ class NormEngine:
                 return None
             if not unchanged and not self._examples_apart(plan, inputs, targets, losses, before):
                 return None
-        except (RuntimeError, TypeError, ValueError, IndexError):
+        except Exception:  # a model may raise anything at copies that it does not expect
             if unchanged:
                 raise
             return None
         set_random_state(self.model, after)
-        return capture.squares(size, losses.device), losses
+        return capture.squares(size, losses.device), losses, capture.nodes
 
     def _examples_apart(self, plan: NormPlan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
         """Return whether a pass with copies and decomposed attention keeps the model's losses and the examples apart.

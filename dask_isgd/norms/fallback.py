@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
-from dask_isgd.norms.model_state import frozen
+from dask_isgd.norms.model_state import frozen, replaced
 from dask_isgd.norms.tensor_trees import (
     Loss,
     call,
     checked_losses,
-    on_tensors,
     square_norms,
     take,
     tensors,
@@ -45,7 +44,8 @@ def squares_by_vmap(
         inputs_1, targets_1 = with_tensors((inputs, targets), [leaf[None] for leaf in example])
 
         def loss_of(parameters: dict[str, Tensor]) -> Tensor:
-            return checked_losses(loss, _functional_output(model, parameters, inputs_1), targets_1, 1)[0]
+            with replaced(model, parameters):
+                return checked_losses(loss, call(model, inputs_1), targets_1, 1)[0]
 
         gradients, value = grad_and_value(loss_of)(parameters)
         squares = [square_norms(gradient[None])[0] for gradient in gradients.values()]
@@ -59,13 +59,6 @@ def squares_by_vmap(
             parameters, *leaves
         )
     return squares, losses
-
-
-def _functional_output(model: nn.Module, parameters: dict[str, Tensor], inputs: Any) -> Any:
-    inputs = on_tensors(torch.clone, inputs)
-    if isinstance(inputs, dict):
-        return functional_call(model, parameters, (), inputs)
-    return functional_call(model, parameters, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
 
 
 def squares_by_loop(

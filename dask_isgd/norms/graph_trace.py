@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.capture import gradient_point
 from dask_isgd.norms.coupling import coupling_error, mixes_rows
-from dask_isgd.norms.model_state import trainable
+from dask_isgd.norms.model_state import autocast_without_cache, trainable
+from dask_isgd.norms.parameter_uses import Graph
+from dask_isgd.norms.row_choices import RowChoices
 from dask_isgd.norms.rules import rule_of
 from dask_isgd.norms.tensor_trees import Loss, call, checked_losses, tensors
 
@@ -42,8 +44,9 @@ class GraphTrace:
     losses: Tensor
     calls: Counter[str]
     """Calls of each layer that the losses depend on."""
-    uses: Counter[int]
-    """Uses of each parameter in the graph of the losses, by id."""
+    graph: Graph
+    chosen: set[int]
+    """Parameters, by id, that meet rows chosen by the values of the inputs."""
     mixed: dict[str, str]
     """Layers whose output rows are not the examples, and why."""
     shapes: dict[str, torch.Size]
@@ -62,14 +65,16 @@ class _Output:
 
 def trace_graph(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int) -> GraphTrace:
     """Run the audit's batch and trace its graph; ModelError if a loss depends on another example's rows."""
-    output, losses, outputs = _recorded_pass(model, loss, inputs, targets, size)
-    uses, nodes = _uses(losses)
-    if not uses.keys() & {id(parameter) for parameter in model.parameters()}:
+    choices = RowChoices(model.parameters(), size)
+    with autocast_without_cache():
+        output, losses, outputs = _recorded_pass(model, loss, inputs, targets, size, choices)
+    graph = Graph(losses)
+    if not graph.uses.keys() & {id(parameter) for parameter in model.parameters()}:
         raise ModelError(
             "the loss depends on no trainable parameter: got a graph that is cut, wanted losses computed from the "
             "model's output without detach(), item(), numpy() or no_grad()"
         )
-    outputs = [found for found in outputs if found.node in nodes]
+    outputs = [found for found in outputs if found.node in graph.nodes]
     calls = Counter(found.layer for found in outputs)
     outputs = [_Output("", t, t.shape, None) for t in tensors(output) if t.requires_grad] + outputs
     mixed: dict[str, str] = {}
@@ -87,11 +92,11 @@ def trace_graph(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: i
             if not found.layer:
                 raise coupling_error("one example's loss has a gradient with respect to another's output")
             mixed[found.layer] = "one example's loss depends on other rows of its output"
-    return GraphTrace(losses, calls, uses, mixed, shapes)
+    return GraphTrace(losses, calls, graph, choices.met, mixed, shapes)
 
 
 def _recorded_pass(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: int, choices: RowChoices
 ) -> tuple[Any, Tensor, list[_Output]]:
     """Return the model's output, the losses (B,), and the outputs of the layers with a rule, in order."""
     outputs: list[_Output] = []
@@ -108,27 +113,10 @@ def _recorded_pass(
         for layer in layers_with_rules(model)
     ]
     try:
-        output = call(model, inputs)
+        with choices.watching(tensors(inputs)):
+            output = call(model, inputs)
         recording = False
         return output, checked_losses(loss, output, targets, size), outputs
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _uses(losses: Tensor) -> tuple[Counter[int], dict[Any, None]]:
-    """Return the number of edges into each parameter's AccumulateGrad node, by the parameter's id; and every node."""
-    nodes: dict[Any, None] = {}
-    uses: Counter[int] = Counter()
-    ahead = [losses.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in nodes:
-            continue
-        nodes[node] = None
-        for following, _ in node.next_functions:
-            if following is not None and hasattr(following, "variable"):
-                uses[id(following.variable)] += 1
-            else:
-                ahead.append(following)
-    return uses, nodes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -19,6 +19,11 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def check_supported(model: nn.Module) -> None:
     """Raise ModelError if examples have no gradient of their own, or a forward pass would change the parameters."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"got a scripted model ({model.original_name}), which torch runs outside Python: no layer of it can be "
+            "watched. Wanted the Python module that was scripted"
+        )
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             if module.max_norm is not None:
@@ -57,6 +62,17 @@ def set_random_state(model: nn.Module, states: list[Tensor]) -> None:
 
 
 @contextmanager
+def autocast_without_cache() -> Iterator[None]:
+    """Let autocast convert a parameter at each use inside: with its cache, autograd would see one use in all."""
+    before = torch.is_autocast_cache_enabled()
+    try:
+        torch.set_autocast_cache_enabled(False)
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter require a gradient inside, so that backward forms none of a weight's size."""
     parameters = list(trainable(model).values())
@@ -67,6 +83,63 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let tensors take the place of the named parameters inside, wherever a module holds them.
+
+    Each module is visited once, whatever number of names it has. What the module derives from its parameters (the
+    weight of a weight normalisation, the flat list of a recurrent layer) is restored too, also after an exception.
+    """
+    wanted = {id(model.get_parameter(name)): tensor for name, tensor in tensors.items()}
+    places = [
+        (module, key, parameter, wanted[id(parameter)])
+        for module in model.modules()
+        for key, parameter in module._parameters.items()
+        if id(parameter) in wanted
+    ]
+    attributes = {module: dict(vars(module)) for module, *_ in places}
+    try:
+        for module, key, _, tensor in places:
+            module._parameters[key] = tensor  # type: ignore[assignment]
+        yield
+    finally:
+        for module, before in attributes.items():
+            for key in vars(module).keys() - before.keys():
+                del vars(module)[key]
+            vars(module).update(before)
+        for module, key, parameter, _ in places:
+            module._parameters[key] = parameter
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether torch.compile has compiled the model or a part of it."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules inside the model as they were written: hooks do not run in compiled code."""
+    modules = [m for m in model.modules() if m._compiled_call_impl is not None]
+    calls = [(module, module._compiled_call_impl) for module in modules]
+    wrapped = [
+        (parent, key, child)
+        for parent in list(model.modules())
+        for key, child in parent._modules.items()
+        if child is not None and "_orig_mod" in child._modules
+    ]
+    try:
+        for module in modules:
+            module._compiled_call_impl = None
+        for parent, key, child in wrapped:
+            parent._modules[key] = child._modules["_orig_mod"]
+        yield
+    finally:
+        for module, call in calls:
+            module._compiled_call_impl = call
+        for parent, key, child in wrapped:
+            parent._modules[key] = child
 
 
 @contextmanager
@@ -86,6 +159,8 @@ def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
+            if module._forward_pre_hooks:  # weight and spectral normalisation assign a tensor in each forward pass
+                undo.callback(vars(module).update, {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     undo.callback(_restore_buffer, module, name, buffer, buffer.clone(), buffer._version)
@@ -96,6 +171,7 @@ def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
                 hooks.clear()
         if train_mode is not None:
             model.train(train_mode)
+        undo.enter_context(uncompiled(model))
         yield
 
 

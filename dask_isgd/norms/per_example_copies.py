@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from dask_isgd.norms.model_state import replaced
+
 Shape = tuple[int, ...]
 
 
@@ -24,17 +26,9 @@ def copy_shapes(shape: Shape) -> list[Shape]:
 @contextmanager
 def expanded(model: nn.Module, shapes: Mapping[str, Shape], size: int) -> Iterator[dict[str, Tensor]]:
     """Replace each named parameter with ``size`` copies inside; yield the copies by name, leaves with gradients."""
-    leaves: dict[str, Tensor] = {}
-    places: list[tuple[nn.Module, str, nn.Parameter, Tensor]] = []
-    for name, shape in shapes.items():
-        parameter = model.get_parameter(name)
-        leaf = leaves[name] = parameter.detach().reshape(1, *shape).expand(size, *shape).requires_grad_()
-        for module in model.modules():
-            places += [(module, key, p, leaf) for key, p in module._parameters.items() if p is parameter]
-    try:
-        for module, key, _, leaf in places:
-            module._parameters[key] = leaf  # type: ignore[assignment]
+    leaves = {
+        name: model.get_parameter(name).detach().reshape(1, *shape).expand(size, *shape).requires_grad_()
+        for name, shape in shapes.items()
+    }
+    with replaced(model, leaves):
         yield leaves
-    finally:
-        for module, key, parameter, _ in places:
-            module._parameters[key] = parameter

@@ -1,12 +1,13 @@
 """Inputs, targets and losses, example by example.
 
-Inputs are a tensor, a tuple (``model(*inputs)``) or a mapping (``model(**inputs)``); every
+Inputs are a tensor, a tuple (``model(*inputs)``) or a mapping (``model(**inputs)``), outputs also dataclasses; every
 tensor inside has the batch first, anything else is passed on unchanged.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -36,6 +37,11 @@ def on_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
         if hasattr(value, "_fields"):  # a named tuple
             return type(value)(*elements)
         return elements if isinstance(value, list) else tuple(elements)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(changed, field.name, on_tensors(function, getattr(value, field.name)))
+        return changed
     return value
 
 

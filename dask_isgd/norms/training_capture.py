@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,11 +18,27 @@ from dask_isgd.errors import ModelError
 from dask_isgd.norms.audit import NormPlan, audit
 from dask_isgd.norms.capture import Capture
 from dask_isgd.norms.engine import structure_of
-from dask_isgd.norms.model_state import check_supported, preserved
+from dask_isgd.norms.later_batches import CheckSchedule, nodes_created
+from dask_isgd.norms.model_state import check_supported, is_compiled, preserved
 from dask_isgd.norms.tensor_trees import batch_size, detached, tensors
 
-_PLANS: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], NormPlan | None]] = WeakKeyDictionary()
-"""The plan of each model trained under a capture (None: no plan serves it), with the structure it was made for."""
+logger = logging.getLogger("dask_isgd.norms")
+
+
+@dataclass
+class _Trained:
+    """What is known of a model that is trained under captures."""
+
+    structure: tuple[Any, ...]
+    plan: NormPlan | None
+    """None if no plan serves the model."""
+    reason: str
+    schedule: CheckSchedule = field(default_factory=CheckSchedule)
+    seconds: float = 0.0
+    """Duration of the latest step, from its forward pass to its norms."""
+
+
+_TRAINED: WeakKeyDictionary[nn.Module, _Trained] = WeakKeyDictionary()
 
 
 class TrainingNorms:
@@ -27,26 +46,62 @@ class TrainingNorms:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._trained: _Trained | None = None
         self._plan: NormPlan | None = None
         self._capture: Capture | None = None
         self._handles: list[RemovableHandle] = []
         self._auditing = False
+        self._start = 0.0
+        self._nodes = 0
+        self._inputs: Any = None
+        self.reason = "there was no forward pass with gradients enabled"
+        """Why :meth:`norms` returned None; empty if it did not."""
+        self.possible = True
+        """Whether other steps of this model may yield norms."""
 
     def norms(self, *, scale: Tensor) -> Tensor | None:
-        """Return ||∂L_n/∂θ||₂ of the minibatch just trained on: (B,) float32.
+        """Return ||∂L_n/∂θ||₂ of the minibatch just trained on: (B,) float32, on the device of ``scale``.
 
         ``scale`` (B,) is the factor of each example's loss before backward: c_m/M, times a loss
-        scale if there is one. None if the backward pass does not yield the norms: a layer has no
-        rule, or there was not exactly one forward pass. Use a ``NormEngine`` then.
+        scale if there is one. None if the backward pass does not yield the norms (``reason`` is why): a layer has
+        no rule, or there was not exactly one forward pass. Use a ``NormEngine`` then.
         """
-        capture, plan = self._capture, self._plan
-        if capture is None or plan is None:
+        capture, plan, trained = self._capture, self._plan, self._trained
+        if capture is None or plan is None or trained is None:
             return None
+        trained.seconds = time.perf_counter() - self._start
         capture.finish()
         size = len(scale)
         if not plan.matches(capture, size):
+            self.reason = "the step did not make the forward and backward pass that the audit proved"
             return None
+        if trained.schedule.due(self._nodes):
+            self._check(trained, size)
+        if trained.plan is not plan or not trained.schedule.flows.get(self._nodes, False):
+            self.reason = "the audit, repeated on this batch, has another result"
+            return None
+        self.reason = ""
         return capture.squares(size, scale.device).sqrt_().div_(scale).abs_().float()
+
+    def _check(self, trained: _Trained, size: int) -> None:
+        """Repeat the audit on this batch: on a few of its examples, or on all if their control flow is new."""
+        schedule, start = trained.schedule, time.perf_counter()
+        known = self._nodes in schedule.flows
+        rows = torch.randperm(size, generator=schedule.generator) if known else None
+        self._auditing = True
+        plan, reason = _plan_of(self._model, self._inputs, rows=rows, whole=not known)
+        self._auditing = False
+        schedule.checked(time.perf_counter() - start, trained.seconds)
+        if plan is not None and not plan.conclusive:
+            return
+        same = plan is not None and trained.plan is not None and plan.same_as(trained.plan)
+        if not known:
+            schedule.flows[self._nodes] = same
+        elif not same:
+            trained.plan, trained.reason = plan, reason
+        if not same:
+            kind = "with another control flow" if not known else "with other data"
+            logger.warning("%s: a training step %s needs another plan of norms", type(self._model).__name__, kind)
 
     def _open(self) -> None:
         before = self._model.register_forward_pre_hook(self._before_forward, prepend=True, with_kwargs=True)
@@ -62,23 +117,36 @@ class TrainingNorms:
         if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too
             return
         if self._capture is None:
-            structure, known = structure_of(model), _PLANS.get(model)
-            if known is not None and known[0] == structure:
-                self._plan = known[1]
-            else:
-                self._auditing = True
-                self._plan = _plan_of(model, structure, args, kwargs)
-                self._auditing = False
+            self._inputs = args if not kwargs else kwargs if not args else None
+            self._trained = self._known(model)
+            self._plan, self.reason = self._trained.plan, self._trained.reason
+            self.possible = self._plan is not None
             if self._plan is None:
                 self._close()
                 return
+            self._start = time.perf_counter()
             self._capture = Capture(model, self._plan.layers, len(tensors((args, kwargs))[0]))
             self._capture.open()
         self._capture.recording = True
+        self._nodes -= nodes_created()
+
+    def _known(self, model: nn.Module) -> _Trained:
+        structure, trained = structure_of(model), _TRAINED.get(model)
+        if trained is None or trained.structure != structure:
+            self._auditing = True
+            plan, reason = _plan_of(model, self._inputs)
+            self._auditing = False
+            trained = _Trained(structure, plan, reason)
+            if plan is None or plan.conclusive:
+                _TRAINED[model] = trained
+            else:
+                trained.plan, trained.reason = None, "the losses are not finite"
+        return trained
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._capture is not None:
+        if self._capture is not None and self._capture.recording:
             self._capture.recording = False
+            self._nodes += nodes_created()
 
 
 @contextmanager
@@ -105,24 +173,25 @@ def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
 
 
 def _plan_of(
-    model: nn.Module, structure: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> NormPlan | None:
-    """Return the model's plan in its current mode, cached; None if the fast rules do not serve all its parameters."""
-    inputs = kwargs if kwargs and not args else args
-    plan: NormPlan | None = None
+    model: nn.Module, inputs: Any, *, rows: Tensor | None = None, whole: bool = False
+) -> tuple[NormPlan | None, str]:
+    """Return the model's plan in its current mode, or None and why a training step does not yield its norms."""
+    if is_compiled(model):
+        return None, "the model is compiled, and hooks of its layers do not run in compiled code"
     try:
-        if not (args and kwargs) and batch_size(inputs, ()):
-            with preserved(model, None):
-                check_supported(model)
-                plan = audit(model, _row_loss, detached(inputs), ())
-    except ModelError:  # the engine, used instead, reports what is wrong
-        plan = None
-    if plan is not None and not plan.conclusive:
-        return None
-    if plan is not None and not plan.forward_unchanged:
-        plan = None
-    _PLANS[model] = structure, plan
-    return plan
+        if inputs is None or not batch_size(inputs, ()):
+            return None, "the model is called with positional and named inputs, or with none"
+        with preserved(model, None):
+            check_supported(model)
+            plan = audit(model, _row_loss, detached(inputs), (), rows=rows, whole=whole)
+    except ModelError as error:  # the engine, used instead, reports what is wrong
+        return None, str(error)
+    if not plan.forward_unchanged:
+        names = [*plan.fallback, *plan.copies, *(layer.name for layer in plan.layers if layer.layout.shared)]
+        return None, f"the backward pass of a training step has no norms of {', '.join(names[:4])}" + (
+            f" and {len(names) - 4} more" if len(names) > 4 else ""
+        )
+    return plan, ""
 
 
 def _row_loss(output: Any, targets: Any) -> Tensor:
