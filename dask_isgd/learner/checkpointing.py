@@ -81,7 +81,8 @@ class Checkpointer:
         directory, learning = self._spec.directory, self._spec.learning
         leases = directory.leases("learner")
         leases.await_leaving(min(self._timeout, GRACE))
-        self.lease = leases.acquire({**self._owner, "host": socket.gethostname(), "pid": os.getpid()})
+        owner = {**self._owner, "host": socket.gethostname(), "pid": os.getpid()}
+        self.lease = directory.acquire_lease("learner", owner)
         incarnation = self.lease.incarnation
         self._restore()
         self._began = self._committed = self._next_write = time.monotonic()
@@ -94,7 +95,7 @@ class Checkpointer:
         )
         with ExitStack() as parts:
             parts.callback(self._departure.open().close)
-            parts.callback(self.history.flush)  # the last rows of a run that failed are the most telling
+            parts.callback(self._write_last_rows)  # those of a run that failed are the most telling
             parts.callback(self._committer.open().close)
             self._parts = parts.pop_all()
         return self
@@ -164,7 +165,12 @@ class Checkpointer:
         if write and time.monotonic() >= self._next_write and not self._committer.busy:  # a checkpoint writes them too
             self._committer.offer(self._write_history)
 
+    def _write_last_rows(self) -> None:
+        if self.lease.held():  # else a directory that was deleted would come back, with nothing but these rows
+            self.history.flush()
+
     def _write_history(self) -> None:
+        self.lease.check()
         began = time.monotonic()
         self.history.flush()
         ended = time.monotonic()

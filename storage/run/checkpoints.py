@@ -103,12 +103,16 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {self.folder.place(name)} cannot be written: {error}. Older checkpoints are intact"
             ) from error
-        self._prune()
+        self._prune(incarnation)
         return name
 
     def names(self) -> list[str]:
         """Return the committed checkpoints, verified or not, by (incarnation, step), the latest last."""
         return sorted((name for name in self.folder.published(MANIFEST) if _NAME.fullmatch(name)), key=_order)
+
+    def orders(self) -> list[tuple[int, int]]:
+        """Return (incarnation, step) of each committed checkpoint, verified or not, the latest last."""
+        return [_order(name) for name in self.names()]
 
     def load(self, name: str) -> Checkpoint:
         """Read a checkpoint and verify format, sizes and checksums. Raises CheckpointError."""
@@ -144,10 +148,15 @@ class Checkpoints:
         """Remove and return what killed writers left unfinished more than ``seconds`` ago."""
         return self.folder.sweep(seconds, mark=MANIFEST)
 
-    def _prune(self) -> None:
-        """Remove older checkpoints; what is committed is safe already, so errors are logged, not raised."""
+    def _prune(self, incarnation: int) -> None:
+        """Remove older checkpoints, and never the latest of this ``incarnation``, even if others have a higher one.
+
+        What is committed is safe already, so errors are logged, not raised.
+        """
         try:
-            for name in self.names()[: -self.keep]:
+            names = self.names()
+            own = [name for name in names if _order(name)[0] == incarnation]
+            for name in set(names[: -self.keep]) - set(own[-self.keep :]):
                 self.folder.withdraw(name, MANIFEST)
             self.sweep()
         except Exception as error:

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_isgd.errors import RunExistsError, RunMismatchError, RunNotFoundError
+import numpy as np
+
+from dask_isgd.errors import IsgdError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage.backends.stores import StorageOptions, open_folder
 from dask_isgd.storage.run.checkpoints import Checkpoints
 from dask_isgd.storage.run.history import History, read_history
-from dask_isgd.storage.run.leases import Leases
+from dask_isgd.storage.run.leases import Lease, Leases
 from dask_isgd.storage.run.weights import WeightArray
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ FORMAT_VERSION = 2
 KIND = "dask_isgd run"
 WANTS = ("run", "pause", "stop")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_OF_LEARNER = re.compile(r"(?:learner|evaluation)-(\d{4,9})\b", re.ASCII)
+_EVALUATION = re.compile(r"evaluation-\d{4,9}-\d{4,9}\b", re.ASCII)
 _RUN, _CONTROL = "run.json", "control.json"
 _PARTS = ("weights.zarr", "history.zarr", "checkpoints", _CONTROL)
 
@@ -72,6 +76,25 @@ class RunDirectory:
 
     def leases(self, role: str = "learner") -> Leases:
         return Leases(self.folder / "leases", role)
+
+    def acquire_lease(self, role: str, owner: Mapping[str, Any]) -> Lease:
+        """Acquire the next incarnation of a role, above all that the run has seen.
+
+        Leases are lost if a run is copied or restored without them; checkpoints, history and stamps tell as well.
+        """
+        return self.leases(role).acquire(owner, after=self._last_incarnation(role))
+
+    def _last_incarnation(self, role: str) -> int:
+        groups = (self.folder / "history.zarr").names()
+        if role != "learner":
+            return max((int(name.split("-")[2]) for name in groups if _EVALUATION.match(name)), default=0)
+        seen = [int(match[1]) for name in groups if (match := _OF_LEARNER.match(name))]
+        seen += [incarnation for incarnation, _ in self.checkpoints().orders()]
+        try:
+            stamps = self.open_weights().read_stamps()[:, 1]
+        except IsgdError:
+            stamps = np.empty(0)
+        return max([*seen, *stamps[np.isfinite(stamps)].astype(int).tolist()], default=0)
 
     def create_weights(self, n: int, chunk_size: int) -> WeightArray:
         """Create a weight array, as ``WeightArray.create`` does."""

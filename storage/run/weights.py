@@ -126,6 +126,10 @@ class WeightArray:
     def n_chunks(self) -> int:
         return -(-self.n // self.chunk_size)
 
+    def exists(self) -> bool:
+        """Return whether the store still has the array."""
+        return has_key(self._arrays[0].store, "weight/zarr.json")
+
     def bounds(self, chunk: int) -> tuple[int, int]:
         """Return the first example of a chunk and the one after its last; ValueError if there is no such chunk."""
         if not 0 <= chunk < self.n_chunks:

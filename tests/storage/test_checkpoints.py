@@ -342,3 +342,12 @@ def test_no_room_names_the_path_and_leaves_the_older_ones(tmp_path):
     assert run(FULL, tmp_path).split("\n")[:4] == ["full"] * 4
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_latest_of_the_committing_incarnation_are_never_pruned(home):
+    checkpoints = Checkpoints(home.folder, keep=2)
+    for step in (10, 20):
+        checkpoints.commit(step, 7, {"a": np.ones(1)}, {})
+    for step in (30, 40, 50):
+        checkpoints.commit(step, 1, {"a": np.ones(1)}, {})
+    assert checkpoints.orders() == [(1, 40), (1, 50), (7, 10), (7, 20)]

@@ -191,6 +191,19 @@ def test_history_and_weights(rundir):
     assert abs(rundir.reported() - time.time()) < 60
 
 
+def test_a_run_restored_without_its_leases_counts_on_from_its_other_traces(rundir):
+    assert rundir.acquire_lease("learner", {}).incarnation == 1
+    rundir.checkpoints().commit(10, 3, {"a": np.ones(1)}, {})
+    assert rundir.acquire_lease("learner", {}).incarnation == 4
+    rundir.create_history("learner-0006", ["loss"], 10, attrs={"incarnation": 6})
+    assert rundir.acquire_lease("learner", {}).incarnation == 7
+    rundir.create_history("evaluation-0008-0012", ["loss"], 10, attrs={"incarnation": 8})
+    assert rundir.acquire_lease("learner", {}).incarnation == 9
+    assert rundir.acquire_lease("coordinator", {}).incarnation == 13
+    rundir.create_weights(10, 5).write_stamps([[100, 11, 1e9], [np.nan] * 3])
+    assert rundir.acquire_lease("learner", {}).incarnation == 12
+
+
 @pytest.mark.parametrize(
     "url",
     ["s3://key:secret@bucket/run", "s3://bucket/run?secret=1", "simplecache::s3://bucket/run", "s3://bucket/run[1]"],
