@@ -99,7 +99,8 @@ def prepare(request: RunRequest) -> PreparedRun:
         scoring=request.scoring,
         sampling=request.sampling,
         chunk=document["chunk"],
-        attempt=time.time_ns() // 1_000_000,
+        # greater than any before, even if another client's clock is ahead of this one
+        attempt=max(time.time_ns() // 1_000_000, int(directory.control().get("attempt", 0)) + 1),
         detach=request.detach,
     )
     return PreparedRun(spec, document, request.resume, request.overwrite)
@@ -177,13 +178,17 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tupl
 
 
 def create(prepared: PreparedRun) -> None:
-    """Create the run directory, or update the one of the run that is resumed."""
+    """Create the run directory, unless the run is resumed."""
     spec = prepared.spec
-    directory = spec.directory
+    if not prepared.resume:
+        spec.directory.create(prepared.document, overwrite=prepared.overwrite)
+        spec.directory.create_weights(spec.examples, spec.chunk)
+
+
+def begin(prepared: PreparedRun) -> None:
+    """Record this start of the run, once nothing keeps it from starting: an earlier start that still runs ends."""
+    directory = prepared.spec.directory
     if prepared.resume:
         directory.sweep()
         directory.update(prepared.document)
-    else:
-        directory.create(prepared.document, overwrite=prepared.overwrite)
-        directory.create_weights(spec.examples, spec.chunk)
-    directory.set_control(want="run", attempt=spec.attempt)
+    directory.set_control(want="run", attempt=prepared.spec.attempt)

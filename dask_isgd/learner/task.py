@@ -76,11 +76,18 @@ class Learner(LongTask):
         self.step = 0
         self.wanted = "run"
         """What the user wants: ``"run"``, ``"pause"`` or ``"stop"``."""
+        self.superseded = False
+        """Whether the run has been started again."""
+        self.incarnation = 0
+        """0 until the lease is acquired."""
         self.coordinator_failed = False
         """Whether the coordinator has failed for good."""
         self._threads, self._spare = threads, spare
         self._controls_received = 0
         self._round_started = False
+
+    def is_superseded(self) -> bool:
+        return self.spec.superseded(self.spec.directory.control())
 
     def open(self, parts: Parts) -> None:
         spec, learning, worker = self.spec, self.spec.learning, self.worker
@@ -140,8 +147,7 @@ class Learner(LongTask):
 
     def result(self, outcome: str) -> dict[str, Any]:
         """Return the result of the task."""
-        seconds = self.checkpointer.seconds()
-        return {"outcome": outcome, "incarnation": self.incarnation, "step": self.step, "seconds": seconds}
+        return {"outcome": outcome, "incarnation": self.incarnation, "step": self.step}
 
     @property
     def last_step(self) -> int:
@@ -174,12 +180,14 @@ class Learner(LongTask):
 
     @property
     def _is_abandoned(self) -> bool:
-        """Whether the cluster no longer wants this task, or the coordinator has failed."""
-        return self.coordinator_failed or self.status != "wanted"
+        """Whether the cluster no longer wants this task, the run was started again, or the coordinator has failed."""
+        return self.superseded or self.coordinator_failed or self.status != "wanted"
 
     def leave(self) -> str:
-        """Commit; the outcome depends on who ended the run: the user or its client, or the cluster."""
+        """Commit; the outcome depends on who ended the run: a newer start, the user or its client, or the cluster."""
         self.checkpointer.leave(self.step)
+        if self.superseded:
+            return "superseded"
         if self.wanted == "stop" or self.coordinator_failed or self.status == "cancelled":
             return "stopped"
         return "left"
@@ -238,6 +246,7 @@ class Learner(LongTask):
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Control):
+            self.superseded = self.superseded or event.attempt > self.spec.attempt
             if event.attempt == self.spec.attempt:
                 self._controls_received += 1
                 self.wanted = event.want
@@ -263,6 +272,7 @@ class Learner(LongTask):
         except OSError as error:  # it is read again in a second, and events carry the same
             logger.warning("run %s: the control file cannot be read: %s", self.spec.run, error)
             return
+        self.superseded = self.superseded or self.spec.superseded(control)
         if control.get("attempt") == self.spec.attempt and received == self._controls_received:  # no later event came
             self.wanted = str(control["want"])
 
