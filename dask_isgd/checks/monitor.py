@@ -13,7 +13,14 @@ from distributed import Client, Future, KilledWorker
 
 from dask_isgd import config, errors
 from dask_isgd.display.latest_values import COORDINATOR, LEARNER, SUCCEEDED, LatestValues, of_learner
-from dask_isgd.errors import IsgdError, LeaseLostError, NoLearnerWorkerError, WaitTimeoutError, WorkersLostError
+from dask_isgd.errors import (
+    CheckpointError,
+    IsgdError,
+    LeaseLostError,
+    NoLearnerWorkerError,
+    WaitTimeoutError,
+    WorkersLostError,
+)
 from dask_isgd.events import Ended, Event, topic_of
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.dask_internals import NoValidWorkerError
@@ -111,8 +118,11 @@ class RunMonitor:
         return "paused" if latest.get("want") == "pause" else "running"
 
     def _on_disk(self) -> str:
-        found = self._directory.checkpoints().latest()
-        return "finished" if found is not None and found.state.get("finished") else "stopped"
+        try:
+            found = self._directory.checkpoints().latest_manifest()
+        except CheckpointError:
+            return "stopped"
+        return "finished" if found is not None and found["state"].get("finished") else "stopped"
 
     def _gone(self) -> bool:
         """Return whether the learner is silent and the scheduler has no task of it; it may be between two workers."""

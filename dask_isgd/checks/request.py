@@ -13,6 +13,7 @@ from torch import nn
 
 from dask_isgd import config
 from dask_isgd.checks.model import check_model, check_parameters
+from dask_isgd.checks.resume import require_resumable
 from dask_isgd.checks.settings import check_settings
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core import models
@@ -81,6 +82,7 @@ def prepare(request: RunRequest) -> PreparedRun:
     }
     if former is not None:
         _require_same(document, former)
+        require_resumable(directory, former["run"], module, request.learning)
         document.update((name, former[name]) for name in ("run", "chunk", "created"))
     document["config"] = {
         "learning": config.to_mapping(request.learning),

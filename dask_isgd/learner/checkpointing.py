@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
+from dask_isgd.errors import RunMismatchError
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.departure import GRACE, DepartureWatcher
@@ -34,6 +35,15 @@ class TrainingState(NamedTuple):
     step: int
     tensors: dict[str, Any]
     state: dict[str, Any]
+
+
+def require_steps(made: int, wanted: int) -> None:
+    """Raise RunMismatchError if a run has already made more steps than it is to make."""
+    if made > wanted:
+        raise RunMismatchError(
+            f"Learning.steps: got {wanted:,}, and the run has made {made:,} steps already; wanted at least as many. "
+            "Pass more steps, or start a new run in another directory"
+        )
 
 
 class Checkpointer:
@@ -101,9 +111,10 @@ class Checkpointer:
         return self
 
     def _restore(self) -> None:
-        found = self._checkpoints.latest()
+        found = self._checkpoints.latest(self._spec.run)
         if found is None:
             return
+        require_steps(found.step, self._spec.learning.steps)
         tensors = models.from_arrays(found.tensors, found.state["dtypes"])
         self._trainer.restore(tensors, found.state["trainer"])
         self._batch_sampler.monitor.restore(found.state["drawing"])

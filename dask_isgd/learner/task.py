@@ -20,7 +20,7 @@ from dask_isgd import config
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import WaitTimeoutError
+from dask_isgd.errors import RunMismatchError, WaitTimeoutError
 from dask_isgd.events import Control, Ended, Event, Scored
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
@@ -91,6 +91,7 @@ class Learner(LongTask):
 
     def open(self, parts: Parts) -> None:
         spec, learning, worker = self.spec, self.spec.learning, self.worker
+        self._require_same_data()
         self.events = parts.add(pubsub.subscribe(self.client, spec.topic))
         self.wanted = str(spec.directory.control().get("want", "run"))
         self.trainer = Trainer(models.build(spec.model, learning.seed), spec.loss_function, learning)
@@ -144,6 +145,15 @@ class Learner(LongTask):
             synchronous=learning.synchronous,
         )
         self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
+
+    def _require_same_data(self) -> None:
+        """Raise RunMismatchError if the data were rewritten since the run began: their weights would be of others."""
+        spec = self.spec
+        if spec.directory.document()["data"] != spec.data.fingerprint():
+            raise RunMismatchError(
+                f"{spec.data!r} was changed since run {spec.run} began: shapes, dtypes, chunks or the content of its "
+                "first, middle or last chunk differ. Restore the data, or start a new run in another directory"
+            )
 
     def result(self, outcome: str) -> dict[str, Any]:
         """Return the result of the task."""

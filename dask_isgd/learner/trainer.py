@@ -55,7 +55,7 @@ class Trainer:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ModelError("model: got no trainable parameter, wanted at least one")
-        self.optimizer = _optimizer(self.parameters, learning)
+        self.optimizer = make_optimizer(self.parameters, learning)
         self.scheduler = learning.scheduler(self.optimizer) if learning.scheduler is not None else None
         self._captures = True
         self._engine: NormEngine | None = None
@@ -215,7 +215,8 @@ class Trainer:
         self._recent = deque(state["recent"], maxlen=_MEDIAN_OVER)
 
 
-def _optimizer(parameters: list[nn.Parameter], learning: Learning) -> torch.optim.Optimizer:
+def make_optimizer(parameters: list[nn.Parameter], learning: Learning) -> torch.optim.Optimizer:
+    """Return the optimizer of a run. Raises ModelError if ``Learning.optimizer`` returns something else."""
     if learning.optimizer is not None:
         optimizer = learning.optimizer(parameters)
         if not isinstance(optimizer, torch.optim.Optimizer):
