@@ -145,9 +145,9 @@ class RunMonitor:
         """Wait a short while for the next event; raises WaitTimeoutError after the ``deadline``."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(
-                f"run {self._run}: timed out waiting for {what}; the run is {self.status} and continues"
-            )
+            status = self.status
+            rest = "and continues" if status in GOING else "but its tasks have not ended; is the cluster responding?"
+            raise WaitTimeoutError(f"run {self._run}: timed out waiting for {what}; the run is {status} {rest}")
         event = self._events.get(min(_EVENT_TIMEOUT, left))
         if event is not None:
             with self._lock:

@@ -102,7 +102,7 @@ def prepare(request: RunRequest) -> PreparedRun:
         sampling=request.sampling,
         chunk=document["chunk"],
         # greater than any before, even if another client's clock is ahead of this one
-        attempt=max(time.time_ns() // 1_000_000, int(directory.control().get("attempt", 0)) + 1),
+        attempt=max(time.time_ns() // 1_000_000, directory.attempt() + 1),
         detach=request.detach,
     )
     return PreparedRun(spec, document, request.resume, request.overwrite)
@@ -113,7 +113,7 @@ def _former_document(directory: RunDirectory, request: RunRequest) -> dict[str, 
     directory.require_exclusive()
     if directory.exists() and not (request.resume or request.overwrite):
         raise directory.exists_error()
-    return directory.document() if request.resume else None
+    return directory.document("run", "chunk", "created", "data", "model") if request.resume else None
 
 
 def _datasets(request: RunRequest) -> tuple[Dataset, Dataset | None]:
@@ -193,4 +193,5 @@ def begin(prepared: PreparedRun) -> None:
     if prepared.resume:
         directory.sweep()
         directory.update(prepared.document)
+        directory.repair_weights(prepared.spec.examples, prepared.spec.chunk)
     directory.set_control(want="run", attempt=prepared.spec.attempt)

@@ -7,6 +7,7 @@ and has the validation data evaluated. Losing it costs the tasks in flight and n
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -25,7 +26,7 @@ from dask_isgd.coordinator.in_flight import CompletedTask, InFlightTasks
 from dask_isgd.coordinator.score_budget import may_start
 from dask_isgd.coordinator.score_reporter import ScoreReporter
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import DataError, IsgdError, LeaseLostError, WorkersLostError
+from dask_isgd.errors import DataError, IsgdError, LeaseLostError, RunNotFoundError, WorkersLostError
 from dask_isgd.events import Control, Ended, Event, Progress, Published
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.order import LatestVersion, sort_key
@@ -83,7 +84,7 @@ class Coordinator(LongTask):
         self._must_fetch = False
 
     def is_superseded(self) -> bool:
-        return self.spec.superseded(self.spec.directory.control())
+        return self.spec.directory.attempt() > self.spec.attempt
 
     def open(self, parts: Parts) -> None:
         spec, client = self.spec, self.client
@@ -99,7 +100,8 @@ class Coordinator(LongTask):
         evaluations = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
         self.evaluator = Evaluator(spec, client, lease.incarnation, evaluations)
         self.latest_version = LatestVersion(self.score_reporter.latest)
-        self.paused = spec.directory.control().get("want") == "pause"
+        with contextlib.suppress(RunNotFoundError):  # a damaged file asks for nothing
+            self.paused = spec.directory.control()["want"] == "pause"
         self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
 
     def result(self, outcome: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +42,6 @@ class RunSpec:
     @property
     def directory(self) -> RunDirectory:
         return RunDirectory(self.url, storage_options=self.storage_options)
-
-    def superseded(self, control: Mapping[str, Any]) -> bool:
-        """Return whether ``control``, the content of the control file, belongs to a newer start of the run."""
-        return int(control.get("attempt", 0)) > self.attempt
 
     @property
     def examples(self) -> int:

@@ -20,7 +20,7 @@ from dask_isgd import config
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import RunMismatchError, WaitTimeoutError
+from dask_isgd.errors import RunMismatchError, RunNotFoundError, WaitTimeoutError
 from dask_isgd.events import Control, Ended, Event, Scored
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
@@ -87,13 +87,13 @@ class Learner(LongTask):
         self._round_started = False
 
     def is_superseded(self) -> bool:
-        return self.spec.superseded(self.spec.directory.control())
+        return self.spec.directory.attempt() > self.spec.attempt
 
     def open(self, parts: Parts) -> None:
         spec, learning, worker = self.spec, self.spec.learning, self.worker
         self._require_same_data()
         self.events = parts.add(pubsub.subscribe(self.client, spec.topic))
-        self.wanted = str(spec.directory.control().get("want", "run"))
+        self._read_control(0)
         self.trainer = Trainer(models.build(spec.model, learning.seed), spec.loss_function, learning)
         self.batch_sampler = BatchSampler(
             spec.examples,
@@ -149,7 +149,7 @@ class Learner(LongTask):
     def _require_same_data(self) -> None:
         """Raise RunMismatchError if the data were rewritten since the run began: their weights would be of others."""
         spec = self.spec
-        if spec.directory.document()["data"] != spec.data.fingerprint():
+        if spec.directory.document("data")["data"] != spec.data.fingerprint():
             raise RunMismatchError(
                 f"{spec.data!r} was changed since run {spec.run} began: shapes, dtypes, chunks or the content of its "
                 "first, middle or last chunk differ. Restore the data, or start a new run in another directory"
@@ -279,11 +279,12 @@ class Learner(LongTask):
     def _read_control(self, received: int) -> None:
         try:
             control = self.spec.directory.control()
-        except OSError as error:  # it is read again in a second, and events carry the same
+        except (OSError, RunNotFoundError) as error:  # it is read again in a second, and events carry the same
             logger.warning("run %s: the control file cannot be read: %s", self.spec.run, error)
             return
-        self.superseded = self.superseded or self.spec.superseded(control)
-        if control.get("attempt") == self.spec.attempt and received == self._controls_received:  # no later event came
+        attempt = control.get("attempt", self.spec.attempt)  # none: the file was damaged, and written again
+        self.superseded = self.superseded or attempt > self.spec.attempt
+        if attempt == self.spec.attempt and received == self._controls_received:  # no later event came
             self.wanted = str(control["want"])
 
     # Publication and rounds -----------------------------------------------------------------

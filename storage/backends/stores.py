@@ -16,7 +16,7 @@ import zarr.errors
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from dask_isgd.errors import ConfigError, CorruptChunkError
+from dask_isgd.errors import ConfigError, CorruptChunkError, DataError, IsgdError
 from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.local import LocalFolder
 from dask_isgd.storage.backends.object_store import ObjectFolder
@@ -130,6 +130,22 @@ def has_key(store: Store, key: str) -> bool:
     if isinstance(store, LocalStore):
         return bool((store.root / key).is_file())
     return bool(wait(store.exists(key)))
+
+
+@contextmanager
+def opening(where: str, advice: str = "restore its zarr.json from a copy or prepare the data again") -> Iterator[None]:
+    """Convert any error of metadata that cannot be understood into DataError; ``where`` names what is opened.
+
+    Errors of the library and of the operating system, such as a file that is not there, are not converted.
+    """
+    try:
+        yield
+    except (IsgdError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+            raise
+        raise DataError(f"{where}: its metadata are damaged: {type(error).__name__}: {error}; {advice}") from error
 
 
 @contextmanager

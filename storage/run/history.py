@@ -180,11 +180,11 @@ def read_history(url: str | Path, prefix: str = "learner", *, storage_options: S
     for name in _parts(store, prefix):
         with decoding(f"history {redact(url)}, group {name!r}"):
             attributes, found = _read_group(store, name)
-        if found is None:
-            continue
-        incarnation = int(attributes.get("incarnation", 0))
-        incarnations.setdefault(incarnation, []).append(found)
-        starts[incarnation] = float(attributes.get("start_step", 0))
+            incarnation, start = int(attributes.get("incarnation", 0)), float(attributes.get("start_step", 0))
+            np.int64(incarnation)  # OverflowError
+        if found is not None:
+            incarnations.setdefault(incarnation, []).append(found)
+            starts[incarnation] = start
     kept = list(_consistent(incarnations, starts))
     names = list(dict.fromkeys(name for part in kept for name in part if name not in ("step", "incarnation")))
 

@@ -191,6 +191,12 @@ class TestWaiting:
         with pytest.raises(WaitTimeoutError, match="timed out waiting for the run; the run is running and continues"):
             monitor.wait(time.monotonic() + 0.3, None)
 
+    def test_a_run_that_has_ended_does_not_continue(self, watched):
+        monitor = settled(watched, [watched.ended("learner", "stopped")])
+        assert monitor.status == "stopped"
+        with pytest.raises(WaitTimeoutError, match="the coordinator's end; the run is stopped but its tasks have not"):
+            monitor.wait_for_coordinator(time.monotonic() + 0.3)
+
     def test_every_new_event_is_followed(self, watched):
         monitor = settled(watched, [watched.published(0)])
         steps = []

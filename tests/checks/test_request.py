@@ -51,7 +51,7 @@ def test_chunk_size(speed, length, changes, size):
 def test_former_document(tmp_path, exists, changes, outcome):
     request = make_request(tmp_path / "run", **changes)
     if exists:
-        request.directory.create({"run": "abc"})
+        request.directory.create({"run": "abc", "chunk": 1, "created": 0.5, "data": {}, "model": {}})
     if isinstance(outcome, type):
         with pytest.raises(outcome):
             _former_document(request.directory, request)

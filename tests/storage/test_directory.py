@@ -10,7 +10,7 @@ import pytest
 
 from dask_isgd.errors import ConfigError, LeaseLostError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage import RunDirectory
-from dask_isgd.storage.run.directory import FORMAT_VERSION
+from dask_isgd.storage.run.documents import FORMAT_VERSION
 
 DOCUMENT = {"config": {"steps": 10}, "fingerprint": [1, 2]}
 
