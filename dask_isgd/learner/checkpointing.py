@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_FACTOR, _LONGEST_PAUSE = 50.0, 10.0
 """The pause after a write of the history, as a multiple of the write's duration, and at most in seconds.
 
-A write has one request per column: it holds up the learner's interpreter, and a store may charge for each request.
+A write replaces a chunk: it holds up the learner's interpreter, and a store may charge for each request.
 """
 
 

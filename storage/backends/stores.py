@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import zarr
@@ -21,10 +20,6 @@ from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.local import LocalFolder
 from dask_isgd.storage.backends.object_store import ObjectFolder
 from dask_isgd.storage.backends.zarr_internals import wait
-
-_A = TypeVar("_A")
-_T = TypeVar("_T")
-_THREADS = 8
 
 StorageOptions: TypeAlias = Mapping[str, Any] | None
 Array: TypeAlias = "zarr.Array[Any]"
@@ -115,14 +110,6 @@ def consolidate(store: Store, path: str = "") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         zarr.consolidate_metadata(store, path=path)
-
-
-def for_each(store: Store, function: Callable[[_A], _T], items: Iterable[_A]) -> list[_T]:
-    """Return ``function`` of each item, in order; calls run in parallel if each must wait for a remote store."""
-    if isinstance(store, LocalStore):
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, items))
 
 
 def has_key(store: Store, key: str) -> bool:

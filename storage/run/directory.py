@@ -83,6 +83,10 @@ class RunDirectory:
         """
         return self.leases(role).acquire(owner, after=self._last_incarnation(role))
 
+    def next_incarnation(self, role: str) -> int:
+        """Return the incarnation that `acquire_lease` would acquire."""
+        return max(self.leases(role).highest(), self._last_incarnation(role)) + 1
+
     def _last_incarnation(self, role: str) -> int:
         groups = (self.folder / "history.zarr").names()
         if role != "learner":
@@ -132,7 +136,7 @@ class RunDirectory:
 
     def reported(self) -> float:
         """Return when the history was last written, in seconds since 1970 by its store's clock; NaN if never."""
-        return self.folder.last_written("history.zarr/*/step/c/*")
+        return self.folder.last_written("history.zarr/*/reports/c/*/*")
 
     # The run --------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from dask_isgd.errors import RunMismatchError, RunNotFoundError
 
-FORMAT_VERSION = 2
-"""2: the settings and the columns of the history have other names than in 1."""
+FORMAT_VERSION = 3
+"""2: the settings and the columns of the history have other names than in 1. 3: one array per part of the history."""
 KIND = "dask_isgd run"
 WANTS = ("run", "pause", "stop")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)

@@ -37,7 +37,7 @@ def test_a_run_restored_without_its_leases_keeps_every_checkpoint_it_makes(clien
 def test_data_that_are_rewritten_under_a_run_are_not_trained_on(client, digits, run_dir, tmp_path):
     def write(shift: int) -> None:
         rows = digits.load()
-        arrays = {digits.input_names[0]: np.roll(rows.inputs[0], shift, 0), "y": rows.target}
+        arrays = {digits.input_names[0]: np.roll(rows.inputs[0], shift, 0).astype(np.float32), "y": rows.target}
         write_dataset(tmp_path / "d.zarr", "train", arrays, inputs=digits.input_names[0], target="y", chunk_size=256)
 
     write(0)

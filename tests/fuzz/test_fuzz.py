@@ -154,7 +154,7 @@ def read_dataset(root: Path) -> None:
 DOCUMENTS = ("run.json", "control.json", "leases/learner-0001.json")
 CHECKPOINT = ("checkpoints/step-000000020-i0001/manifest.json",)
 METADATA = ("weights.zarr/zarr.json", "weights.zarr/weight/zarr.json", "weights.zarr/stamp/zarr.json")
-REPORTS = ("zarr.json", "learner-0001/zarr.json", "learner-0001/loss/zarr.json", "learner-0001/step/zarr.json")
+REPORTS = ("zarr.json", "learner-0001/zarr.json", "learner-0001/reports/zarr.json")
 SPLIT = ("zarr.json", "train/zarr.json", "train/x/zarr.json", "train/y/zarr.json", "train/x_mean/zarr.json")
 TARGETS = {
     "documents": Target(make_run, DOCUMENTS, read_run),
@@ -171,7 +171,7 @@ CHUNKS = {
             "checkpoints/step-000000020-i0001/tensors.safetensors",
             "weights.zarr/weight/c/0",
             "weights.zarr/stamp/c/0/0",
-            "history.zarr/learner-0001/step/c/0",
+            "history.zarr/learner-0001/reports/c/0/0",
         ),
         read_run,
     ),
