@@ -96,7 +96,8 @@ class Ended(Event):
     role: str
     """``"learner"`` or ``"coordinator"``."""
     outcome: str
-    """``"finished"``, ``"stopped"`` (the user's wish), ``"left"`` (the cluster's), ``"fenced"`` or ``"failed"``."""
+    """``"finished"``, ``"stopped"`` (the user's wish), ``"left"`` (the cluster's), ``"fenced"`` (by a newer lease),
+    ``"superseded"`` (by a newer start of the run) or ``"failed"``."""
     step: int
     message: str = ""
 

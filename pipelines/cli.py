@@ -166,6 +166,21 @@ def status(run: str, as_json: bool, watch: bool, every: float) -> None:
 
 @isgd.command()
 @click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+@_clean
+def verify(run: str, as_json: bool) -> None:
+    """Check everything in the directory RUN, and show what a resumed run would lose.
+
+    Changes nothing. Exits with 1 if anything is damaged.
+    """
+    from dask_isgd.pipelines.commands.verify import verify_run
+
+    if verify_run(run, as_json=as_json):
+        raise SystemExit(1)
+
+
+@isgd.command()
+@click.argument("run", metavar="RUN")
 @_clean
 def stop(run: str) -> None:
     """Stop the run in the directory RUN after a last checkpoint.

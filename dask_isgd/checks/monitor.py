@@ -12,8 +12,15 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from dask_isgd import config, errors
-from dask_isgd.display.latest_values import COORDINATOR, LEARNER, LatestValues, of_learner
-from dask_isgd.errors import IsgdError, NoLearnerWorkerError, WaitTimeoutError, WorkersLostError
+from dask_isgd.display.latest_values import COORDINATOR, LEARNER, SUCCEEDED, LatestValues, of_learner
+from dask_isgd.errors import (
+    CheckpointError,
+    IsgdError,
+    LeaseLostError,
+    NoLearnerWorkerError,
+    WaitTimeoutError,
+    WorkersLostError,
+)
 from dask_isgd.events import Ended, Event, topic_of
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.dask_internals import NoValidWorkerError
@@ -40,6 +47,8 @@ class RunMonitor:
         self._began = time.monotonic()
         self._last_event = self._began
         """When the learner's latest event arrived."""
+        self._attempt = 0
+        """The start of the run that is watched; older ones may still be ending."""
         self._outcome: str | None = None
         self._coordinator_finished = False
         self._last_query, self._task_listed = -math.inf, False
@@ -50,9 +59,9 @@ class RunMonitor:
         for _ in self._events.drain():
             pass
 
-    def own(self, learner: Future[Any], coordinator: Future[Any]) -> None:
-        """Watch the futures of the two long tasks, too."""
-        self._learner, self._coordinator = learner, coordinator
+    def own(self, learner: Future[Any], coordinator: Future[Any], attempt: int = 0) -> None:
+        """Watch the futures of the two long tasks of a start of the run, too."""
+        self._learner, self._coordinator, self._attempt = learner, coordinator, attempt
         for future in (learner, coordinator):
             future.add_done_callback(self._collect)
 
@@ -84,6 +93,8 @@ class RunMonitor:
             return dict(self._values.values)
 
     def _receive(self, event: Event) -> None:
+        if isinstance(event, Ended) and event.attempt < self._attempt:
+            return
         if of_learner(event):
             self._last_event = time.monotonic()
         self._values.apply(event)
@@ -97,7 +108,7 @@ class RunMonitor:
         if any(future is not None and future.status == "error" for future in (learner, self._coordinator)):
             return "failed"
         if self._outcome is not None:
-            return "stopped" if self._outcome in ("left", "fenced") else self._outcome
+            return "stopped" if self._outcome in SUCCEEDED else self._outcome
         if LEARNER in self._values.ended:
             return self._values.ended[LEARNER].outcome
         if (learner is not None and learner.status in ("cancelled", "lost")) or (learner is None and self._gone()):
@@ -107,8 +118,11 @@ class RunMonitor:
         return "paused" if latest.get("want") == "pause" else "running"
 
     def _on_disk(self) -> str:
-        found = self._directory.checkpoints().latest()
-        return "finished" if found is not None and found.state.get("finished") else "stopped"
+        try:
+            found = self._directory.checkpoints().latest_manifest()
+        except CheckpointError:
+            return "stopped"
+        return "finished" if found is not None and found["state"].get("finished") else "stopped"
 
     def _gone(self) -> bool:
         """Return whether the learner is silent and the scheduler has no task of it; it may be between two workers."""
@@ -131,9 +145,9 @@ class RunMonitor:
         """Wait a short while for the next event; raises WaitTimeoutError after the ``deadline``."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(
-                f"run {self._run}: timed out waiting for {what}; the run is {self.status} and continues"
-            )
+            status = self.status
+            rest = "and continues" if status in GOING else "but its tasks have not ended; is the cluster responding?"
+            raise WaitTimeoutError(f"run {self._run}: timed out waiting for {what}; the run is {status} {rest}")
         event = self._events.get(min(_EVENT_TIMEOUT, left))
         if event is not None:
             with self._lock:
@@ -162,6 +176,11 @@ class RunMonitor:
         while self._pending(self._learner):  # its last event arrives before its result
             self.listen(grace, "the learner's end")
         self._raise(self._learner)
+        if self._outcome in ("fenced", "superseded"):
+            raise LeaseLostError(
+                f"run {self._run} was taken over: it has been resumed by another client. What this start had trained "
+                "is committed, unless the other one began before; attach() watches and controls the run"
+            )
         self.wait_for_coordinator(min(deadline, time.monotonic() + self._timeout))
         self._raise(self._coordinator)
         for ended in map(self._values.ended.get, (LEARNER, COORDINATOR)):

@@ -13,6 +13,7 @@ from torch import nn
 
 from dask_isgd import config
 from dask_isgd.checks.model import check_model, check_parameters
+from dask_isgd.checks.resume import require_resumable
 from dask_isgd.checks.settings import check_settings
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core import models
@@ -81,6 +82,7 @@ def prepare(request: RunRequest) -> PreparedRun:
     }
     if former is not None:
         _require_same(document, former)
+        require_resumable(directory, former["run"], module, request.learning)
         document.update((name, former[name]) for name in ("run", "chunk", "created"))
     document["config"] = {
         "learning": config.to_mapping(request.learning),
@@ -99,7 +101,8 @@ def prepare(request: RunRequest) -> PreparedRun:
         scoring=request.scoring,
         sampling=request.sampling,
         chunk=document["chunk"],
-        attempt=time.time_ns() // 1_000_000,
+        # greater than any before, even if another client's clock is ahead of this one
+        attempt=max(time.time_ns() // 1_000_000, directory.attempt() + 1),
         detach=request.detach,
     )
     return PreparedRun(spec, document, request.resume, request.overwrite)
@@ -110,7 +113,7 @@ def _former_document(directory: RunDirectory, request: RunRequest) -> dict[str, 
     directory.require_exclusive()
     if directory.exists() and not (request.resume or request.overwrite):
         raise directory.exists_error()
-    return directory.document() if request.resume else None
+    return directory.document("run", "chunk", "created", "data", "model") if request.resume else None
 
 
 def _datasets(request: RunRequest) -> tuple[Dataset, Dataset | None]:
@@ -177,13 +180,18 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tupl
 
 
 def create(prepared: PreparedRun) -> None:
-    """Create the run directory, or update the one of the run that is resumed."""
+    """Create the run directory, unless the run is resumed."""
     spec = prepared.spec
-    directory = spec.directory
+    if not prepared.resume:
+        spec.directory.create(prepared.document, overwrite=prepared.overwrite)
+        spec.directory.create_weights(spec.examples, spec.chunk)
+
+
+def begin(prepared: PreparedRun) -> None:
+    """Record this start of the run, once nothing keeps it from starting: an earlier start that still runs ends."""
+    directory = prepared.spec.directory
     if prepared.resume:
         directory.sweep()
         directory.update(prepared.document)
-    else:
-        directory.create(prepared.document, overwrite=prepared.overwrite)
-        directory.create_weights(spec.examples, spec.chunk)
-    directory.set_control(want="run", attempt=spec.attempt)
+        directory.repair_weights(prepared.spec.examples, prepared.spec.chunk)
+    directory.set_control(want="run", attempt=prepared.spec.attempt)

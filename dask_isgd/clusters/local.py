@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ class LocalCluster(LearnerCluster):
                 "preload": [*dask.config.get("distributed.scheduler.preload"), "dask_isgd.dashboard"],
             },
         }
-        kwargs.setdefault("name", "isgd")
+        kwargs.setdefault("name", f"isgd-{uuid.uuid4().hex[:8]}")  # Dask takes clusters of one name for the same
         super().__init__(
             worker=self._scorer(0),
             workers={f"{SCORER}-{i}": self._scorer(i) for i in range(n_workers - learners)},

@@ -7,6 +7,7 @@ and has the validation data evaluated. Losing it costs the tasks in flight and n
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -25,8 +26,9 @@ from dask_isgd.coordinator.in_flight import CompletedTask, InFlightTasks
 from dask_isgd.coordinator.score_budget import may_start
 from dask_isgd.coordinator.score_reporter import ScoreReporter
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import DataError, IsgdError, LeaseLostError, WorkersLostError
+from dask_isgd.errors import DataError, IsgdError, LeaseLostError, RunNotFoundError, WorkersLostError
 from dask_isgd.events import Control, Ended, Event, Progress, Published
+from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.order import LatestVersion, sort_key
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.announcer import Announcer
@@ -67,6 +69,8 @@ class Coordinator(LongTask):
         self.learner_ended: Ended | None = None
         self.earlier_outcome: str | None = None
         """How an earlier start of this very task ended."""
+        self.superseded = False
+        """Whether the run has been started again."""
         self.final_published = False
         self.paused = False
         self.learner_step = 0
@@ -79,10 +83,13 @@ class Coordinator(LongTask):
         self._last_received = time.monotonic()
         self._must_fetch = False
 
+    def is_superseded(self) -> bool:
+        return self.spec.directory.attempt() > self.spec.attempt
+
     def open(self, parts: Parts) -> None:
         spec, client = self.spec, self.client
         owner = {"key": str(self.key), "address": self.worker.address, "host": socket.gethostname(), "pid": os.getpid()}
-        lease = spec.directory.leases("coordinator").acquire(owner)
+        lease = spec.directory.acquire_lease("coordinator", owner)
         self.announcer = Announcer(self.worker, spec.run, "coordinator", spec.attempt, lease.incarnation)
         self.events = parts.add(pubsub.subscribe(client, spec.topic))
         interval = config.seconds("cluster.topic-interval")
@@ -93,7 +100,9 @@ class Coordinator(LongTask):
         evaluations = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
         self.evaluator = Evaluator(spec, client, lease.incarnation, evaluations)
         self.latest_version = LatestVersion(self.score_reporter.latest)
-        self.paused = spec.directory.control().get("want") == "pause"
+        with contextlib.suppress(RunNotFoundError):  # a damaged file asks for nothing
+            self.paused = spec.directory.control()["want"] == "pause"
+        self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
 
     def result(self, outcome: str) -> dict[str, Any]:
         """Return the result of the task."""
@@ -105,12 +114,14 @@ class Coordinator(LongTask):
 
     def work(self) -> str:
         while not self._is_over:
-            if self.status != "wanted":
+            if self.superseded or self.status != "wanted":
                 return self.leave()
             self._work_once()
         return self.earlier_outcome or (self.learner_ended.outcome if self.learner_ended is not None else "finished")
 
     def leave(self) -> str:
+        if self.superseded:
+            return "superseded"
         return "left" if self.status == "leaving" else "stopped"
 
     def finish(self, outcome: str) -> None:
@@ -151,7 +162,15 @@ class Coordinator(LongTask):
         self._submit()
         complete = self.spec.learning.synchronous and len(self.tasks) == 0
         self.score_reporter.report(self.learner_step, complete=complete)
-        self.announcer.heartbeat()
+        if self.announcer.heartbeat() and not self._control_reader.busy:  # in the background: a store may be slow
+            self._control_reader.offer(self._read_control)
+
+    def _read_control(self) -> None:
+        """Look for a newer start of the run: its event may have been lost, or it may be on another cluster."""
+        try:
+            self.superseded = self.superseded or self.is_superseded()
+        except OSError as error:  # it is read again in a second
+            logger.warning("run %s: the control file cannot be read: %s", self.spec.run, error)
 
     # Events ---------------------------------------------------------------------------------
 
@@ -170,6 +189,7 @@ class Coordinator(LongTask):
             if event.probing != (self._probing_since is not None):
                 self._probing_since, self._probe_seconds = (time.monotonic() if event.probing else None), 0.0
         elif isinstance(event, Control):
+            self.superseded = self.superseded or event.attempt > self.spec.attempt
             self.paused = event.want == "pause" and event.attempt == self.spec.attempt
         elif isinstance(event, Ended) and event.role == "coordinator" and event.attempt == self.spec.attempt:
             # Dask runs a task again when the worker that holds its result dies: this one had ended already.

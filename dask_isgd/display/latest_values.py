@@ -7,7 +7,7 @@ from typing import Any
 from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Heartbeat, Progress, Published, Scored
 
 LEARNER, COORDINATOR = "learner", "coordinator"
-SUCCEEDED = ("left", "fenced")
+SUCCEEDED = ("left", "fenced", "superseded")
 """Outcomes after which a long task has a successor: the run has not ended."""
 
 

@@ -71,7 +71,7 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     for axes in (figure.axes[2], age):
         axes.set_xlabel("step", color=MUTED)
     if title:
-        figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+        figure.suptitle(title, parse_math=False, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     return figure
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
+from dask_isgd.errors import RunMismatchError
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.departure import GRACE, DepartureWatcher
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_FACTOR, _LONGEST_PAUSE = 50.0, 10.0
 """The pause after a write of the history, as a multiple of the write's duration, and at most in seconds.
 
-A write has one request per column: it holds up the learner's interpreter, and a store may charge for each request.
+A write replaces a chunk: it holds up the learner's interpreter, and a store may charge for each request.
 """
 
 
@@ -34,6 +35,15 @@ class TrainingState(NamedTuple):
     step: int
     tensors: dict[str, Any]
     state: dict[str, Any]
+
+
+def require_steps(made: int, wanted: int) -> None:
+    """Raise RunMismatchError if a run has already made more steps than it is to make."""
+    if made > wanted:
+        raise RunMismatchError(
+            f"Learning.steps: got {wanted:,}, and the run has made {made:,} steps already; wanted at least as many. "
+            "Pass more steps, or start a new run in another directory"
+        )
 
 
 class Checkpointer:
@@ -81,7 +91,8 @@ class Checkpointer:
         directory, learning = self._spec.directory, self._spec.learning
         leases = directory.leases("learner")
         leases.await_leaving(min(self._timeout, GRACE))
-        self.lease = leases.acquire({**self._owner, "host": socket.gethostname(), "pid": os.getpid()})
+        owner = {**self._owner, "host": socket.gethostname(), "pid": os.getpid()}
+        self.lease = directory.acquire_lease("learner", owner)
         incarnation = self.lease.incarnation
         self._restore()
         self._began = self._committed = self._next_write = time.monotonic()
@@ -94,15 +105,16 @@ class Checkpointer:
         )
         with ExitStack() as parts:
             parts.callback(self._departure.open().close)
-            parts.callback(self.history.flush)  # the last rows of a run that failed are the most telling
+            parts.callback(self._write_last_rows)  # those of a run that failed are the most telling
             parts.callback(self._committer.open().close)
             self._parts = parts.pop_all()
         return self
 
     def _restore(self) -> None:
-        found = self._checkpoints.latest()
+        found = self._checkpoints.latest(self._spec.run)
         if found is None:
             return
+        require_steps(found.step, self._spec.learning.steps)
         tensors = models.from_arrays(found.tensors, found.state["dtypes"])
         self._trainer.restore(tensors, found.state["trainer"])
         self._batch_sampler.monitor.restore(found.state["drawing"])
@@ -166,7 +178,12 @@ class Checkpointer:
         if write and time.monotonic() >= self._next_write and not self._committer.busy:  # a checkpoint writes them too
             self._committer.offer(self._write_history)
 
+    def _write_last_rows(self) -> None:
+        if self.lease.held():  # else a directory that was deleted would come back, with nothing but these rows
+            self.history.flush()
+
     def _write_history(self) -> None:
+        self.lease.check()
         began = time.monotonic()
         self.history.flush()
         ended = time.monotonic()

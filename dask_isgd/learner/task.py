@@ -20,7 +20,7 @@ from dask_isgd import config
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import WaitTimeoutError
+from dask_isgd.errors import RunMismatchError, RunNotFoundError, WaitTimeoutError
 from dask_isgd.events import Control, Ended, Event, Scored
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
@@ -79,6 +79,10 @@ class Learner(LongTask):
         self.step = 0
         self.wanted = "run"
         """What the user wants: ``"run"``, ``"pause"`` or ``"stop"``."""
+        self.superseded = False
+        """Whether the run has been started again."""
+        self.incarnation = 0
+        """0 until the lease is acquired."""
         self.coordinator_failed = False
         """Whether the coordinator has failed for good."""
         self._threads, self._spare = threads, spare
@@ -88,10 +92,14 @@ class Learner(LongTask):
         self._controls_received = 0
         self._round_started = False
 
+    def is_superseded(self) -> bool:
+        return self.spec.directory.attempt() > self.spec.attempt
+
     def open(self, parts: Parts) -> None:
         spec, learning, worker = self.spec, self.spec.learning, self.worker
+        self._require_same_data()
         self.events = parts.add(pubsub.subscribe(self.client, spec.topic))
-        self.wanted = str(spec.directory.control().get("want", "run"))
+        self._read_control(0)
         self.trainer = Trainer(
             models.build(spec.model, learning.seed), spec.loss_function, learning, weighted=not spec.sampling.uniform
         )
@@ -156,10 +164,18 @@ class Learner(LongTask):
         )
         self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
 
+    def _require_same_data(self) -> None:
+        """Raise RunMismatchError if the data were rewritten since the run began: their weights would be of others."""
+        spec = self.spec
+        if spec.directory.document("data")["data"] != spec.data.fingerprint():
+            raise RunMismatchError(
+                f"{spec.data!r} was changed since run {spec.run} began: shapes, dtypes, chunks or the content of its "
+                "first, middle or last chunk differ. Restore the data, or start a new run in another directory"
+            )
+
     def result(self, outcome: str) -> dict[str, Any]:
         """Return the result of the task."""
-        seconds = self.checkpointer.seconds()
-        return {"outcome": outcome, "incarnation": self.incarnation, "step": self.step, "seconds": seconds}
+        return {"outcome": outcome, "incarnation": self.incarnation, "step": self.step}
 
     @property
     def last_step(self) -> int:
@@ -194,13 +210,15 @@ class Learner(LongTask):
 
     @property
     def _is_abandoned(self) -> bool:
-        """Whether the cluster no longer wants this task, or the coordinator has failed."""
-        return self.coordinator_failed or self.status != "wanted"
+        """Whether the cluster no longer wants this task, the run was started again, or the coordinator has failed."""
+        return self.superseded or self.coordinator_failed or self.status != "wanted"
 
     def leave(self) -> str:
-        """Commit; the outcome depends on who ended the run: the user or its client, or the cluster."""
+        """Commit; the outcome depends on who ended the run: a newer start, the user or its client, or the cluster."""
         self.stepper.settle()
         self.checkpointer.leave(self.step)
+        if self.superseded:
+            return "superseded"
         if self.wanted == "stop" or self.coordinator_failed or self.status == "cancelled":
             return "stopped"
         return "left"
@@ -253,6 +271,7 @@ class Learner(LongTask):
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Control):
+            self.superseded = self.superseded or event.attempt > self.spec.attempt
             if event.attempt == self.spec.attempt:
                 self._controls_received += 1
                 self.wanted = event.want
@@ -275,10 +294,12 @@ class Learner(LongTask):
     def _read_control(self, received: int) -> None:
         try:
             control = self.spec.directory.control()
-        except OSError as error:  # it is read again in a second, and events carry the same
+        except (OSError, RunNotFoundError) as error:  # it is read again in a second, and events carry the same
             logger.warning("run %s: the control file cannot be read: %s", self.spec.run, error)
             return
-        if control.get("attempt") == self.spec.attempt and received == self._controls_received:  # no later event came
+        attempt = control.get("attempt", self.spec.attempt)  # none: the file was damaged, and written again
+        self.superseded = self.superseded or attempt > self.spec.attempt
+        if attempt == self.spec.attempt and received == self._controls_received:  # no later event came
             self.wanted = str(control["want"])
 
     # Publication and rounds -----------------------------------------------------------------

@@ -45,7 +45,7 @@ class Update:
 
     def __init__(self, parameters: list[nn.Parameter], learning: Learning, *, weighted: bool) -> None:
         self.parameters = parameters
-        self.optimizer = _optimizer(parameters, learning)
+        self.optimizer = make_optimizer(parameters, learning)
         self.scheduler = learning.scheduler(self.optimizer) if learning.scheduler is not None else None
         device = parameters[0].device
         self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor if weighted else None, device)
@@ -148,7 +148,8 @@ def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _optimizer(parameters: list[nn.Parameter], learning: Learning) -> torch.optim.Optimizer:
+def make_optimizer(parameters: list[nn.Parameter], learning: Learning) -> torch.optim.Optimizer:
+    """Return the optimizer of a run. Raises ModelError if ``Learning.optimizer`` returns something else."""
     if learning.optimizer is not None:
         optimizer = learning.optimizer(parameters)
         if not isinstance(optimizer, torch.optim.Optimizer):

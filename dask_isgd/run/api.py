@@ -13,13 +13,15 @@ from typing import Any
 from distributed import Client, fire_and_forget, span
 
 from dask_isgd.checks.cluster import check_cluster, wait_for_workers
-from dask_isgd.checks.request import PreparedRun, RunRequest, create, prepare
+from dask_isgd.checks.request import PreparedRun, RunRequest, begin, create, prepare
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator.task import coordinate
 from dask_isgd.core.loss import Loss
 from dask_isgd.core.models import ModelSource
+from dask_isgd.events import Control
 from dask_isgd.learner.task import learn
 from dask_isgd.run.run import Run
+from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.parameters import open_variable
 from dask_isgd.runtime.placement import coordinator_placement, learner_placement
 from dask_isgd.runtime.scheduler_plugin import guard_run
@@ -86,6 +88,7 @@ def start(client: Client, prepared: PreparedRun) -> Run:
         if not prepared.resume:
             prepared.spec.directory.remove()
         raise
+    begin(prepared)
     spec = prepared.spec
     if len(workers) == 1:
         logger.warning("run %s: the cluster has one worker, so scoring shares it with the learner", spec.run)
@@ -93,6 +96,8 @@ def start(client: Client, prepared: PreparedRun) -> Run:
     run._monitor.forget()
     open_variable(client, spec.variable)
     keys = {"learner": (f"learn-{spec.run}", spec.attempt), "coordinator": (f"coordinate-{spec.run}", spec.attempt)}
+    # an earlier start of the run, if one is still going on this cluster, commits and leaves
+    pubsub.announce(client, spec.topic, Control(run=spec.run, incarnation=0, attempt=spec.attempt, want="run"))
     guard_run(client, spec.run, spec.topic, spec.attempt, keys)
     learner = learner_placement(workers)
     coordinator = coordinator_placement(workers, learner)
@@ -103,7 +108,7 @@ def start(client: Client, prepared: PreparedRun) -> Run:
         ]
     if spec.detach:
         fire_and_forget(futures)
-    run._monitor.own(*futures)
+    run._monitor.own(futures[0], futures[1], spec.attempt)
     run._data = spec.data
     return run
 

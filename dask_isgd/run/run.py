@@ -35,7 +35,7 @@ class Run:
     """A run: its status, its results, and the methods that control it."""
 
     def __init__(self, client: Client, directory: RunDirectory, model: ModelSource | None) -> None:
-        self.document = directory.document()
+        self.document = directory.document("run", "config.learning.steps")
         self.name = str(self.document["run"])
         self.directory = directory
         self._client, self._model = client, model
@@ -155,7 +155,7 @@ class Run:
 
     def _request(self, state: str) -> None:
         self.directory.set_control(want=state)
-        attempt = int(self.directory.control()["attempt"])
+        attempt = self.directory.attempt()
         control = Control(run=self.name, incarnation=0, attempt=attempt, want=state)
         pubsub.announce(self._client, topic_of(self.name), control)
 

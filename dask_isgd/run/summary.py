@@ -20,14 +20,14 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
     train_loss; examples_scored: as the coordinator reported it, since the directory does not record it.
     Raises RunNotFoundError if the run has neither a report nor a checkpoint.
     """
-    document = directory.document()
+    document = directory.document("config.sampling.uniform")
     history = directory.read_history()
     evaluations = directory.read_history("evaluation")
     rows = history.sizes.get("report", 0)
     tail = history.isel(report=slice(rows - max(1, int(rows * _LAST_REPORTS)), rows)) if rows else None
 
     def last(name: str, *, mean: bool = False) -> float | None:
-        if tail is None:
+        if tail is None or name not in tail:
             return None
         value = float(tail[name].mean() if mean else tail[name][-1])
         return value if math.isfinite(value) else None

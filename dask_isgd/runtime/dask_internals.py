@@ -66,7 +66,17 @@ def task_edits() -> SimpleNamespace:
         if task.loose_restrictions:
             task.worker_restrictions = set()
 
-    return SimpleNamespace(given_up=given_up, reset_deaths=reset_deaths, accept_any_worker=accept_any_worker)
+    def forget_topic(scheduler: Any, topic: str) -> None:
+        """Drop the events of a topic; Dask itself keeps those of every topic as long as the scheduler lives."""
+        found = scheduler._broker._topics.get(topic)
+        if found is not None and not found.subscribers:
+            del scheduler._broker._topics[topic]
+        elif found is not None:
+            found.truncate()
+
+    return SimpleNamespace(
+        given_up=given_up, reset_deaths=reset_deaths, accept_any_worker=accept_any_worker, forget_topic=forget_topic
+    )
 
 
 # Clusters ---------------------------------------------------------------------------------------

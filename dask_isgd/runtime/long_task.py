@@ -65,7 +65,12 @@ class LongTask(ABC):
         return task_status(self.worker, self.key)
 
     def run(self) -> str:
-        """Open the parts, work to the end, announce how it ended and close the parts. Return the outcome."""
+        """Open the parts, work to the end, announce how it ended and close the parts. Return the outcome.
+
+        A task whose run has been started again meanwhile takes nothing from its successor, and ends at once.
+        """
+        if self.is_superseded():
+            return "superseded"
         with Parts() as parts:
             self.open(parts)
             return self._run()
@@ -94,6 +99,10 @@ class LongTask(ABC):
             if self.status == "wanted":
                 raise
             return self.leave()
+
+    def is_superseded(self) -> bool:
+        """Return whether the run has been started again since this task was submitted."""
+        return False
 
     @abstractmethod
     def open(self, parts: Parts) -> None:

@@ -19,6 +19,9 @@ from dask_isgd.runtime import dask_internals
 
 logger = logging.getLogger(__name__)
 
+_REMEMBER_SECONDS = 3600.0
+"""For how long the scheduler keeps the events of a run whose tasks it has forgotten."""
+
 
 def guard_run(client: Client, run: str, topic: str, attempt: int, tasks: Mapping[str, Any]) -> None:
     """Register a plugin that guards the ``tasks`` of a run: their keys, by role.
@@ -37,7 +40,7 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
     """Return the plugin. Its class is defined here so that it is sent by value: the scheduler may lack this package."""
     from distributed import SchedulerPlugin
 
-    internals = dask_internals.task_edits()
+    internals, remember_seconds = dask_internals.task_edits(), _REMEMBER_SECONDS
 
     class RunGuardPlugin(SchedulerPlugin):
         name = f"isgd-{run}-{attempt}"
@@ -86,6 +89,11 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
                 del self.roles[key]
                 if not self.roles:
                     self.scheduler.remove_plugin(self.name)
+                    self.scheduler.loop.call_later(remember_seconds, self.forget_events)
+
+        def forget_events(self) -> None:
+            if not any(name.startswith(f"isgd-{run}-") for name in self.scheduler.plugins):  # not resumed meanwhile
+                internals.forget_topic(self.scheduler, topic)
 
         def of_run(self, key: Any) -> bool:
             return isinstance(key, tuple) and str(key[0]).endswith(f"-{run}")

@@ -80,7 +80,7 @@ def stop(run: str) -> str:
 def read_progress(run: str) -> RunProgress:
     """Read the progress of a run. Raises RunNotFoundError if there is no run."""
     directory = RunDirectory(run)
-    document = directory.document()
+    document = directory.document("config.learning.steps")
     history = directory.read_history()
     evaluations = directory.read_history("evaluation")
     found = directory.checkpoints().latest()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import zarr
@@ -16,15 +15,11 @@ import zarr.errors
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from dask_isgd.errors import ConfigError, CorruptChunkError
+from dask_isgd.errors import ConfigError, CorruptChunkError, DataError, IsgdError
 from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.local import LocalFolder
 from dask_isgd.storage.backends.object_store import ObjectFolder
 from dask_isgd.storage.backends.zarr_internals import wait
-
-_A = TypeVar("_A")
-_T = TypeVar("_T")
-_THREADS = 8
 
 StorageOptions: TypeAlias = Mapping[str, Any] | None
 Array: TypeAlias = "zarr.Array[Any]"
@@ -117,19 +112,27 @@ def consolidate(store: Store, path: str = "") -> None:
         zarr.consolidate_metadata(store, path=path)
 
 
-def for_each(store: Store, function: Callable[[_A], _T], items: Iterable[_A]) -> list[_T]:
-    """Return ``function`` of each item, in order; calls run in parallel if each must wait for a remote store."""
-    if isinstance(store, LocalStore):
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, items))
-
-
 def has_key(store: Store, key: str) -> bool:
     """Return whether ``key`` exists, by a stat locally or one request remotely."""
     if isinstance(store, LocalStore):
         return bool((store.root / key).is_file())
     return bool(wait(store.exists(key)))
+
+
+@contextmanager
+def opening(where: str, advice: str = "restore its zarr.json from a copy or prepare the data again") -> Iterator[None]:
+    """Convert any error of metadata that cannot be understood into DataError; ``where`` names what is opened.
+
+    Errors of the library and of the operating system, such as a file that is not there, are not converted.
+    """
+    try:
+        yield
+    except (IsgdError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+            raise
+        raise DataError(f"{where}: its metadata are damaged: {type(error).__name__}: {error}; {advice}") from error
 
 
 @contextmanager

@@ -90,6 +90,24 @@ def plain_bytes(array: zarr.Array[Any]) -> PlainBytes | None:
     return PlainBytes(byte_order(first.endian), bool(rest), decompress)
 
 
+def codec_names(array: zarr.Array[Any]) -> list[str]:
+    """Return the names of all codecs that decode a chunk of ``array``, those inside of shards included.
+
+    The public properties leave out the codecs of a shard's index.
+    """
+    metadata = array.metadata
+    if isinstance(metadata, ArrayV2Metadata):
+        codecs = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor is not None else [])]
+        return [str(codec.codec_id) for codec in codecs]
+    return [name for codec in metadata.codecs for name in _names(codec)]
+
+
+def _names(codec: Any) -> list[str]:
+    inside = [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
+    name = str(codec.to_dict()["name"]).removeprefix("numcodecs.")
+    return [name, *(each for inner in inside for each in _names(inner))]
+
+
 def byte_order(endian: Any) -> ByteOrder:
     """The byte order of a ``BytesCodec``: its ``endian`` is an enumeration up to Zarr 3.2 and a string since 3.3."""
     name = getattr(endian, "value", endian)

@@ -20,6 +20,7 @@ from dask_isgd.storage.backends.stores import (
     has_key,
     normalise,
     open_store,
+    opening,
     redact,
 )
 from dask_isgd.storage.backends.zarr_internals import chunk_key
@@ -86,7 +87,8 @@ class Dataset:
         if self._opened is None:
             store = open_store(self.url, read_only=True, storage_options=self._storage_options)
             where = f"dataset {redact(self.url)}"
-            self._opened = open_layout(store, self.group, self._inputs, self._target, self.dimension, where)
+            with opening(where):
+                self._opened = open_layout(store, self.group, self._inputs, self._target, self.dimension, where)
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,12 +146,15 @@ class Dataset:
     def classes(self) -> int | None:
         """Number of classes, None if the dataset does not state it."""
         value = self._layout.attributes.get("classes")
-        return int(value) if value is not None else None
+        if value is not None and (type(value) is not int or value < 1):
+            raise DataError(f"{self!r}: got classes {str(value)[:40]!r}, wanted a whole number; prepare the data again")
+        return value
 
     @property
     def normalisation(self) -> Normalisation | None:
         """Per input (mean, std) as float32 that broadcast against one example; None if none is stored."""
-        return read_normalisation(self._layout)
+        with opening(f"normalisation of {self!r}"):
+            return read_normalisation(self._layout)
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from zarr.abc.store import Store
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.storage.backends.stores import Array, children
 from dask_isgd.storage.backends.zarr_internals import dimension_names, has_regular_chunks, is_consolidated
+from dask_isgd.storage.data.codecs import require_numeric
 
 FORMAT_VERSION = 1
 TARGET_NAMES = ("target", "label", "y")
@@ -78,6 +79,8 @@ def open_layout(
     if target in names or len(set(names)) < len(names):
         raise DataError(f"{place}: got inputs {names} and target {target!r}, wanted each array once")
     layout = Layout(store, found.path, tuple(arrays[name] for name in names), arrays[target], attributes)
+    for array in layout.arrays:
+        require_numeric(array, place)
     _same_grid(layout, place)
     return layout
 
@@ -122,7 +125,9 @@ def read_normalisation(layout: Layout) -> Normalisation | None:
         return None
 
     def open_array(name: str) -> Any:
-        return zarr.open_array(layout.store, path=f"{layout.group}/{name}".lstrip("/"), mode="r")[...]
+        array = zarr.open_array(layout.store, path=f"{layout.group}/{name}".lstrip("/"), mode="r")
+        require_numeric(array, "normalisation")
+        return array[...]
 
     def constant(value: Any) -> np.ndarray:
         return np.asarray(open_array(value) if isinstance(value, str) else value, dtype=np.float32)

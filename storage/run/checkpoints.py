@@ -12,10 +12,10 @@ import json
 import logging
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -26,6 +26,8 @@ from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.stores import StorageOptions, open_folder
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 FORMAT_VERSION = 1
 TENSORS = "tensors.safetensors"
@@ -103,26 +105,22 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {self.folder.place(name)} cannot be written: {error}. Older checkpoints are intact"
             ) from error
-        self._prune()
+        self._prune(incarnation)
         return name
 
     def names(self) -> list[str]:
         """Return the committed checkpoints, verified or not, by (incarnation, step), the latest last."""
         return sorted((name for name in self.folder.published(MANIFEST) if _NAME.fullmatch(name)), key=_order)
 
+    def orders(self) -> list[tuple[int, int]]:
+        """Return (incarnation, step) of each committed checkpoint, verified or not, the latest last."""
+        return [_order(name) for name in self.names()]
+
     def load(self, name: str) -> Checkpoint:
         """Read a checkpoint and verify format, sizes and checksums. Raises CheckpointError."""
-        matched = _NAME.fullmatch(name)
-        if not matched:
-            raise CheckpointError(f"got checkpoint name {name!r}, wanted one such as 'step-000000100-i0001'")
+        manifest = self.manifest(name)
         place = self.folder.place(name)
         try:
-            manifest = _read_manifest(self.folder, f"{name}/{MANIFEST}")
-            if (manifest["step"], manifest["incarnation"]) != tuple(map(int, matched.groups())):
-                raise CheckpointError(
-                    f"checkpoint {place}: got a manifest of step {manifest['step']}, incarnation "
-                    f"{manifest['incarnation']}, wanted those of the name; the folder was renamed or copied"
-                )
             packed = _read_verified(self.folder, f"{name}/{TENSORS}", manifest["files"][TENSORS])
             tensors = safetensors.numpy.load(packed)
         except OSError as error:
@@ -131,23 +129,71 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {place}: {TENSORS} is malformed: {error}. Use another one") from error
         return Checkpoint(name, manifest["step"], manifest["incarnation"], tensors, manifest["state"])
 
-    def latest(self) -> Checkpoint | None:
-        """Return the latest checkpoint that verifies, None if there is none; those that do not verify are logged."""
-        for name in reversed(self.names()):
-            try:
-                return self.load(name)
-            except CheckpointError as error:
-                logger.warning("skipped a checkpoint that does not verify: %s", error)
+    def manifest(self, name: str) -> dict[str, Any]:
+        """Read and verify the manifest of a checkpoint: step, incarnation, state, files. Raises CheckpointError."""
+        matched = _NAME.fullmatch(name)
+        if not matched:
+            raise CheckpointError(f"got checkpoint name {name!r}, wanted one such as 'step-000000100-i0001'")
+        place = self.folder.place(name)
+        try:
+            manifest = _read_manifest(self.folder, f"{name}/{MANIFEST}")
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {place} cannot be read: {error}. Use another one") from error
+        if (manifest["step"], manifest["incarnation"]) != tuple(map(int, matched.groups())):
+            raise CheckpointError(
+                f"checkpoint {place}: got a manifest of step {manifest['step']}, incarnation "
+                f"{manifest['incarnation']}, wanted those of the name; the folder was renamed or copied"
+            )
+        return manifest
+
+    def latest(self, run: str | None = None) -> Checkpoint | None:
+        """Return the latest checkpoint that verifies; those that do not are logged. None if there is no checkpoint.
+
+        With ``run``, checkpoints whose state names another run do not count. Raises CheckpointError if there are
+        checkpoints and none verifies: training from step 0 would bury what may still be repaired.
+        """
+        return self._latest(self.load, lambda found: found.state, run)
+
+    def latest_manifest(self, run: str | None = None) -> dict[str, Any] | None:
+        """Return the manifest of the latest checkpoint as `latest` does, without reading any tensor."""
+        return self._latest(self.manifest, lambda found: found["state"], run)
+
+    def _latest(self, read: Callable[[str], _T], state: Callable[[_T], Any], run: str | None) -> _T | None:
+        names, wrong = self.names(), ""
+        while names:
+            wrong = ""
+            for name in reversed(names):
+                try:
+                    found = read(name)
+                except CheckpointError as error:
+                    logger.warning("skipped a checkpoint that does not verify: %s", error)
+                    wrong = wrong or str(error)
+                    continue
+                if run is None or state(found).get("run") == run:
+                    return found
+            former, names = names, self.names()
+            if names == former:  # else they were pruned while they were read, and there are later ones
+                break
+        if wrong:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder.url} verifies ({wrong}). Restore one from a copy, or delete that "
+                "folder to begin again at step 0"
+            )
         return None
 
     def sweep(self, seconds: float | None = None) -> list[str]:
         """Remove and return what killed writers left unfinished more than ``seconds`` ago."""
         return self.folder.sweep(seconds, mark=MANIFEST)
 
-    def _prune(self) -> None:
-        """Remove older checkpoints; what is committed is safe already, so errors are logged, not raised."""
+    def _prune(self, incarnation: int) -> None:
+        """Remove older checkpoints, and never the latest of this ``incarnation``, even if others have a higher one.
+
+        What is committed is safe already, so errors are logged, not raised.
+        """
         try:
-            for name in self.names()[: -self.keep]:
+            names = self.names()
+            own = [name for name in names if _order(name)[0] == incarnation]
+            for name in set(names[: -self.keep]) - set(own[-self.keep :]):
                 self.folder.withdraw(name, MANIFEST)
             self.sweep()
         except Exception as error:
@@ -210,8 +256,13 @@ def _read_manifest(folder: Folder, name: str) -> dict[str, Any]:
             "use the version of dask_isgd that wrote it"
         )
     # Nothing in a manifest is ever used as a path: it must name exactly the one file that exists.
-    if list(manifest.get("files", ())) != [TENSORS] or not {"step", "incarnation", "state"} <= set(manifest):
-        raise CheckpointError(f"manifest {path}: got files {manifest.get('files')}, wanted {TENSORS} alone")
+    files = manifest.get("files")
+    file = files.get(TENSORS) if isinstance(files, dict) and len(files) == 1 else None
+    if not isinstance(file, dict) or not {"bytes", "sha256"} <= set(file):
+        raise CheckpointError(f"manifest {path}: got files {files}, wanted {TENSORS} alone with its size and sha256")
+    kinds = {"step": int, "incarnation": int, "state": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]:
+        raise CheckpointError(f"manifest {path}: {', '.join(wrong)} missing or of the wrong kind. Use another one")
     return manifest
 
 

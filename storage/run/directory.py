@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_isgd.errors import RunExistsError, RunMismatchError, RunNotFoundError
+import numpy as np
+
+from dask_isgd.errors import DataError, IsgdError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage.backends.stores import StorageOptions, open_folder
 from dask_isgd.storage.run.checkpoints import Checkpoints
+from dask_isgd.storage.run.documents import WANTS, decode_control, decode_document, encode_document
 from dask_isgd.storage.run.history import History, read_history
-from dask_isgd.storage.run.leases import Leases
+from dask_isgd.storage.run.leases import Lease, Leases
 from dask_isgd.storage.run.weights import WeightArray
 
 if TYPE_CHECKING:
     import xarray
 
-FORMAT_VERSION = 2
-"""2: the settings and the columns of the history have other names than in 1."""
-KIND = "dask_isgd run"
-WANTS = ("run", "pause", "stop")
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+logger = logging.getLogger(__name__)
+
+_OF_LEARNER = re.compile(r"(?:learner|evaluation)-(\d{4,9})\b", re.ASCII)
+_EVALUATION = re.compile(r"evaluation-\d{4,9}-\d{4,9}\b", re.ASCII)
 _RUN, _CONTROL = "run.json", "control.json"
 _PARTS = ("weights.zarr", "history.zarr", "checkpoints", _CONTROL)
 
@@ -73,12 +76,51 @@ class RunDirectory:
     def leases(self, role: str = "learner") -> Leases:
         return Leases(self.folder / "leases", role)
 
+    def acquire_lease(self, role: str, owner: Mapping[str, Any]) -> Lease:
+        """Acquire the next incarnation of a role, above all that the run has seen.
+
+        Leases are lost if a run is copied or restored without them; checkpoints, history and stamps tell as well.
+        """
+        return self.leases(role).acquire(owner, after=self._last_incarnation(role))
+
+    def next_incarnation(self, role: str) -> int:
+        """Return the incarnation that `acquire_lease` would acquire."""
+        return max(self.leases(role).highest(), self._last_incarnation(role)) + 1
+
+    def _last_incarnation(self, role: str) -> int:
+        groups = (self.folder / "history.zarr").names()
+        if role != "learner":
+            return max((int(name.split("-")[2]) for name in groups if _EVALUATION.match(name)), default=0)
+        seen = [int(match[1]) for name in groups if (match := _OF_LEARNER.match(name))]
+        seen += [incarnation for incarnation, _ in self.checkpoints().orders()]
+        try:
+            stamps = self.open_weights().read_stamps()[:, 1]
+        except IsgdError:
+            stamps = np.empty(0)
+        return max([*seen, *stamps[np.isfinite(stamps)].astype(int).tolist()], default=0)
+
     def create_weights(self, n: int, chunk_size: int) -> WeightArray:
         """Create a weight array, as ``WeightArray.create`` does."""
         return WeightArray.create(self.weights, n, chunk_size, storage_options=self._storage_options)
 
+    def repair_weights(self, n: int, chunk_size: int) -> None:
+        """Create the weight array again if it is absent, damaged or of another size; every chunk is scored again then.
+
+        A client may have died between run.json and the weights. Nothing but time is lost: weights can be computed.
+        """
+        try:
+            found = self.open_weights()
+            if (found.n, found.chunk_size) == (n, chunk_size):
+                return
+            reason = f"{found!r} is not of {n} examples in chunks of {chunk_size}"
+        except (RunNotFoundError, DataError) as error:
+            reason = str(error)
+        logger.warning("run %s: every chunk is scored again (%s)", self.url, reason)
+        self.folder.remove("weights.zarr")
+        self.create_weights(n, chunk_size)
+
     def open_weights(self) -> WeightArray:
-        """Open the weight array. Raises RunNotFoundError if there is none."""
+        """Open the weight array. Raises RunNotFoundError if there is none, DataError if it is damaged."""
         return WeightArray.open(self.weights, storage_options=self._storage_options)
 
     def create_history(
@@ -94,7 +136,7 @@ class RunDirectory:
 
     def reported(self) -> float:
         """Return when the history was last written, in seconds since 1970 by its store's clock; NaN if never."""
-        return self.folder.last_written("history.zarr/*/step/c/*")
+        return self.folder.last_written("history.zarr/*/reports/c/*/*")
 
     # The run --------------------------------------------------------------------------------
 
@@ -127,7 +169,7 @@ class RunDirectory:
                 f"{self.url} holds {', '.join(parts)} but no run.json, so it is unknown what they belong to. "
                 "Remove them by hand or choose another run directory"
             )
-        text = _encode(document)
+        text = encode_document(document)
         # A retried request may find the file of its first attempt: no two runs have the same document.
         if not self.folder.create(_RUN, text) and (self.local or self.folder.read(_RUN) != text):
             raise self.exists_error()
@@ -135,7 +177,7 @@ class RunDirectory:
     def update(self, document: Mapping[str, Any]) -> None:
         """Replace run.json, for a run that is resumed with other settings."""
         self._require_run()
-        self.folder.replace(_RUN, _encode(document))
+        self.folder.replace(_RUN, encode_document(document))
 
     def remove(self) -> None:
         """Undo `create` of a run that has not started."""
@@ -144,46 +186,48 @@ class RunDirectory:
             self.folder.remove(part)
         self.folder.remove_empty()
 
-    def document(self) -> dict[str, Any]:
-        """Return the document passed to `create`. Raises RunNotFoundError, RunMismatchError for another format."""
+    def document(self, *wanted: str) -> dict[str, Any]:
+        """Return the document passed to `create`, which must have the ``wanted`` parts: `decode_document`.
+
+        Raises RunNotFoundError, RunMismatchError for another format.
+        """
         place = self.folder.place(_RUN)
         try:
-            document = json.loads(self.folder.read(_RUN))
+            data = self.folder.read(_RUN)
         except (FileNotFoundError, NotADirectoryError):
             raise RunNotFoundError(f"no run at {self.url}: it holds no run.json. Check the path") from None
         except OSError as error:
             raise RunNotFoundError(f"{place} cannot be read: {error}. Check permissions or credentials") from error
-        except ValueError as error:
-            raise RunNotFoundError(f"{place} is not JSON: {error}. Restore it from a copy") from error
-        if not isinstance(document, dict) or document.pop("kind", None) != KIND:
-            raise RunNotFoundError(f"{place} does not describe a run of dask_isgd. Check the path")
-        name = document.get("run")
-        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-            # the name becomes part of keys, topics and pages
-            raise RunNotFoundError(
-                f"{place}: got run name {str(name)[:80]!r}, wanted 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'; "
-                "the file was edited by hand"
-            )
-        if document.get("format_version") != FORMAT_VERSION:
-            raise RunMismatchError(
-                f"{place}: got format version {document.get('format_version')!r}, this version of dask_isgd reads "
-                f"{FORMAT_VERSION}; use the version that wrote the run, or start a new run in another directory"
-            )
-        return document
+        return decode_document(data, place, wanted)
 
     def control(self) -> dict[str, Any]:
-        """What the user wants: ``{"want": "run" | "pause" | "stop", ...}``; "run" by default."""
+        """What the user wants: ``{"want": "run" | "pause" | "stop", ...}``; "run" by default.
+
+        Raises RunNotFoundError if the file is damaged.
+        """
         try:
-            return {"want": "run", **json.loads(self.folder.read(_CONTROL))}
+            data = self.folder.read(_CONTROL)
         except FileNotFoundError:
             return {"want": "run"}
+        return decode_control(data, self.folder.place(_CONTROL))
+
+    def attempt(self) -> int:
+        """Return the number of the latest start of the run; 0 if there was none, or the control file is damaged."""
+        try:
+            return int(self.control().get("attempt", 0))
+        except RunNotFoundError:
+            return 0
 
     def set_control(self, **values: Any) -> None:
         """Change some of the user's requests, plain JSON; readers see either the old or the new requests."""
         if values.get("want", "run") not in WANTS:
             raise ValueError(f"control: got want={values['want']!r}, wanted one of {', '.join(WANTS)}")
         self.document()  # only a run has a control
-        self.folder.replace(_CONTROL, json.dumps({**self.control(), **values}).encode())
+        try:
+            former = self.control()
+        except RunNotFoundError:  # damaged: what is wanted now replaces it
+            former = {}
+        self.folder.replace(_CONTROL, json.dumps({**former, **values}).encode())
 
     def sweep(self, seconds: float | None = None) -> list[str]:
         """Remove and return what killed writers left unfinished in the run more than ``seconds`` ago."""
@@ -206,7 +250,3 @@ class RunDirectory:
             pass
         except RunNotFoundError as error:
             raise RunExistsError(f"{self.url} holds no run that could be overwritten: {error}") from error
-
-
-def _encode(document: Mapping[str, Any]) -> bytes:
-    return json.dumps({**document, "kind": KIND, "format_version": FORMAT_VERSION}, indent=1).encode()

@@ -1,9 +1,9 @@
 """The history: the reports of a run, row by row, readable at any time while it is written.
 
-Resizing a Zarr array under a reader breaks most of its reads. So a group of arrays is laid out
-once, full of NaN, and filled from the front: every column first, ``step`` last. A reader loads
-``step`` first and keeps the rows that have one; all their columns are there by then. A group that
-is full is continued in another one.
+Resizing a Zarr array under a reader breaks most of its reads. So each incarnation lays out one array, full of
+NaN, and fills it from the front by whole chunks, which are written atomically. A reader keeps the rows that have
+a ``step``. An array that is full is continued in another group. An array per column would cost each incarnation
+more than sixty files, and each flush as many requests.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ import zarr.errors
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 
-from dask_isgd.storage.backends.folder import PARTIAL, writing
+from dask_isgd.storage.backends.folder import writing
 from dask_isgd.storage.backends.stores import (
     Array,
     StorageOptions,
     children,
     decoding,
-    for_each,
     normalise,
     open_store,
     redact,
 )
+from dask_isgd.storage.data.codecs import require_numeric
 
 if TYPE_CHECKING:
     import xarray
 
 CHUNK_ROWS = 1024
+_REPORTS = "reports"
 
 
 class History:
@@ -63,9 +64,9 @@ class History:
         self._store = open_store(self.url, read_only=False, storage_options=storage_options)
         self._part = 0
         self._row = 0
-        self._block = np.full((len(self.columns) + 1, self.chunk_rows), np.nan)
+        self._block = np.full((self.chunk_rows, len(self.columns) + 1), np.nan)
         self._waiting: list[tuple[float, ...]] = []
-        self._arrays: list[Array] = []
+        self._array: Array | None = None
         self._lock = threading.RLock()
 
     @classmethod
@@ -110,7 +111,7 @@ class History:
         self._waiting.append(values)  # without the lock, so that a caller never waits for the store during `flush`
 
     def flush(self) -> None:
-        """Write the waiting rows by whole chunks, ``step`` last. After StorageFullError they are still waiting."""
+        """Write the waiting rows by whole chunks. After StorageFullError they are still waiting."""
         with self._lock, writing(redact(self.url)):
             left = len(self._waiting)  # without later rows: if they arrive faster than they are written, this must end
             while left:
@@ -120,22 +121,19 @@ class History:
                     self._lay_out()
                 start = self._row - self._row % self.chunk_rows
                 stop = min(start + self.chunk_rows, self.rows)
-                taken = np.array(self._waiting[: min(left, stop - self._row)]).T
-                end = self._row + taken.shape[1]
-                self._block[:, self._row - start : end - start] = taken
+                taken = np.array(self._waiting[: min(left, stop - self._row)])
+                end = self._row + len(taken)
+                self._block[self._row - start : end - start] = taken
                 self._write(start, stop)
-                del self._waiting[: taken.shape[1]]
-                left -= taken.shape[1]
+                del self._waiting[: len(taken)]
+                left -= len(taken)
                 self._row = end
                 if end == stop:
                     self._block[:] = np.nan
 
     def _write(self, start: int, stop: int) -> None:
-        def write(column: int) -> None:
-            self._arrays[column][start:stop] = self._block[column, : stop - start]
-
-        for_each(self._store, write, range(len(self.columns)))
-        write(-1)  # the step
+        assert self._array is not None
+        self._array[start:stop] = self._block[: stop - start]
 
     @property
     def _name(self) -> str:
@@ -149,20 +147,18 @@ class History:
                 f"history: group {self._name!r} exists in {redact(self.url)}; each incarnation needs a group of its own"
             ) from None
 
-        def create(name: str) -> Array:
-            return group.create_array(
-                name,
-                shape=(self.rows,),
-                chunks=(self.chunk_rows,),
-                dtype="f8",
-                fill_value=math.nan,
-                compressors=[Crc32cCodec()],
-                filters=None,
-                dimension_names=("report",),
-            )
-
-        self._arrays = for_each(self._store, create, self.columns)
-        self._arrays.append(create("step"))  # a group with a step is complete
+        width = len(self.columns) + 1
+        self._array = group.create_array(
+            _REPORTS,
+            shape=(self.rows, width),
+            chunks=(self.chunk_rows, width),
+            dtype="f8",
+            fill_value=math.nan,
+            compressors=[Crc32cCodec()],
+            filters=None,
+            dimension_names=("report", "column"),
+            attributes={"columns": [*self.columns, "step"]},
+        )
 
 
 def read_history(url: str | Path, prefix: str = "learner", *, storage_options: StorageOptions = None) -> xarray.Dataset:
@@ -180,11 +176,11 @@ def read_history(url: str | Path, prefix: str = "learner", *, storage_options: S
     for name in _parts(store, prefix):
         with decoding(f"history {redact(url)}, group {name!r}"):
             attributes, found = _read_group(store, name)
-        if found is None:
-            continue
-        incarnation = int(attributes.get("incarnation", 0))
-        incarnations.setdefault(incarnation, []).append(found)
-        starts[incarnation] = float(attributes.get("start_step", 0))
+            incarnation, start = int(attributes.get("incarnation", 0)), float(attributes.get("start_step", 0))
+            np.int64(incarnation)  # OverflowError
+        if found is not None:
+            incarnations.setdefault(incarnation, []).append(found)
+            starts[incarnation] = start
     kept = list(_consistent(incarnations, starts))
     names = list(dict.fromkeys(name for part in kept for name in part if name not in ("step", "incarnation")))
 
@@ -213,25 +209,23 @@ def _read_group(store: Store, name: str) -> tuple[Mapping[str, Any], dict[str, n
     """Return attributes and completed rows of one group; None for the rows while the group is being created."""
     try:
         group = zarr.open_group(store, path=name, mode="r", zarr_format=3)
-        step = _front(_open(store, f"{name}/step"))
+        array = zarr.open_array(store, path=f"{name}/{_REPORTS}", mode="r", zarr_format=3)
     except FileNotFoundError:
         return {}, None
-    done = len(step)
-    columns = [c for c in children(store, name) if c not in ("step", "zarr.json") and not c.endswith(PARTIAL)]
-    values = for_each(store, lambda column: np.asarray(_open(store, f"{name}/{column}")[:done]), columns)
-    return group.attrs.asdict(), {**dict(zip(columns, values, strict=True)), "step": step}
-
-
-def _open(store: Store, path: str) -> Array:
-    return zarr.open_array(store, path=path, mode="r", zarr_format=3)
+    require_numeric(array, name)
+    columns = [str(column) for column in array.attrs["columns"]]  # type: ignore[union-attr]
+    if columns[-1] != "step" or array.shape[1:] != (len(columns),):
+        raise ValueError(f"got {array.shape} numbers for the columns {columns}, wanted a step in the last of them")
+    rows = _front(array)
+    return group.attrs.asdict(), {column: rows[:, i] for i, column in enumerate(columns)}
 
 
 def _front(array: Array) -> np.ndarray:
-    """Return the finite front of an array that is filled from the front, reading no more chunks than needed."""
-    parts: list[np.ndarray] = [np.empty(0)]
+    """Return the rows that have a step; the array is filled from the front, and no further chunk is read."""
+    parts: list[np.ndarray] = [np.empty((0, array.shape[1]))]
     for start in range(0, array.shape[0], array.chunks[0]):
-        part = np.asarray(array[start : start + array.chunks[0]])
-        parts.append(part[np.isfinite(part)])
+        part = np.asarray(array[start : start + array.chunks[0]], np.float64)
+        parts.append(part[np.isfinite(part[:, -1])])
         if len(parts[-1]) < len(part):
             break
     return np.concatenate(parts)

@@ -24,8 +24,10 @@ from dask_isgd.storage.backends.stores import (
     normalise,
     open_folder,
     open_store,
+    opening,
     redact,
 )
+from dask_isgd.storage.backends.zarr_internals import plain_bytes
 from dask_isgd.storage.data.raw import RawArray, raw_array
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ class WeightArray:
 
     @classmethod
     def open(cls, url: str | Path, *, storage_options: StorageOptions = None) -> WeightArray:
-        """Open the array at ``url``. Raises RunNotFoundError if there is none."""
+        """Open the array at ``url``. Raises RunNotFoundError if there is none, DataError if it is damaged."""
         weights = cls(url, 1, 1, storage_options=storage_options)
         weight, _ = weights._arrays
         weights.n, weights.chunk_size = int(weight.shape[0]), int(weight.chunks[0])
@@ -110,11 +112,22 @@ class WeightArray:
                     f"no weights at {redact(self.url)}; wanted a group with 'weight' and 'stamp'. Check the URL"
                 )
             # Each array is opened by itself, because listing a group warns about other writers' temporary files.
-            self._opened = (
-                zarr.open_array(store, path="weight", mode="r+", zarr_format=3),
-                zarr.open_array(store, path="stamp", mode="r+", zarr_format=3),
-            )
+            with opening(redact(self.url), "delete it and resume: every chunk is scored again"):
+                weight, stamp = (zarr.open_array(store, path=n, mode="r+", zarr_format=3) for n in ("weight", "stamp"))
+                self._require_layout(weight, stamp)
+            self._opened = weight, stamp
         return self._opened
+
+    @staticmethod
+    def _require_layout(weight: Array, stamp: Array) -> None:
+        """Refuse what `create` does not make: its chunks would be read and written as something else."""
+        for array, dtype, shape in (
+            (weight, np.float32, weight.shape[:1]),
+            (stamp, np.float64, (-(-weight.shape[0] // weight.chunks[0]), len(FIELDS))),
+        ):
+            plain = plain_bytes(array)
+            if array.dtype != dtype or array.shape != shape or array.shards or plain is None or not plain.checksum:
+                raise ValueError(f"got {array.path!r} {array.dtype}{list(array.shape)}, wanted {dtype.__name__}{shape}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None, "_files": None}
@@ -125,6 +138,10 @@ class WeightArray:
     @property
     def n_chunks(self) -> int:
         return -(-self.n // self.chunk_size)
+
+    def exists(self) -> bool:
+        """Return whether the store still has the array."""
+        return has_key(self._arrays[0].store, "weight/zarr.json")
 
     def bounds(self, chunk: int) -> tuple[int, int]:
         """Return the first example of a chunk and the one after its last; ValueError if there is no such chunk."""

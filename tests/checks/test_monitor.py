@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -11,7 +12,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dask_isgd.checks.monitor import RunMonitor, _as_raised
-from dask_isgd.errors import IsgdError, NoLearnerWorkerError, StorageFullError, WaitTimeoutError
+from dask_isgd.errors import IsgdError, LeaseLostError, NoLearnerWorkerError, StorageFullError, WaitTimeoutError
 from dask_isgd.events import Control, Ended, Event, Fault, Progress, Published, topic_of
 from dask_isgd.runtime import pubsub
 from dask_isgd.storage import RunDirectory
@@ -151,10 +152,12 @@ class TestFutures:
         assert monitor.status == "finished"
         assert monitor.owned == []
 
-    @pytest.mark.parametrize("outcome", ["left", "fenced"])
+    @pytest.mark.parametrize("outcome", ["left", "fenced", "superseded"])
     def test_a_learner_that_was_replaced_by_nobody_has_stopped(self, watched, outcome):
         monitor = self.owner(watched, lambda: {"outcome": outcome}, dict)
-        monitor.wait(time.monotonic() + 30, None)
+        expected = contextlib.nullcontext() if outcome == "left" else pytest.raises(LeaseLostError, match="taken over")
+        with expected:
+            monitor.wait(time.monotonic() + 30, None)
         assert monitor.status == "stopped"
 
     @pytest.mark.parametrize("which", ["learner", "coordinator"])
@@ -187,6 +190,12 @@ class TestWaiting:
         monitor = settled(watched, [watched.published(0)])
         with pytest.raises(WaitTimeoutError, match="timed out waiting for the run; the run is running and continues"):
             monitor.wait(time.monotonic() + 0.3, None)
+
+    def test_a_run_that_has_ended_does_not_continue(self, watched):
+        monitor = settled(watched, [watched.ended("learner", "stopped")])
+        assert monitor.status == "stopped"
+        with pytest.raises(WaitTimeoutError, match="the coordinator's end; the run is stopped but its tasks have not"):
+            monitor.wait_for_coordinator(time.monotonic() + 0.3)
 
     def test_every_new_event_is_followed(self, watched):
         monitor = settled(watched, [watched.published(0)])

@@ -51,7 +51,7 @@ def test_chunk_size(speed, length, changes, size):
 def test_former_document(tmp_path, exists, changes, outcome):
     request = make_request(tmp_path / "run", **changes)
     if exists:
-        request.directory.create({"run": "abc"})
+        request.directory.create({"run": "abc", "chunk": 1, "created": 0.5, "data": {}, "model": {}})
     if isinstance(outcome, type):
         with pytest.raises(outcome):
             _former_document(request.directory, request)
@@ -89,7 +89,7 @@ def test_a_run_of_another_format_version_is_refused(tmp_path, use):
     directory.create({"run": "abc"})
     file = tmp_path / "run" / "run.json"
     text = file.read_text()
-    assert text.count('"format_version": 2') == 1
-    file.write_text(text.replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(RunMismatchError, match=r"got format version 1, .* reads 2; use the version that wrote the run"):
+    assert text.count('"format_version": 3') == 1
+    file.write_text(text.replace('"format_version": 3', '"format_version": 1'))
+    with pytest.raises(RunMismatchError, match=r"got format version 1, .* reads 3; use the version that wrote the run"):
         use(str(tmp_path / "run"))

@@ -172,7 +172,7 @@ class TestPlot:
     @pytest.mark.parametrize("kind", ["png", "svg"])
     def test_draws_whatever_there_is(self, reports, evaluations, kind):
         file = io.BytesIO()
-        plots.plot(reports, evaluations, "a <title> $5").savefig(file, format=kind)
+        plots.plot(reports, evaluations, "a <title> $5 $\\frac$ _$").savefig(file, format=kind)
         assert len(file.getvalue()) > 5_000
 
     def test_panels_state_what_is_missing(self):

@@ -74,8 +74,8 @@ def trained(run: isgd.Run, incarnation: int) -> int:
     """The last step an incarnation reported; 0 if it never did."""
     import zarr
 
-    steps = zarr.open_array(run.directory.history, path=f"learner-{incarnation:04d}/step", mode="r")[:1024]
-    return int(np.nanmax(steps, initial=0))
+    reports = zarr.open_array(run.directory.history, path=f"learner-{incarnation:04d}/reports", mode="r")
+    return int(np.nanmax(reports[:1024, -1], initial=0))
 
 
 def kill(pid: int, how: signal.Signals = signal.SIGKILL) -> None:

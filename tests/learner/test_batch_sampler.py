@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dask_isgd.config import Sampling
-from dask_isgd.errors import CorruptChunkError
+from dask_isgd.errors import CorruptChunkError, RunNotFoundError
 from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.sampling import ImportanceSampler
 from dask_isgd.scorer.task import _keep_former
@@ -48,6 +49,32 @@ def test_an_exact_run_takes_none_for_another(weights):
     reader = WeightReader(weights, WAIT, strict=True).open()
     reader.request(1, 7)
     with pytest.raises(CorruptChunkError, match="chunk 1"):
+        reader.get(timeout=WAIT)
+    reader.close()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_chunk_whose_file_is_not_visible_yet_is_read_once_it_is(weights, caplog, strict):
+    """As on a network file system that remembers for a while that there was no such file."""
+    path = Path(weights.url) / "weight" / "c" / "2"
+    path.rename(path.with_name("hidden"))
+    reader = WeightReader(weights, WAIT, strict=strict).open()
+    reader.request(2, 7)
+    reader.request(0, 7)
+    assert reader.get(timeout=WAIT)[0] == 0
+    assert reader.get(timeout=0.05) is None
+    path.with_name("hidden").rename(path)
+    chunk, values, version = reader.get(timeout=WAIT)
+    assert (chunk, version, values.tolist()) == (2, 7, [1.0] * CHUNK)
+    reader.close()
+    assert "chunk 2 are not visible on this host yet" in caplog.text
+
+
+def test_a_deleted_run_directory_is_named(weights):
+    reader = WeightReader(weights, WAIT, strict=False).open()
+    shutil.rmtree(weights.url)
+    reader.request(0, 7)
+    with pytest.raises(RunNotFoundError, match="the run directory was deleted or moved while the run was training"):
         reader.get(timeout=WAIT)
     reader.close()
 

@@ -279,3 +279,20 @@ def test_a_scheduler_without_a_dashboard_has_no_page():
 def test_a_task_sees_the_threads_and_the_resources_of_its_worker(client):
     nthreads, resources = client.submit(lambda: worker_supply(get_worker()), pure=False).result(timeout=WAIT)
     assert (nthreads, dict(resources)) == (2, {})
+
+
+def test_a_topic_is_forgotten_unless_someone_listens(client):
+    def forget(dask_scheduler: Scheduler) -> None:
+        dask_internals.task_edits().forget_topic(dask_scheduler, "isgd-canary")
+
+    def known(dask_scheduler: Scheduler) -> bool:
+        return "isgd-canary" in dask_scheduler._broker._topics
+
+    client.log_event("isgd-canary", {"a": 1})
+    client.subscribe_topic("isgd-canary", lambda event: None)
+    assert client.get_events("isgd-canary")
+    client.run_on_scheduler(forget)
+    assert client.get_events("isgd-canary") == ()
+    client.unsubscribe_topic("isgd-canary")
+    client.run_on_scheduler(forget)
+    assert not client.run_on_scheduler(known)

@@ -28,6 +28,9 @@ class Scheduler:
         self.loop = SimpleNamespace(call_later=lambda seconds, call, *arguments: call(*arguments))
         self.logged: list[dict[str, Any]] = []
         self.removed: list[str] = []
+        self.plugins: dict[str, Any] = {}
+        topics = {TOPIC: SimpleNamespace(subscribers=set()), "isgd-other": SimpleNamespace(subscribers=set())}
+        self._broker = SimpleNamespace(_topics=topics)
         self.plugin = plugin
         plugin.scheduler = self
 
@@ -188,6 +191,14 @@ def test_the_guard_goes_with_the_last_of_its_tasks_and_ignores_all_others(schedu
     scheduler.plugin.transition(COORDINATOR, "released", "forgotten")
     assert scheduler.removed == [f"isgd-{RUN}-{ATTEMPT}"]
     assert scheduler.events == []
+    assert set(scheduler._broker._topics) == {"isgd-other"}
+
+
+def test_the_events_of_a_run_that_was_resumed_meanwhile_stay(scheduler):
+    scheduler.plugins[f"isgd-{RUN}-{ATTEMPT + 1}"] = object()
+    for key in (LEARNER, COORDINATOR):
+        scheduler.plugin.transition(key, "released", "forgotten")
+    assert TOPIC in scheduler._broker._topics
 
 
 def test_the_plugin_can_be_loaded_without_this_package(tmp_path):

@@ -342,3 +342,32 @@ def test_no_room_names_the_path_and_leaves_the_older_ones(tmp_path):
     assert run(FULL, tmp_path).split("\n")[:4] == ["full"] * 4
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_latest_of_the_committing_incarnation_are_never_pruned(home):
+    checkpoints = Checkpoints(home.folder, keep=2)
+    for step in (10, 20):
+        checkpoints.commit(step, 7, {"a": np.ones(1)}, {})
+    for step in (30, 40, 50):
+        checkpoints.commit(step, 1, {"a": np.ones(1)}, {})
+    assert checkpoints.orders() == [(1, 40), (1, 50), (7, 10), (7, 20)]
+
+
+def test_none_that_verifies_is_an_error_and_none_at_all_is_not(home):
+    checkpoints = Checkpoints(home.folder)
+    assert checkpoints.latest() is None
+    for step in (1, 2):
+        name = checkpoints.commit(step, 1, {"a": np.ones(1)}, {})
+        home.folder.replace(f"{name}/tensors.safetensors", b"damaged")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* verifies .*got 7 bytes"):
+        checkpoints.latest()
+    assert checkpoints.latest_manifest()["step"] == 2
+    assert checkpoints.latest_manifest(run="another") is None
+
+
+def test_checkpoints_that_are_pruned_while_they_are_looked_for_are_no_error(home, monkeypatch):
+    checkpoints = Checkpoints(home.folder)
+    names = [checkpoints.commit(step, 1, {"a": np.ones(1)}, {}) for step in (1, 2)]
+    listed = iter([["step-000000000-i0001"], names, names])
+    monkeypatch.setattr(checkpoints, "names", lambda: next(listed))
+    assert checkpoints.latest().step == 2

@@ -10,7 +10,7 @@ import pytest
 
 from dask_isgd.errors import ConfigError, LeaseLostError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage import RunDirectory
-from dask_isgd.storage.run.directory import FORMAT_VERSION
+from dask_isgd.storage.run.documents import FORMAT_VERSION
 
 DOCUMENT = {"config": {"steps": 10}, "fingerprint": [1, 2]}
 
@@ -189,6 +189,19 @@ def test_history_and_weights(rundir):
         history.flush()
         assert rundir.read_history().step.values.tolist() == list(range(1, incarnation + 1))
     assert abs(rundir.reported() - time.time()) < 60
+
+
+def test_a_run_restored_without_its_leases_counts_on_from_its_other_traces(rundir):
+    assert rundir.acquire_lease("learner", {}).incarnation == 1
+    rundir.checkpoints().commit(10, 3, {"a": np.ones(1)}, {})
+    assert rundir.acquire_lease("learner", {}).incarnation == 4
+    rundir.create_history("learner-0006", ["loss"], 10, attrs={"incarnation": 6})
+    assert rundir.acquire_lease("learner", {}).incarnation == 7
+    rundir.create_history("evaluation-0008-0012", ["loss"], 10, attrs={"incarnation": 8})
+    assert rundir.acquire_lease("learner", {}).incarnation == 9
+    assert rundir.acquire_lease("coordinator", {}).incarnation == 13
+    rundir.create_weights(10, 5).write_stamps([[100, 11, 1e9], [np.nan] * 3])
+    assert rundir.acquire_lease("learner", {}).incarnation == 12
 
 
 @pytest.mark.parametrize(

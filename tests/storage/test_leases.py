@@ -2,12 +2,13 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import start
 
-from dask_isgd.errors import LeaseLostError
+from dask_isgd.errors import LeaseLostError, RunNotFoundError
 from dask_isgd.storage import Leases
 
 
@@ -93,3 +94,38 @@ def test_a_successor_waits_for_a_holder_that_leaves_in_order_and_for_no_other(ho
             leases.await_leaving(0.1)  # not for ever
         waiting.result(timeout=60)
     assert leases.highest() == first.incarnation
+
+
+def test_a_successor_does_not_wait_for_a_holder_that_was_killed_while_it_left(home):
+    leases = Leases(home.folder)
+    with ThreadPoolExecutor(1) as pool, leases.acquire({}).leaving() as sign:
+        began = time.monotonic()
+        leases.await_leaving(60, silence=0.3)
+        assert 0.3 <= time.monotonic() - began < 30
+        waiting = pool.submit(leases.await_leaving, 60, silence=3.0)
+        for _ in range(10):
+            sign()
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+    waiting.result(timeout=60)
+
+
+def test_the_next_incarnation_is_above_any_other_trace_of_the_run(home):
+    assert Leases(home.folder).acquire({}, after=41).incarnation == 42
+    assert Leases(home.folder).acquire({}, after=7).incarnation == 43
+
+
+def test_a_lease_number_of_twenty_digits_is_a_foreign_file(home):
+    home.folder.replace(f"learner-{10**19}.json", b"{}")
+    assert Leases(home.folder).acquire({}).incarnation == 1
+
+
+def test_a_deleted_run_is_named_by_the_one_who_held_it(home):
+    leases = Leases(home.folder / "leases")
+    lease = leases.acquire({})
+    lease.check()
+    home.folder.remove("leases")
+    assert not lease.held()
+    with pytest.raises(RunNotFoundError, match=r"the run directory .*run was deleted, moved or replaced"):
+        lease.check()
+    leases.lease(1).check()  # another host may not see the file yet

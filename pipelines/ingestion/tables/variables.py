@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
 from dask_isgd.pipelines.ingestion.tables.table import even_blocks
+from dask_isgd.storage.data.codecs import require_safe_group
 from dask_isgd.storage.data.writing import Column
 
 
@@ -53,6 +54,7 @@ def open_variables(place: Any, dimension: str, **options: Any) -> XarrayTable:
         if text.rstrip("/").endswith(".zarr") or options.get("engine") == "zarr":
             options = {"chunks": None, **options}
             options.pop("engine", None)
+            require_safe_group(text, options.get("group"), options.get("storage_options"))
             return XarrayTable(xarray.open_zarr(text, **options), dimension)
         return XarrayTable(xarray.open_dataset(text, **options), dimension)
     except (OSError, ValueError, ImportError) as error:
