@@ -132,14 +132,9 @@ class ImportanceSampler:
         proposal = self._proposal()
         return min(1.0, proposal.constant * proposal.count / proposal.total)
 
-    @property
-    def all_scored(self) -> bool:
-        """Whether every chunk that can be drawn from has been scored."""
-        return not (np.isnan(self.versions) & ~self._left_out).any()
-
-    def scored(self, indices: Integers) -> NDArray[np.bool_]:
-        """Return (B,) whether each of ``indices`` (B,) lies in a chunk that was scored."""
-        return ~np.isnan(self.versions[indices // self.chunk_size])
+    def all_scored(self, since: int = 0) -> bool:
+        """Return whether every chunk that can be drawn from was scored at version ``since`` or later."""
+        return bool(((self.versions >= since) | self._left_out).all())
 
     def weights(self, chunk: int) -> Floats:
         """Return (chunk_len,) the proposal weights s in force, float64; zero in a dropped chunk."""
