@@ -122,3 +122,18 @@ def test_where_it_pays_the_gate_opens_and_stays_open(sigma, jitter, reproducible
         simulation = Simulation(jittered(base, jitter, seed), seed=seed, reproducible=reproducible)
         simulation.run(1500)
         assert np.mean(simulation.open) > 0.9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_fading_keeps_what_feedback_alone_gains_after_the_scorers_have_died(seed):
+    norms = np.random.default_rng(seed).lognormal(sigma=1.0, size=N)
+    gains = {}
+    for half_life in (None, 500.0):
+        simulation = Simulation(lambda _: norms, seed=seed, half_life_steps=half_life)
+        simulation.run(1000)
+        simulation.speed = 0.0
+        simulation.run(4000)
+        assert simulation.gate.open
+        gains[half_life] = simulation.gain()
+    assert gains[500.0] > 1.8
+    assert gains[500.0] / gains[None] > 0.9
