@@ -114,7 +114,7 @@ class Gate:
             self._log_gain = DECAY * self._log_gain + (1.0 - DECAY) * math.log(gain)
             self._observations += 1
             self._small = self._small + 1 if 0 < latest < self.closes_below else 0
-            self._decide(step)
+            self._decide(step, latest if latest > 0 else gain)
         if before == self.code == PROBING and self._reports >= self._wait and ideal > self.measures_above:
             self.scored_since, self._complete_observations = step + 1, 0
         if before == MEASURING and self.code == PROBING and self.scored_since:
@@ -122,7 +122,7 @@ class Gate:
         if before != self.code:
             self._reports = 0
 
-    def _decide(self, step: int) -> None:
+    def _decide(self, step: int, latest: float) -> None:
         if self.forced_open or self.forced_closed:
             return
         known = self._observations >= OPENS_AFTER
@@ -131,8 +131,8 @@ class Gate:
         if not (opens or closes):
             return
         self._open, self._since, self._small, self._wait = opens, step, 0, PROBES_AFTER
-        if closes:  # what was averaged belongs to the past
-            self._log_gain, self._observations = 0.0, 0
+        if closes:  # what was averaged before belongs to the past
+            self._log_gain, self._observations = (1.0 - DECAY) * math.log(latest), 1
 
     def state(self) -> dict[str, float]:
         """Return plain numbers, for :meth:`restore`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_isgd.sampling.example_ages import CODES_PER_HALF_LIFE, FRESHNESS, ExampleAges
@@ -23,6 +23,7 @@ def dated(ages, chunk):
     return ages.base[chunk] + ages.unit * ages.codes[chunk * LENGTH : (chunk + 1) * LENGTH]
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(half_life=st.sampled_from([None, 3.0, 80.0, 500.0, 1e5]), operations=st.lists(OPERATION, max_size=40))
 def test_no_weight_is_said_to_be_newer_than_it_is_and_none_much_older(half_life, operations):
     ages = ExampleAges(np.zeros(CHUNKS * LENGTH, np.uint8), CHUNKS, LENGTH, half_life)

@@ -381,6 +381,27 @@ def test_feedback_fades_by_its_own_age_however_old_its_chunk_is():
     np.testing.assert_allclose(sampler.weights(0), [mean, 9, (9 + mean) / 2, mean], rtol=1e-4)
 
 
+@pytest.mark.parametrize("half_life", [None, 3.0, 500.0])
+@pytest.mark.parametrize("every", [5, 32, 100])
+def test_a_round_of_scores_leaves_nothing_of_what_came_before(half_life, every):
+    """As in a synchronous run, which resumes with the scores of its latest round and nothing else."""
+    sampling = Sampling(ema_decay=0.0, half_life_steps=half_life)
+    rng = np.random.default_rng(16)
+    old = ImportanceSampler(173, 70, sampling)
+    for start in range(0, 5 * every, every):
+        resumed, norms = ImportanceSampler(173, 70, sampling), rng.exponential(size=173)
+        for sampler in (old, resumed):
+            fill(sampler, norms, start)
+            sampler.refresh(start)
+        for step in range(start, start + every):
+            drawn = [sampler.draw(8, np.random.default_rng(step)) for sampler in (old, resumed)]
+            for one, other in zip(*drawn, strict=True):
+                np.testing.assert_array_equal(one, other)
+            found = rng.exponential(size=8)
+            for sampler in (old, resumed):
+                sampler.feedback(drawn[0].indices, found, step)
+
+
 def test_feedback_without_scores_fades_too():
     sampler = ImportanceSampler(3, 3, Sampling(smoothing=0.0, half_life_steps=10.0))
     sampler.refresh(100)
