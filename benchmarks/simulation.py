@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dask_isgd.config import Learning, Sampling
+from dask_isgd.config import Sampling
 from dask_isgd.learner.clipping import Clipping
+from dask_isgd.learner.gain_monitor import GainMonitor
+from dask_isgd.learner.step import Step
 from dask_isgd.pipelines.datasets.idx import read_idx
-from dask_isgd.sampling import GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks
+from dask_isgd.sampling import Gate, ImportanceSampler, next_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
-from dask_isgd.sampling.variance import VarianceMonitor
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 BATCH, CHUNK = 64, 512
@@ -137,9 +138,9 @@ class Simulation:
         self.rng = np.random.default_rng(seed)
         self.model = Mlp((data.x.shape[1], width, width, width, 10), seed)
         self.sampler = ImportanceSampler(self.n, CHUNK, self.sampling)
-        self.samples = GainSamples(self.sampler)
-        self.gate, self.monitor, self.clipping = Gate(self.sampling), VarianceMonitor(), Clipping(None, policy.clip)
+        self.gate, self.clipping = Gate(self.sampling), Clipping(None, policy.clip)
         self.clipped = 0
+        self.monitor = GainMonitor(self.sampler, self.gate, reproducible=False)
         self.x = data.x.bfloat16()
         # The same examples in all runs, so that they can be compared.
         self.evaluated = np.sort(np.random.default_rng(0).permutation(self.n)[:EVALUATED])
@@ -188,12 +189,8 @@ class Simulation:
         while self.ready <= now:
             if self.scoring is not None:
                 self._scored(*self.scoring)
-            self.scoring = (self._chunk(), *self.published)
+            self.scoring = (next_chunks(self.versions, [], 1)[0], *self.published)
             self.ready += CHUNK / (self.speed * BATCH) / (PROBE_SHARE if self.gate.probing else 1.0)
-
-    def _chunk(self) -> int:
-        among = probe_chunks(self.sampler.n_chunks) if self.gate.probing else None
-        return next_chunks(self.versions, [], 1, among)[0]
 
     def _scored(self, chunk: int, version: int, model: Mlp) -> None:
         rows = slice(chunk * CHUNK, min(self.n, (chunk + 1) * CHUNK))
@@ -213,26 +210,19 @@ class Simulation:
         norms, gradients = model.backward(model.forward(x), y, scale)
         found = norms.numpy().astype(np.float64)
         if np.isfinite(found).all():
-            self.samples.add(draw, found, self.gate)
+            measure = (step + 1) % REPORT_EVERY == 0
+            # ||μ||² is not measured here: second moments and gains are the same without it.
+            self.monitor.observe(step, draw, Step(math.nan, found, 0.0, math.nan, False), measure=measure)
             if self.sampling.feedback and not self.sampling.uniform:
                 self.sampler.feedback(draw.indices, found, step)
-        if (step + 1) % REPORT_EVERY == 0:
-            self._report(step)
         norm = torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
         )
-        self.clipped += bool(self.clipping(gradients, norm, draw.coefficients.max()).clipped)
+        clipped = self.clipping(norm, float(draw.coefficients.max()))
+        factor = 1.0 if clipped is None else float(clipped.factor)
+        self.clipped += factor < 1
         for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
-            parameter.add_(gradient, alpha=-self.rate)
-
-    def _report(self, step: int) -> None:
-        norms, coefficients, candidate = self.samples.take()
-        if not len(norms):
-            return
-        self.monitor.observe(norms, coefficients, None, 0.0)
-        if candidate is not None:
-            self.monitor.observe_candidate(*candidate)
-            self.gate.observe(self.monitor.candidate_gain, step, all_scored=self.sampler.all_scored)
+            parameter.add_(gradient, alpha=-self.rate * factor)
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]
@@ -254,7 +244,7 @@ class Simulation:
             "staleness_factor": stale / smoothed,
             "gain": uniform / stale,
             "ideal_gain": uniform / ideal,
-            "monitor_gain": self.monitor.gain,
+            "monitor_gain": self.monitor.row(0)["gain"],
         }.items():
             self.record[key].append(float(value))
 

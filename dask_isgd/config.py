@@ -159,7 +159,8 @@ class Sampling:
     ess_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = default("sampling.ess-fraction")
     """Lower bound on the effective sample size (Σq)²/Σq², as a fraction of N in (0, 1]."""
     half_life_steps: Positive | None = default("sampling.half-life-steps")
-    """Steps of age after which a chunk's weights have faded halfway to the mean; None: never."""
+    """Steps of age, that of its scores or of newer feedback, after which a weight has faded halfway to the mean; None:
+    never."""
     max_age_steps: Count | None = default("sampling.max-age-steps")
     """Steps of age after which a chunk is not drawn: the paper's policy, **biased**."""
     exponent: Annotated[float, Field(strict=True, gt=0, le=4)] = default("sampling.exponent")

@@ -35,7 +35,7 @@ from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.long_task import LongTask, Parts
 from dask_isgd.runtime.parameters import Parameters, forget, newest
 from dask_isgd.runtime.placement import ScorerPool
-from dask_isgd.sampling import next_chunks, probe_chunks
+from dask_isgd.sampling import next_chunks
 from dask_isgd.scorer.task import ScoreReport, score
 
 logger = logging.getLogger(__name__)
@@ -215,8 +215,7 @@ class Coordinator(LongTask):
         incarnation, version = self.parameters.order
         orders = self.score_reporter.orders
         excluded = set(self.tasks.chunks) | self._skipped
-        probe = probe_chunks(self.spec.n_chunks) if self._probing_since is not None else None
-        found = next_chunks(orders, excluded, room, among=probe)
+        found = next_chunks(orders, excluded, room)
         # The stalest chunks come first: after one that is up to date, all are.
         chunks = list(itertools.takewhile(lambda chunk: not orders[chunk] >= sort_key(incarnation, version), found))
         if not chunks:

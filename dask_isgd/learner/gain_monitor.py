@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ class GainMonitor:
         self._sampler, self._gate, self._reproducible = sampler, gate, reproducible
         self._samples = GainSamples(sampler)
         self._variance = VarianceMonitor()
+        self._open = gate.open
+        """Whether the gate was open when the draws in the averages were made."""
 
     def observe(self, step: int, draw: Draw, result: Step, *, measure: bool) -> None:
         """Add the norms of one step, before they are fed back; on a ``measure``, update the measurements."""
@@ -34,11 +37,21 @@ class GainMonitor:
 
     def _measure(self, step: int, mean_gradient_sq_norm: float) -> None:
         norms, coefficients, candidate = self._samples.take()
-        share = self._sampler.uniform_share if self._gate.open else 1.0
-        self._variance.observe(norms, coefficients, None, mean_gradient_sq_norm, uniform_share=share)
+        gate, variance, sampler = self._gate, self._variance, self._sampler
+        if self._open != gate.open:
+            self._open = gate.open
+            variance.restart()
+        share = sampler.uniform_share if gate.open else 1.0
+        variance.observe(norms, coefficients, None, mean_gradient_sq_norm, uniform_share=share)
         if candidate is not None:
-            self._variance.observe_candidate(*candidate)
-            self._gate.observe(self._variance.candidate_gain, step, all_scored=self._sampler.all_scored)
+            variance.observe_candidate(*candidate)
+        gate.observe(
+            variance.candidate_gain if candidate is not None else math.nan,
+            step,
+            latest=variance.latest_candidate_gain,
+            ideal=variance.variance.ideal_gain,
+            all_scored=sampler.all_scored(gate.scored_since),
+        )
 
     def row(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""
@@ -64,9 +77,10 @@ class GainMonitor:
 
     def state(self) -> dict[str, Any]:
         """Return gate and measurements as plain JSON; the weights live in the weight array."""
-        return {"gate": self._gate.state(), "monitor": self._variance.state()}
+        return {"gate": self._gate.state(), "monitor": self._variance.state(), "open": self._open}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state()``."""
         self._gate.restore(state["gate"])
         self._variance.restore(state["monitor"])
+        self._open = bool(state["open"])

@@ -4,7 +4,7 @@ from dask_isgd.sampling.draws import Draw
 from dask_isgd.sampling.gain_samples import GainSamples, Sample
 from dask_isgd.sampling.gate import Gate
 from dask_isgd.sampling.sampler import ImportanceSampler
-from dask_isgd.sampling.schedule import next_chunks, probe_chunks
+from dask_isgd.sampling.schedule import next_chunks
 
 __all__ = [
     "Draw",
@@ -13,5 +13,4 @@ __all__ = [
     "ImportanceSampler",
     "Sample",
     "next_chunks",
-    "probe_chunks",
 ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dask_isgd.sampling.draws import Draw, Floats
 from dask_isgd.sampling.gate import Gate
 from dask_isgd.sampling.sampler import ImportanceSampler
-from dask_isgd.sampling.schedule import probe_chunks
+from dask_isgd.sampling.schedule import probe_version
 
 
 class Sample(NamedTuple):
@@ -27,15 +27,13 @@ class Sample(NamedTuple):
 class GainSamples:
     """Collects minibatches: all their draws for the curves, and for the gate those that the candidate covers.
 
-    The candidate proposal is judged on examples that were scored; while the gate is closed, on those in the
-    few chunks that are still scored. Its probabilities are those before the minibatch's own norms are
-    fed back: afterwards it would seem to have known them.
+    The candidate proposal is judged on examples in scored chunks; while the gate is closed, in those that were scored
+    last, which are as fresh as all would be if all were scored. Its probabilities are those before the
+    minibatch's own norms are fed back: afterwards it would seem to have known them.
     """
 
     def __init__(self, sampler: ImportanceSampler) -> None:
         self._sampler = sampler
-        self._is_probe: NDArray[np.bool_] = np.zeros(sampler.n_chunks, bool)
-        self._is_probe[probe_chunks(sampler.n_chunks)] = True
         self._drawn: list[tuple[Floats, Floats]] = []
         self._candidate: list[Sample] = []
 
@@ -44,9 +42,7 @@ class GainSamples:
         self._drawn.append((norms, draw.coefficients))
         if gate.forced_closed:
             return
-        known = self._sampler.scored(draw.indices)
-        if gate.probing:
-            known &= self._is_probe[draw.indices // self._sampler.chunk_size]
+        known = self._known(gate)[draw.indices // self._sampler.chunk_size]
         if not known.any():
             return
         # Draws made while the gate was closed have other probabilities than the proposal's.
@@ -64,3 +60,11 @@ class GainSamples:
         norms, coefficients = (np.concatenate(part) for part in zip(*drawn, strict=True))
         sample = Sample(*(np.concatenate(part) for part in zip(*candidate, strict=True))) if candidate else None
         return norms, coefficients, sample
+
+    def _known(self, gate: Gate) -> NDArray[np.bool_]:
+        """Return (n_chunks,) in which chunks the candidate is judged."""
+        versions = self._sampler.versions
+        if gate.open or not (gate.probing or gate.scored_since):
+            return ~np.isnan(versions)
+        latest = probe_version(versions)
+        return versions >= (latest if gate.probing else min(latest, gate.scored_since))

@@ -2,11 +2,13 @@
 
 In chunk k the proposal weight of an example is affine in its stored weight w raised to ``exponent``::
 
-    s = a_k u + b_k        u = w^exponent, or the mean of the scored u if w was never scored
-    a_k = 2^(-age_k / half_life_steps)
-    b_k = (1 - a_k) mean(u) + constant
+    s = a_k r u + (1 - a_k r) mean(u) + constant       u = w^exponent
+      = a_k (r u + (1 - r) mean(u)) + b_k              b_k = (1 - a_k) mean(u) + constant
+    a_k = 2^(-(step - base_k) / half_life_steps)
 
-so a chunk's sum follows from Σ u, and neither ages nor smoothing ever touch the examples. With
+where r is 1 or, with fading, the freshness of the example against its chunk's base (``example_ages``), r is 0 if w was
+never scored, and mean(u) is over the scored. A chunk's sum follows from Σ r u and Σ r, and neither time nor smoothing
+ever touch the examples. With
 f = s - constant, the constant is the largest of
 
 - ``smoothing`` × mean(f);
@@ -18,7 +20,6 @@ f = s - constant, the constant is the largest of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from dask_isgd.config import Sampling
 from dask_isgd.sampling.draws import Floats, Integers
+from dask_isgd.sampling.weight_blocks import WeightBlocks
 
 MIN_CONSTANT = 1e-6
 """The smallest constant, in units of the mean: even without smoothing, coefficients stay below a million."""
@@ -35,10 +37,19 @@ MIN_USABLE = 0.1
 
 
 class ChunkStates:
-    """What follows from the lengths, scored examples and ages of the K chunks, and not from their weights."""
+    """What follows from the lengths, scored examples and ages of the K chunks, and not from their weights.
+
+    ``age`` (K,) is that of the scores, for the ``drop`` policy; ``base_age`` (K,) that of the base, for fading.
+    """
 
     def __init__(
-        self, sampling: Sampling, lengths: Integers, scored: NDArray[Any], age: Floats, left_out: NDArray[np.bool_]
+        self,
+        sampling: Sampling,
+        lengths: Integers,
+        scored: NDArray[Any],
+        age: Floats,
+        base_age: Floats,
+        left_out: NDArray[np.bool_],
     ) -> None:
         k = len(lengths)
         self.usable: NDArray[np.bool_] = ~left_out
@@ -53,7 +64,8 @@ class ChunkStates:
         self.scale: Floats = np.ones(k)
         """(K,) a."""
         if sampling.half_life_steps is not None:
-            self.scale = np.exp2(np.where(np.isfinite(age), age, 0.0) / -sampling.half_life_steps).astype(np.float64)
+            self.scale = np.exp2(np.maximum(base_age, 0.0) / -sampling.half_life_steps)
+            self.scale[np.isnan(base_age)] = 1.0
         self.in_use: Floats = self.usable.astype(np.float64)
         self.lengths: Floats = lengths * self.in_use
         """(K,) examples in use."""
@@ -63,9 +75,6 @@ class ChunkStates:
         """Examples that can be drawn: N, unless some are dropped."""
         self.known = int(self.scored.sum())
         self.used_scale: Floats = self.scale * self.in_use
-        self.prior_counts: Floats = self.used_scale * self.unscored + (1.0 - self.scale) * self.lengths
-        """(K,) a chunk's sum without the constant is used_scale Σ u + prior_counts × mean(u)."""
-        self.prior_total = float(self.prior_counts.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,49 +113,49 @@ class Proposal:
         """Return (K,) the probabilities of the chunks, from the same edges that draws search."""
         return np.asarray(np.diff(self.edges, prepend=0.0) / self.edges[-1])
 
-    def squares(self, sums: Floats, squares: Floats) -> float:
-        """Return Σ s² from the chunks' Σ u and Σ u², each (K,)."""
-        return _squares(self.chunks, self.scale, self.shift, self.prior, sums, squares)
+    def squares(self, weights: WeightBlocks) -> float:
+        """Return Σ s²."""
+        return _squares(self.chunks, self.shift + self.scale * self.prior, self.scale, self.prior, weights)
 
-    def smallest(self, lowest: Floats) -> float:
-        """Return the smallest s that can be drawn, from the chunks' smallest u (K,)."""
-        smallest = np.minimum(lowest, np.where(self.chunks.unscored > 0, self.prior, np.inf))
-        # No 0 × inf: if a is zero the weights do not matter, and there may be none.
-        scaled = np.where(self.scale > 0, self.scale * np.where(np.isfinite(smallest), smallest, 0.0), 0.0)
-        return float((scaled + self.shift)[self.usable].min())
+    def smallest(self, lowest: Floats, newest: Floats) -> float:
+        """Return the smallest s that can be drawn, from the chunks' smallest u and largest r, each (K,).
+
+        With fading it may be less than that: the lightest example of a chunk is taken to be its newest.
+        """
+        below = np.minimum(lowest, self.prior) - self.prior
+        return float((self.scale * newest * below + self.shift + self.scale * self.prior)[self.usable].min())
 
 
-def propose(sampling: Sampling, chunks: ChunkStates, sums: Floats, squares: Callable[[], Floats]) -> Proposal:
-    """Return the proposal for chunks with Σ u = ``sums`` (K,), in O(K).
-
-    ``squares`` returns Σ u² (K,); it is called only if an effective sample size is configured.
-    """
+def propose(sampling: Sampling, chunks: ChunkStates, weights: WeightBlocks) -> Proposal:
+    """Return the proposal for the current weights, in O(K)."""
     if chunks.too_few:
         return flat(chunks, all_zero=False)
-    used = sums * chunks.used_scale
-    faded = sampling.half_life_steps is not None
-    known = float((sums * chunks.in_use).sum()) if faded else float(used.sum())
+    known = float((weights.sums.chunks * chunks.in_use).sum())
     prior = known / chunks.known if chunks.known else 0.0
     if prior == 0.0:
         return flat(chunks, all_zero=chunks.known > 0)
-    mean = ((float(used.sum()) if faded else known) + prior * chunks.prior_total) / chunks.count
+    used = weights.fresh_sums.chunks * chunks.used_scale
+    prior_counts, prior_total = chunks.unscored, float(chunks.count - chunks.known)
+    if weights.faded:
+        prior_counts = chunks.lengths - chunks.used_scale * weights.fresh.chunks
+        prior_total = float(prior_counts.sum())
+    mean = (float(used.sum()) + prior * prior_total) / chunks.count
     constant = max(MIN_CONSTANT, sampling.smoothing) * mean
     if sampling.max_coefficient is not None:
         constant = max(constant, mean / (sampling.max_coefficient - 1.0))
-    shift = (1.0 - chunks.scale) * prior
     wanted = sampling.ess_fraction
     if wanted is not None:
-        total = _squares(chunks, chunks.scale, shift, prior, sums, squares())
+        total = _squares(chunks, np.full(len(used), prior), chunks.scale, prior, weights)
         variance = max(0.0, total / chunks.count - mean * mean)
         if variance > 0.0 and wanted == 1.0:
             return flat(chunks, all_zero=False)
         if variance > 0.0:
             constant = max(constant, math.sqrt(variance * wanted / (1.0 - wanted)) - mean)
-    shift += constant
-    if chunks.prior_total:
-        used += prior * chunks.prior_counts
+    shift = (1.0 - chunks.scale) * prior + constant
+    if prior_total:
+        used += prior * prior_counts
     used += constant * chunks.lengths
-    return Proposal(chunks, chunks.scale, shift, prior, constant, np.cumsum(used), unscaled=not faded)
+    return Proposal(chunks, chunks.scale, shift, prior, constant, np.cumsum(used), unscaled=not weights.faded)
 
 
 def flat(chunks: ChunkStates, *, all_zero: bool) -> Proposal:
@@ -155,8 +164,10 @@ def flat(chunks: ChunkStates, *, all_zero: bool) -> Proposal:
     return Proposal(chunks, np.zeros(k), np.ones(k), 0.0, 1.0, np.cumsum(chunks.lengths), all_zero=all_zero)
 
 
-def _squares(chunks: ChunkStates, scale: Floats, shift: Floats, prior: float, sums: Floats, squares: Floats) -> float:
-    first = sums + chunks.unscored * prior
-    second = squares + chunks.unscored * prior**2
-    s = scale**2 * second + 2.0 * scale * shift * first + chunks.lengths * shift**2
+def _squares(chunks: ChunkStates, rest: Floats, scale: Floats, prior: float, weights: WeightBlocks) -> float:
+    """Return Σ (a r (u - mean(u)) + rest)² over all examples in use, with ``rest`` (K,)."""
+    r2, r2u, r2u2 = weights.fresh_squares()
+    spread = r2u2 - 2.0 * prior * r2u + prior * prior * r2
+    excess = weights.fresh_sums.chunks - prior * weights.fresh.chunks
+    s = scale**2 * spread + 2.0 * scale * rest * excess + chunks.lengths * rest**2
     return float(s[chunks.usable].sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +12,7 @@ from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.sampling.bad_norms import check_norms, is_bad
 from dask_isgd.sampling.draws import Draw, Floats, Integers, positions, select_shared, uniform
-from dask_isgd.sampling.feedback import Feedback
+from dask_isgd.sampling.example_ages import FRESHNESS, ExampleAges
 from dask_isgd.sampling.proposal import ChunkStates, Proposal, flat, propose
 from dask_isgd.sampling.sampler_stats import sampler_stats
 from dask_isgd.sampling.tree_search import TreeSearch
@@ -29,13 +30,14 @@ class ImportanceSampler:
     The search has four levels: a minibatch selects chunks from cumulative chunk sums, groups of blocks inside them,
     blocks inside those, and examples inside blocks; each probability is the product of the selected shares. An
     update costs O(chunk), a draw O(batch × sqrt(chunk/64)), plus O(chunks) if a weight changed
-    since the last draw. The sampler holds one float32 and one bit per example, and a tenth more for the sums.
+    since the last draw. The sampler holds a float32 and a byte per example, and a fifth of that for the sums.
 
     A weight is the latest norm or, with ``ema_decay`` m, the root of m w² + (1 - m) ||g||²: norms fluctuate
     from one version to the next, and the best weight is the root of the expected square.
 
-    Ages change only at ``refresh``; the prior and the smoothing constant follow the weights at once, so that
-    bounds on the coefficients hold for every draw. Formulas: ``dask_isgd.sampling.proposal``.
+    A weight is as old as its chunk's scores, or as newer feedback for the example itself (``example_ages``), and fades
+    by its own age. Time passes only at ``refresh``; the prior and the smoothing constant follow the weights at once,
+    so that bounds on the coefficients hold for every draw. Formulas: ``dask_isgd.sampling.proposal``.
     The sampler is not thread-safe.
     """
 
@@ -45,9 +47,10 @@ class ImportanceSampler:
         if chunk_size < 1:
             raise DataError(f"chunk_size: got {chunk_size}, wanted at least 1; pass the scoring chunk's examples")
         self.n, self.chunk_size, self.sampling = n, min(chunk_size, n), sampling
-        self._weights = WeightBlocks(n, self.chunk_size, sampling.exponent)
-        self._feedback = Feedback(n, self.chunk_size)
-        self.n_chunks = len(self._weights.lengths)
+        half_life = sampling.half_life_steps
+        w = self._weights = WeightBlocks(n, self.chunk_size, sampling.exponent, faded=half_life is not None)
+        self.n_chunks = len(w.lengths)
+        self._ages = ExampleAges(w.codes, self.n_chunks, math.prod(w.fanouts), half_life)
         self.versions: Floats = np.full(self.n_chunks, np.nan)
         """(n_chunks,) version at which each chunk was last scored; NaN: never."""
         self._age: Floats = np.full(self.n_chunks, np.inf)
@@ -127,14 +130,9 @@ class ImportanceSampler:
         proposal = self._proposal()
         return min(1.0, proposal.constant * proposal.count / proposal.total)
 
-    @property
-    def all_scored(self) -> bool:
-        """Whether every chunk that can be drawn from has been scored."""
-        return not (np.isnan(self.versions) & ~self._left_out).any()
-
-    def scored(self, indices: Integers) -> NDArray[np.bool_]:
-        """Return (B,) whether each of ``indices`` (B,) lies in a chunk that was scored."""
-        return ~np.isnan(self.versions[indices // self.chunk_size])
+    def all_scored(self, since: int = 0) -> bool:
+        """Return whether every chunk that can be drawn from was scored at version ``since`` or later."""
+        return bool(((self.versions >= since) | self._left_out).all())
 
     def weights(self, chunk: int) -> Floats:
         """Return (chunk_len,) the proposal weights s in force, float64; zero in a dropped chunk."""
@@ -151,9 +149,7 @@ class ImportanceSampler:
         self._left_out[chunk] = True
         if self._left_out.all():
             raise EmptyDatasetError(f"all {self.n_chunks} chunks were left out, wanted at least one to draw from")
-        w = self._weights
-        chunks = ChunkStates(Sampling(uniform=True), w.lengths, w.scored.chunks, self._age, self._left_out)
-        self._uniform = flat(chunks, all_zero=False)
+        self._uniform = flat(self._states(Sampling(uniform=True)), all_zero=False)
         self._chunks = self._current = None
 
     # Weights
@@ -165,9 +161,8 @@ class ImportanceSampler:
         former weight; such norms are counted and logged. If they are more than one and more than 1 %,
         NonFiniteNormsError is raised and nothing changes. The caller orders updates: the last one counts.
 
-        If all of the chunk's feedback is newer than ``version``, it is kept, and otherwise replaced: a
-        kept weight is never older than its chunk's version, at the price of losing feedback
-        slightly newer than the scores when feedback and scores interleave.
+        Weights from feedback at ``version`` or later are kept, to within a unit of the ages: a kept weight is never
+        older than its chunk's version.
 
         Returns how many norms were NaN, infinite or negative, and therefore ignored.
         """
@@ -183,7 +178,7 @@ class ImportanceSampler:
         bad = int(len(fresh) - good.sum())
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
-        replaced = good & ~self._feedback.newer(chunk, version, len(fresh))
+        replaced = good & ~self._ages.rescore(chunk, version, len(fresh))
         self._weights.put(chunk, np.where(replaced, self._averaged(former, fresh), former))
         self.versions[chunk] = version
         self._age[chunk] = max(0, self._step - version)
@@ -211,18 +206,19 @@ class ImportanceSampler:
         if len(wanted):
             unscored = self._weights.unscored
             places = self._weights.places(wanted)
+            # With fading, no weight may be newer than the time that its chunk's factor is computed for.
+            dated = min(step, self._step) if self._weights.faded else step
+            moved = self._ages.mark(wanted // self.chunk_size, places, dated)
             self._weights.scatter(places, self._averaged(self._weights.values[places], fresh))
-            self._feedback.mark(wanted, step)
+            for chunk in moved if self._weights.faded else ():
+                self._weights.put(chunk, self._weights.chunk(chunk).copy())
             self._current = None
-            if self._weights.unscored != unscored:
+            if self._weights.unscored != unscored or moved:
                 self._chunks = None
         return bad
 
     def refresh(self, step: int) -> None:
-        """Set the age of every scored chunk to that at ``step``; once per publication, O(n_chunks).
-
-        A chunk known from feedback alone has no version and therefore no age: it does not fade.
-        """
+        """Set all ages to those at ``step``; once per publication, O(n_chunks)."""
         self._step = step
         self._age[:] = np.where(np.isnan(self.versions), np.inf, np.maximum(0.0, step - self.versions))
         self._chunks = self._current = None
@@ -236,18 +232,21 @@ class ImportanceSampler:
     @property
     def _arrays(self) -> list[NDArray[np.generic]]:
         """Every array that changes."""
-        return [*self._weights.arrays, *self._feedback.arrays, self.versions, self._age, self._left_out]
+        return [*self._weights.arrays, self._ages.base, self.versions, self._age, self._left_out]
 
     def _proposal(self) -> Proposal:
         if self._current is None:
-            w = self._weights
             if self._chunks is None:
-                self._chunks = ChunkStates(self.sampling, w.lengths, w.scored.chunks, self._age, self._left_out)
-            self._current = propose(self.sampling, self._chunks, w.sums.chunks, lambda: w.squares)
+                self._chunks = self._states(self.sampling)
+            self._current = propose(self.sampling, self._chunks, self._weights)
             if self._current.all_zero and not self._warned:
                 logger.warning("all weights are zero: draws are uniform until a norm is not")
                 self._warned = True
         return self._current
+
+    def _states(self, sampling: Sampling) -> ChunkStates:
+        w, base_age = self._weights, self._step - self._ages.base
+        return ChunkStates(sampling, w.lengths, w.scored.chunks, self._age, base_age, self._left_out)
 
     def _averaged(self, former: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the new weights: the root of the average of the former and the fresh squares."""
@@ -258,7 +257,11 @@ class ImportanceSampler:
         return np.where(np.isnan(former), fresh, np.sqrt(squares)).astype(np.float32)
 
     def _chunk_weights(self, chunk: int, proposal: Proposal) -> Floats:
-        u = self._weights.to_power(self._weights.chunk(chunk).astype(np.float64))
+        w = self._weights
+        u = w.to_power(w.chunk(chunk).astype(np.float64))
+        if w.faded:
+            r = FRESHNESS.take(w.chunk_codes(chunk))
+            u = r * u + (1.0 - r) * proposal.prior
         u[np.isnan(u)] = proposal.prior
         return np.asarray(proposal.scale[chunk] * u + proposal.shift[chunk])
 

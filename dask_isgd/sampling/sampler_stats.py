@@ -15,9 +15,10 @@ def sampler_stats(proposal: Proposal, weights: WeightBlocks, versions: Floats, s
     """Return plain floats about a proposal at ``step``; ``versions`` (n_chunks,) are NaN for chunks never scored.
 
     scored_fraction: share of the examples with a weight. ess_fraction: (Σ s)²/(N Σ s²).
-    largest_coefficient: 1/(N q) of the least probable example that can be drawn. mean_age, max_age: steps,
-    over the examples of scored chunks. mean_weight: of the stored weights w. ideal_gain: N Σ w²/(Σ w)²
-    over the scored examples, 1 if all weights are zero. What needs a scored example is NaN while there is none.
+    largest_coefficient: 1/(N q) of the least probable example that can be drawn; with fading, an upper bound.
+    mean_age, max_age: steps since their version, over the examples of scored chunks. mean_weight: of the stored
+    weights w. ideal_gain: N Σ w²/(Σ w)² over the scored examples, 1 if all weights are zero. What needs a scored
+    example is NaN while there is none.
     """
     n = weights.n
     known = n - weights.unscored
@@ -26,11 +27,11 @@ def sampler_stats(proposal: Proposal, weights: WeightBlocks, versions: Floats, s
     age = np.maximum(0.0, step - versions[scored])
     lengths = weights.lengths[scored]
     mean = total / known if known else math.nan
-    spread = proposal.squares(weights.sums.chunks, weights.squares)
+    spread = proposal.squares(weights)
     return {
         "scored_fraction": known / n,
         "ess_fraction": (proposal.total / n) * (proposal.total / spread),
-        "largest_coefficient": proposal.total / proposal.count / proposal.smallest(weights.smallest),
+        "largest_coefficient": proposal.total / proposal.count / proposal.smallest(weights.smallest, weights.newest),
         "mean_age": float((age * lengths).sum() / lengths.sum()) if len(age) else math.nan,
         "max_age": float(age.max()) if len(age) else math.nan,
         "mean_weight": mean,

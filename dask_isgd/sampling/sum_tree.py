@@ -23,6 +23,11 @@ def row_minima(rows: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.minimum.reduce(rows, axis=1))
 
 
+def row_maxima(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return (B,) the maxima of (B, m)."""
+    return np.asarray(np.maximum.reduce(rows, axis=1))
+
+
 class SumTree:
     """One number per block, and what ``reduce`` makes of them per group and per chunk.
 

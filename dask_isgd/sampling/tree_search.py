@@ -44,25 +44,28 @@ class TreeSearch:
         self._level += 1
 
     def _masses(self) -> NDArray[Any]:
-        """(B, m) Σ u in each column; unscored examples count as the mean."""
+        """(B, m) Σ (r u + (1 - r) mean) in each column; of unscored examples r is zero."""
         w, rows = self._weights, self._rows
         if self._level == len(w.levels):
             return self._examples()
-        sums, scored = w.levels[self._level]
+        sums, fresh = w.levels[self._level]
         masses = sums.take(rows, axis=0)
-        if w.unscored:
+        if w.unscored or w.faded:
             unit = w.units[self._level]
             counts = np.clip(self._length[:, None] - np.arange(masses.shape[1]) * unit, 0, unit)
-            masses += self._prior * (counts - scored.take(rows, axis=0))
+            masses += self._prior * (counts - fresh.take(rows, axis=0))
         return masses
 
     def _examples(self) -> NDArray[Any]:
         w = self._weights
         masses = w.rows.take(self._rows, axis=0)
         # If all are scored, a NaN is padding, at the end of its block.
-        if w.exponent == 1 and not w.unscored and not np.isnan(masses[:, -1]).any():
+        if w.exponent == 1 and not w.unscored and not w.faded and not np.isnan(masses[:, -1]).any():
             return masses
         u = w.to_power(masses.astype(np.float64))
+        if w.faded:
+            r = w.freshness(self._rows)
+            u = r * u + (1.0 - r) * self._prior
         u[np.isnan(u)] = self._prior
         u[np.arange(w.block) >= self._length[:, None]] = 0.0
         return u

@@ -133,6 +133,13 @@ class VarianceMonitor:
         if not 0 <= decay < 1:
             raise ValueError(f"decay: got {decay}, wanted a share in [0, 1); with 0 only the last step counts")
         self.decay = decay
+        self.latest_candidate_gain = math.nan
+        """The candidate's gain in the latest minibatch alone."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all minibatches, because those that follow are drawn from another distribution."""
+        decay = self.decay
         self._drawn = EWMA(("first", "stale", "uniform", "mean_gradient_sq_norm", "defended"), decay)
         self._candidate = EWMA(("uniform", "over", "mean", "share"), decay)
 
@@ -180,7 +187,9 @@ class VarianceMonitor:
             return
         second = np.where(drawn, c * g * g, 0.0)
         over = second / np.where(drawn, s, 1.0)
-        self._candidate.add((second.mean(), over.mean(), (c * s).mean(), (c * drawn).mean() / c.mean()))
+        uniform, stale, mean, share = second.mean(), over.mean(), (c * s).mean(), (c * drawn).mean() / c.mean()
+        if self._candidate.add((uniform, stale, mean, share)):
+            self.latest_candidate_gain = _ratio(uniform * share, mean * stale)
 
     @property
     def variance(self) -> Variance:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Floats, Integers
-from dask_isgd.sampling.sum_tree import SumTree, row_minima, row_sums
+from dask_isgd.sampling.example_ages import FRESHNESS
+from dask_isgd.sampling.sum_tree import SumTree, row_maxima, row_minima, row_sums
 
 LARGEST, SMALLEST = 1e36, 1e-36
 """Larger weights count as LARGEST, smaller ones as zero: squares of fourth powers, times N, still fit float64."""
@@ -21,14 +22,15 @@ _MAX_CHANGES = 256
 class WeightBlocks:
     """N float32 weights, NaN if never scored; each chunk is a square of blocks of at most 64 examples.
 
-    Sums are of u, the weight raised to ``exponent``, in float64. The squares and minima that only reports and
-    some policies need are recomputed on demand, from the blocks changed since.
+    Sums are of u, the weight raised to ``exponent``, in float64. If weights are ``faded``, there are sums of r u and r
+    besides, with r the freshness of ``example_ages``; otherwise every r is one. The squares, minima and maxima that
+    only reports and some policies need are recomputed on demand, from the blocks changed since.
 
     Letters: K chunks of G groups of F blocks of L examples. A chunk's last blocks may be padded with NaN.
     """
 
-    def __init__(self, n: int, chunk_size: int, exponent: float) -> None:
-        self.n, self.chunk_size, self.exponent = n, chunk_size, exponent
+    def __init__(self, n: int, chunk_size: int, exponent: float, *, faded: bool = False) -> None:
+        self.n, self.chunk_size, self.exponent, self.faded = n, chunk_size, exponent, faded
         blocks = -(-chunk_size // MAX_BLOCK)
         self.f = max(1, round(math.sqrt(blocks)))
         self.g = -(-blocks // self.f)
@@ -40,13 +42,20 @@ class WeightBlocks:
         """(K G F, L) float32, one block per row; the last chunk has only the blocks it needs."""
         self.values: NDArray[np.float32] = self.rows.reshape(-1)
         """(K G F L,) the same memory, flat."""
+        self.codes: NDArray[np.uint8] = np.zeros(self.values.shape, np.uint8)
+        """(K G F L,) the age of each example, as a code of ``example_ages``, which changes it before the weights."""
         self.sums = SumTree(k, self.g, self.f, np.float64)
         """Σ u over the scored examples."""
         self.scored = SumTree(k, self.g, self.f, np.int32)
         self.unscored = n
         """Examples without a weight, of all N."""
-        self.levels = ((self.sums.groups, self.scored.groups), (self.sums.blocks, self.scored.blocks))
-        """From a chunk down: Σ u and scored examples of its groups (K, G), then of each group's blocks (K G, F)."""
+        self.fresh_sums = SumTree(k, self.g, self.f, np.float64) if faded else self.sums
+        """Σ r u over the scored examples."""
+        self.fresh = SumTree(k, self.g, self.f, np.float64) if faded else self.scored
+        """Σ r over the scored examples."""
+        upper, lower = (self.fresh_sums.groups, self.fresh.groups), (self.fresh_sums.blocks, self.fresh.blocks)
+        self.levels = upper, lower
+        """From a chunk down: Σ r u and Σ r of its groups (K, G), then of each group's blocks (K G, F)."""
         self.fanouts = self.g, self.f, self.block
         """Groups in a chunk, blocks in a group, examples in a block."""
         self.units = self.f * self.block, self.block, 1
@@ -55,6 +64,9 @@ class WeightBlocks:
         """(G,), (F,), (L,) examples up to the end of each column."""
         self._squares = SumTree(k, self.g, self.f, np.float64)
         self._smallest = SumTree(k, self.g, self.f, np.float32, math.inf, row_minima)
+        self._fresh_squares = [SumTree(k, self.g, self.f, np.float64) for _ in range(3 if faded else 0)]
+        """Σ r², Σ r² u and Σ r² u², if they are not the scored examples, Σ u and Σ u²."""
+        self._newest = SumTree(k, self.g, self.f, np.uint8, 0, row_maxima)
         self._norms = [SumTree(k, self.g, self.f, np.float64) for _ in range(0 if exponent == 1 else 2)]
         """Σ w and Σ w², if they are not Σ u and Σ u²."""
         self._changed: list[Integers] = []
@@ -62,14 +74,26 @@ class WeightBlocks:
     @property
     def arrays(self) -> list[NDArray[np.generic]]:
         """Every array that changes."""
-        trees = (self.sums, self.scored, self._squares, self._smallest, *self._norms)
-        return [self.values, *(level for tree in trees for level in (tree.blocks, tree.groups, tree.chunks))]
+        trees = [self.sums, self.scored, self._squares, self._smallest, *self._norms]
+        if self.faded:
+            trees += [self.fresh_sums, self.fresh, self._newest, *self._fresh_squares]
+        return [
+            self.values,
+            self.codes,
+            *(level for tree in trees for level in (tree.blocks, tree.groups, tree.chunks)),
+        ]
+
+    def fresh_squares(self) -> tuple[Floats, Floats, Floats]:
+        """Return Σ r², Σ r² u and Σ r² u², each (K,), over the scored examples."""
+        self._recompute()
+        first, second, third = self._fresh_squares or (self.scored, self.sums, self._squares)
+        return first.chunks, second.chunks, third.chunks
 
     @property
-    def squares(self) -> Floats:
-        """(K,) Σ u²."""
+    def newest(self) -> Floats:
+        """(K,) the largest r."""
         self._recompute()
-        return np.asarray(self._squares.chunks)
+        return FRESHNESS.take(self._newest.chunks)
 
     @property
     def smallest(self) -> Floats:
@@ -88,6 +112,11 @@ class WeightBlocks:
         start = chunk * self.g * self.f * self.block
         return self.values[start : start + self.lengths[chunk]]
 
+    def chunk_codes(self, chunk: int) -> NDArray[np.uint8]:
+        """Return (chunk_len,) a view of one chunk's age codes."""
+        start = chunk * self.g * self.f * self.block
+        return self.codes[start : start + self.lengths[chunk]]
+
     def places(self, indices: Integers) -> Integers:
         """Return (B,) where ``indices`` (B,) lie in ``values``."""
         padding = self.g * self.f * self.block - self.chunk_size
@@ -96,6 +125,10 @@ class WeightBlocks:
     def to_power(self, weights: Floats) -> Floats:
         """Return the weights raised to the power ``exponent``."""
         return weights if self.exponent == 1 else weights**self.exponent
+
+    def freshness(self, blocks: Integers) -> Floats:
+        """Return (B, L) the r of ``blocks`` (B,)."""
+        return FRESHNESS.take(self.codes.reshape(self.rows.shape).take(blocks, axis=0))
 
     def put(self, chunk: int, weights: NDArray[np.float32]) -> None:
         """Replace all weights of a chunk, (chunk_len,); O(chunk)."""
@@ -107,6 +140,9 @@ class WeightBlocks:
         self.scored.put_chunk(chunk, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
         self.unscored += before - int(self.scored.chunks[chunk])
         self.sums.put_chunk(chunk, self._sum(rows))
+        if self.faded:
+            for tree, values in zip((self.fresh_sums, self.fresh), self._sum_fresh(rows, blocks), strict=True):
+                tree.put_chunk(chunk, values)
         self._changed.append(blocks)
 
     def scatter(self, places: Integers, weights: NDArray[np.float32]) -> None:
@@ -119,6 +155,9 @@ class WeightBlocks:
             self.scored.put(blocks, (~np.isnan(rows)).sum(axis=1, dtype=np.int32))
             self.unscored = self.n - int(self.scored.chunks.sum())
         self.sums.put(blocks, self._sum(rows))
+        if self.faded:
+            for tree, values in zip((self.fresh_sums, self.fresh), self._sum_fresh(rows, blocks), strict=True):
+                tree.put(blocks, values)
         self._changed.append(blocks)
         if len(self._changed) > _MAX_CHANGES:  # no report is ever requested
             self._changed = [np.unique(np.concatenate(self._changed))]
@@ -127,6 +166,12 @@ class WeightBlocks:
         u = self.to_power(rows.astype(np.float64))
         total = row_sums(u)
         return row_sums(np.nan_to_num(u, copy=False)) if np.isnan(total).any() else total
+
+    def _sum_fresh(self, rows: NDArray[np.float32], blocks: Integers) -> tuple[Floats, Floats]:
+        r = self.freshness(blocks)
+        r[np.isnan(rows)] = 0.0
+        u = np.nan_to_num(self.to_power(rows.astype(np.float64)), copy=False)
+        return np.einsum("bl,bl->b", r, u), row_sums(r)
 
     def _recompute(self) -> None:
         if not self._changed:
@@ -142,6 +187,11 @@ class WeightBlocks:
             for power, level in enumerate(self._norms, 1):
                 level.put(part, (w**power).sum(axis=1))
             self._smallest.put(part, np.fmin.reduce(rows, axis=1, initial=np.float32(math.inf)))
+            if self.faded:
+                squares = np.where(np.isnan(rows), 0.0, np.square(self.freshness(part)))
+                for power, level in enumerate(self._fresh_squares):
+                    level.put(part, np.einsum("bl,bl->b", squares, u**power))
+                self._newest.put(part, self.codes.reshape(self.rows.shape).take(part, axis=0).max(axis=1))
 
 
 def _in_range(weights: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_isgd.coordinator.score_budget import may_start
 from dask_isgd.errors import DataError
-from dask_isgd.sampling import probe_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
 
 
@@ -61,16 +58,6 @@ def test_a_probe_never_takes_more_than_a_twentieth_of_the_scorers_time(slots, se
         if not waiting:
             break
         now += poll
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 19, 20, 100, 6104])
-def test_probe_chunks_are_a_twentieth_and_spread(n):
-    chosen = probe_chunks(n)
-    assert len(chosen) == len(set(chosen)) == (max(1, round(0.05 * n)) if n else 0)
-    assert all(0 <= chunk < n for chunk in chosen)
-    gaps = [b - a for a, b in itertools.pairwise(chosen)]
-    assert not gaps or max(gaps) - min(gaps) <= 1
-    assert chosen == probe_chunks(n)
 
 
 def test_mistakes_are_named():

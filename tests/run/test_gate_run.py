@@ -12,7 +12,6 @@ from distributed import Client
 from torch import nn
 
 import dask_isgd as isgd
-from dask_isgd.sampling import probe_chunks
 from dask_isgd.storage import Dataset, write_dataset
 
 WAIT = 240
@@ -74,6 +73,6 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
     assert history.threads.max() == own + spare, "the learner takes what a closed gate leaves idle"
     np.testing.assert_allclose(history.candidate_gain[20:], 1.0, atol=1e-3)
     late = [event for time, event in heard(client, run, "scored") if time > concluded + DRAINED]
-    chunks = {chunk for event in late for chunk, _, _ in event["chunks"]}
+    chunks = [chunk for event in late for chunk, _, _ in event["chunks"]][: ROWS // CHUNK]
     assert chunks, "a closed gate goes on probing"
-    assert chunks <= set(probe_chunks(ROWS // CHUNK))
+    assert len(set(chunks)) == len(chunks), "and the probe moves: no chunk has a second turn before all others"

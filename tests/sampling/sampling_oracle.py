@@ -15,18 +15,30 @@ class Oracle:
         self.w = np.full(n, np.nan, np.float32)
         self.chunk_of = np.arange(n) // chunk_size
         self.versions = np.full(self.chunk_of[-1] + 1, np.nan)
-        self.seen = np.full(n, np.nan)  # step of the feedback an example holds
         self.step = 0
+        self.half_life = sampling.half_life_steps
+        self.unit = 8.0 if self.half_life is None else self.half_life / 8
+        self.base = np.full(len(self.versions), np.nan)  # step of code 0
+        self.code = np.zeros(n)  # units after the base
 
     def update(self, chunk, weights, version):
-        own = self.chunk_of == chunk
-        marked = own & ~np.isnan(self.seen)
-        keep = marked if marked.any() and self.seen[marked].min() > version else np.zeros(self.n, bool)
+        own = np.flatnonzero(self.chunk_of == chunk)
+        dated = self.base[chunk] + self.code[own] * self.unit
+        keep = (self.code[own] > 0) & (dated >= version - 1e-6)
         fresh = np.empty(self.n, np.float32)
         fresh[own] = weights
-        self._replace(np.flatnonzero(own & ~keep), fresh)
-        self.seen[own & ~keep] = np.nan
-        self.versions[chunk] = version
+        self._replace(own[~keep], fresh)
+        self.versions[chunk] = self.base[chunk] = version
+        self.code[own] = [
+            math.floor((d - version) / self.unit + 1e-6) if k else 0 for d, k in zip(dated, keep, strict=True)
+        ]
+        if self.code[own].max() > 255:
+            self._move(chunk, self.code[own].max() - 128)
+
+    def _move(self, chunk, units):
+        own = self.chunk_of == chunk
+        self.base[chunk] += units * self.unit
+        self.code[own] = np.maximum(self.code[own] - units, 0)
 
     def _replace(self, indices, fresh):
         m = self.sampling.ema_decay
@@ -35,10 +47,17 @@ class Oracle:
             self.w[i] = new if math.isnan(old) or not m else math.sqrt(m * old**2 + (1 - m) * new**2)
 
     def feedback(self, indices, norms, step):
+        dated = step if self.half_life is None else min(step, self.step)
         for i, norm in zip(indices, norms, strict=True):
             self._replace([i], np.full(self.n, norm, np.float32))
-            # A chunk keeps only the oldest of all marks since it was replaced.
-            self.seen[i] = np.fmin(self.seen[i], step)
+            k = self.chunk_of[i]
+            if math.isnan(self.base[k]):
+                self.base[k] = dated - self.unit
+            code = math.floor((dated - self.base[k]) / self.unit + 1e-6)
+            if code > 255:
+                self._move(k, code - 128)
+                code = 128
+            self.code[i] = max(code, 0)
 
     def proposal(self):
         """(s, usable), each (n,)."""
@@ -55,8 +74,9 @@ class Oracle:
         if prior == 0.0:
             return usable * 1.0, usable
         f = np.where(np.isnan(u), prior, u)
-        if sampling.half_life_steps is not None:
-            kept = np.where(np.isnan(age), 1.0, 2.0 ** (-age / sampling.half_life_steps))
+        if self.half_life is not None:
+            base_age = np.maximum(0.0, self.step - self.base)[self.chunk_of]
+            kept = np.where(np.isnan(u), 0.0, 2.0 ** (-base_age / self.half_life + self.code / 8))
             f = kept * f + (1.0 - kept) * prior
         mean, variance = f[usable].mean(), f[usable].var()
         constants = [sampling.smoothing * mean, 1e-6 * mean]

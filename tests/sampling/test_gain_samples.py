@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dask_isgd.config import Sampling
-from dask_isgd.sampling import Draw, GainSamples, Gate, ImportanceSampler, next_chunks, probe_chunks
+from dask_isgd.sampling import Draw, GainSamples, Gate, ImportanceSampler
 from dask_isgd.sampling.gate import PROBES_AFTER
 from dask_isgd.sampling.variance import VarianceMonitor, gradient_variance
 
@@ -30,6 +30,15 @@ def closed():
     return gate
 
 
+def measuring_again():
+    """A closed gate that had everything scored again at step 5, because of a high ideal gain."""
+    gate = closed()
+    for _ in range(PROBES_AFTER):
+        gate.observe(1.0, 4, ideal=9.0)
+    assert gate.scored_since == 5
+    return gate
+
+
 def test_all_draws_are_for_the_curves_and_are_returned_once():
     norms = np.random.default_rng(0).exponential(size=N)
     sampler, gate = scored(norms), Gate(Sampling(gate="open"))
@@ -50,7 +59,8 @@ def test_all_draws_are_for_the_curves_and_are_returned_once():
     [
         pytest.param(Gate(Sampling(gate="open")), "draw", "scored", id="open: scored chunks"),
         pytest.param(Gate(Sampling()), "draw_uniform", "scored", id="measuring: scored chunks"),
-        pytest.param(closed(), "draw_uniform", "probed", id="closed: chunks still scored"),
+        pytest.param(closed(), "draw_uniform", "probed", id="closed: the chunks scored last"),
+        pytest.param(measuring_again(), "draw_uniform", "again", id="measuring again: chunks scored since"),
         pytest.param(Gate(Sampling(uniform=True)), "draw_uniform", "none", id="uniform by configuration"),
         pytest.param(Gate(Sampling(gate="open")), "draw_uniform", "scored", id="drawn while the gate was closed"),
     ],
@@ -58,13 +68,14 @@ def test_all_draws_are_for_the_curves_and_are_returned_once():
 def test_the_candidate_is_judged_on_the_chunks_it_covers(gate, draw, known):
     norms = np.random.default_rng(0).exponential(size=N)
     sampler = scored(norms, chunks=range(20))
+    for chunk, version in ((3, 2), (9, 4), (12, 7), (6, 5), (17, 6)):
+        sampler.update(chunk, norms[chunk * CHUNK : (chunk + 1) * CHUNK], version)
     samples, rng = GainSamples(sampler), np.random.default_rng(1)
     drawn = getattr(sampler, draw)(512, rng)
     samples.add(drawn, norms[drawn.indices], gate)
     chunks = drawn.indices // CHUNK
-    mask = {"scored": chunks < 20, "probed": np.isin(chunks, probe_chunks(40)) & (chunks < 20), "none": chunks < 0}[
-        known
-    ]
+    covered = {"scored": range(20), "probed": (12, 17), "again": (12, 6, 17), "none": ()}[known]
+    mask = np.isin(chunks, covered)
     _, _, candidate = samples.take()
     if known == "none":
         assert candidate is None
@@ -84,65 +95,22 @@ def test_draws_of_another_proposal_count_with_the_proposal_of_the_sampler():
     np.testing.assert_allclose(samples.take()[2].candidate, N * sampler.probabilities(indices), rtol=1e-12)
 
 
-def test_probe_chunks_show_the_gain_of_scoring_everything():
+def test_a_probe_shows_the_gain_of_scoring_everything():
     """A twentieth of the chunks is fresh; the others date from when all norms were equal."""
     rng = np.random.default_rng(2)
     norms = rng.lognormal(sigma=1.0, size=N)
-    sampler = scored(np.ones(N))
-    for chunk in probe_chunks(sampler.n_chunks):
-        sampler.update(chunk, norms[chunk * CHUNK : (chunk + 1) * CHUNK], 1)
+    sampler, probe = scored(np.ones(N)), (11, 27)
+    for version, chunk in enumerate(probe, 1):
+        sampler.update(chunk, norms[chunk * CHUNK : (chunk + 1) * CHUNK], version)
     gate, samples, monitor = closed(), GainSamples(sampler), VarianceMonitor(decay=0.99)
     for _ in range(200):
         for _ in range(10):
             drawn = sampler.draw_uniform(128, rng)
             samples.add(drawn, norms[drawn.indices], gate)
         monitor.observe_candidate(*samples.take()[2])
-    probed = np.concatenate([np.arange(c * CHUNK, (c + 1) * CHUNK) for c in probe_chunks(sampler.n_chunks)])
+    probed = np.concatenate([np.arange(c * CHUNK, (c + 1) * CHUNK) for c in probe])
     weights = sampler.probabilities(probed)
     assert monitor.candidate_gain == pytest.approx(gradient_variance(norms[probed], weights, 0.0).gain, rel=0.05)
     assert monitor.candidate_gain > 1.5
     everything = N * sampler.probabilities()
     assert gradient_variance(norms, everything, 0.0).gain < 1.2, "the stale rest would have hidden it"
-
-
-def test_the_gate_of_a_run_is_closed_on_equal_norms_opens_on_skewed_ones_and_closes_again():
-    """The scorer scores one chunk per step if that pays, and one in twenty steps if it does not."""
-    rng = np.random.default_rng(3)
-    sampling = Sampling(smoothing=0.3, ema_decay=0.5)
-    sampler = ImportanceSampler(N, CHUNK, sampling)
-    gate, samples, monitor = Gate(sampling), GainSamples(sampler), VarianceMonitor()
-    versions, due, scorings = np.full(sampler.n_chunks, np.nan), 0.0, []
-
-    def train(norms, first, steps):
-        nonlocal due
-        spent = 0
-        for step in range(first, first + steps):
-            if step >= due:
-                among = probe_chunks(sampler.n_chunks) if gate.probing else None
-                (chunk,) = next_chunks(versions, [], 1, among)
-                sampler.update(chunk, norms[chunk * CHUNK : (chunk + 1) * CHUNK], step)
-                versions[chunk] = step
-                due = step + (20 if gate.probing else 1)
-                spent += 1
-            draw = sampler.draw(64, rng) if gate.open else sampler.draw_uniform(64, rng)
-            samples.add(draw, norms[draw.indices], gate)
-            sampler.feedback(draw.indices, norms[draw.indices], step)
-            if step % 20 == 19:
-                drawn, coefficients, candidate = samples.take()
-                monitor.observe(drawn, coefficients, None, 0.0)
-                if candidate is not None:
-                    monitor.observe_candidate(*candidate)
-                    gate.observe(monitor.candidate_gain, step)
-        scorings.append(spent)
-        return gate.open
-
-    equal, skewed = np.ones(N), rng.exponential(size=N) ** 2
-    assert not train(equal, 0, 400)
-    assert not train(equal, 400, 400)
-    assert scorings[1] <= 0.05 * 400 + 1, "while the gate is closed, probe chunks only"
-    assert np.isfinite(monitor.candidate_gain)
-    assert train(skewed, 800, 1200)
-    assert monitor.candidate_gain > 1.3
-    assert monitor.gain > 1.3, "and the actual draws gain as predicted"
-    assert not train(equal, 2000, 1600)
-    assert gate.reason.startswith("closed since step")

@@ -8,7 +8,6 @@ import pytest
 from dask_isgd.config import Sampling
 from dask_isgd.sampling import Gate
 from dask_isgd.sampling.gate import STATES
-from dask_isgd.sampling.variance import VarianceMonitor
 
 
 def feed(gate, gain, times=40, step=0):
@@ -71,7 +70,7 @@ def test_a_gain_without_meaning_changes_nothing(gain):
     feed(gate, 3.0)
     before = gate.state()
     gate.observe(gain, 99)
-    assert gate.state() == before
+    assert gate.state() == before | {"reports": before["reports"] + 1}
 
 
 @pytest.mark.parametrize(
@@ -117,27 +116,62 @@ def test_state_and_restore():
     second.restore(first.state())
     assert second.state() == first.state()
     assert all(type(value) is float for value in first.state().values())
-    for gain in (0.9, 1.0, 0.7, 1.01):
-        first.observe(gain, 9)
-        second.observe(gain, 9)
+    for gain in (0.9, 1.0, 0.7, 1.01, *[1.0] * 50):
+        first.observe(gain, 9, latest=gain, ideal=3.0)
+        second.observe(gain, 9, latest=gain, ideal=3.0)
+        assert second.state() == first.state()
         assert (first.open, first.gain, first.reason) == (second.open, second.gain, second.reason)
 
 
-def test_with_measured_gains_it_stays_closed_on_equal_norms_opens_on_skewed_ones_and_closes_again():
-    """Draws are uniform while it is closed, as in a learner; the candidate knows the norms up to noise."""
-    rng = np.random.default_rng(0)
-    sampling = Sampling()
-    gate, monitor = Gate(sampling), VarianceMonitor()
+def test_a_closed_gate_measures_again_if_the_ideal_gain_is_high_and_waits_longer_after_each_failure():
+    gate, step, ends = Gate(Sampling(gate_gain=1.1)), 0, []
+    for step in range(1000):
+        before = gate.probing
+        gate.observe(1.0, 10 * step, latest=1.0, ideal=1.5)
+        if before != gate.probing:
+            ends.append(step + 1)
+    assert gate.measures_above == pytest.approx(1.4)
+    assert ends == [20, 40, 60, 460, 480, 880, 900], "20 reports each, then 20 times as many"
+    assert gate.scored_since == 8791
 
-    def reports(norms, times):
-        for step in range(times):
-            stale = norms * np.exp(0.2 * rng.normal(size=len(norms))) + 0.5 * norms.mean()
-            q = stale / stale.sum() if gate.open else np.full(len(norms), 1 / len(norms))
-            drawn = rng.choice(len(norms), size=128, p=q)
-            monitor.observe(norms[drawn], 1 / (len(norms) * q[drawn]), stale[drawn] / stale.mean(), 0.0)
-            gate.observe(monitor.candidate_gain, step)
-        return gate.open
 
-    assert not reports(np.ones(2000), 60)
-    assert reports(rng.exponential(size=2000) ** 1.5, 60)
-    assert not reports(np.ones(2000), 120)
+@pytest.mark.parametrize(
+    "reports",
+    [
+        pytest.param([{"ideal": 1.3}] * 100, id="not well above"),
+        pytest.param([{"ideal": np.nan}] * 100, id="unknown"),
+        pytest.param([{"ideal": 9.0}] * 19, id="not at once: the curves have to settle"),
+    ],
+)
+def test_a_probe_goes_on_without_a_high_ideal_gain(reports):
+    gate = Gate(Sampling())
+    feed(gate, 1.0, times=20)
+    for report in reports:
+        gate.observe(1.0, 50, **report)
+        assert gate.probing
+
+
+def test_the_second_measurement_ends_when_all_is_scored_since():
+    gate = Gate(Sampling())
+    feed(gate, 1.0, times=20)
+    for step in range(20):
+        gate.observe(1.0, step, ideal=9.0)
+    assert gate.reason == "measuring again since step 20, 0 of 20 observations with all chunks scored"
+    for _ in range(50):
+        gate.observe(1.0, 50, ideal=9.0, all_scored=False)
+        assert not gate.probing
+    feed(gate, 1.0, times=20)
+    assert gate.probing
+
+
+def test_four_small_gains_in_a_row_close_it_whatever_the_average():
+    gate = Gate(Sampling(gate_gain=1.1))
+    assert feed(gate, 30.0)
+    for latest in (0.9, 0.9, 0.9, 1.2, 0.9, 1.0, 1.04):
+        gate.observe(30.0, 50, latest=latest)
+    assert gate.open
+    gate.observe(30.0, 60, latest=0.9)
+    assert not gate.open
+    assert gate.reason == "closed since step 60: gain 0.90, opens above 1.10"
+    assert not feed(gate, 1.5, times=3, step=70), "the past is forgotten: the average begins again"
+    assert feed(gate, 1.5, times=1, step=80)

@@ -282,8 +282,11 @@ def test_a_chunk_with_more_than_one_bad_norm_in_a_hundred_is_refused_whole():
         pytest.param([10], 5, True, id="newer feedback stays"),
         pytest.param([10], 10, False, id="scores as new replace it"),
         pytest.param([10], 15, False, id="newer scores replace it"),
-        pytest.param([10, 20], 15, False, id="some older, some newer: nothing older than the version stays"),
-        pytest.param([10, 20], 5, True, id="all newer"),
+        pytest.param([16], 16, True, id="feedback as new stays, on the edge of a unit of ages"),
+        pytest.param([10, 20], 15, True, id="the example's latest feedback counts"),
+        pytest.param([20, 10], 15, False, id="whatever comes last"),
+        pytest.param([10, 5000], 4990, True, id="long after the scores"),
+        pytest.param([10, 5000], 5000, True, id="where 5000 is a multiple of a unit"),
     ],
 )
 def test_feedback_against_scores(feedback_steps, version, kept):
@@ -293,10 +296,11 @@ def test_feedback_against_scores(feedback_steps, version, kept):
     sampler.update(0, np.full(40, 3.0), version)
     q = sampler.probabilities()
     assert q[9] / q[30] == pytest.approx(100 / 3 if kept else 1, rel=1e-4)
+    assert q[1] / q[30] == pytest.approx(100 / 3 if len(feedback_steps) > 1 and kept else 1, rel=1e-4)
+    assert q[0] / q[30] == pytest.approx(100 / 3 if feedback_steps[0] // 8 * 8 >= version else 1, rel=1e-4)
 
 
 def test_every_example_of_one_feedback_stays():
-    """Neighbours share a byte of marks."""
     sampler = sampler_of(np.ones(40), 20, smoothing=0.0)
     sampler.feedback(np.arange(3, 31), np.full(28, 100.0), 10)
     sampler.update(0, np.ones(20), 5)
@@ -365,6 +369,66 @@ def test_fading_moves_only_at_refresh():
     assert half[1] / half[0] == pytest.approx(2.5 / 1.5, rel=1e-5)
     sampler.refresh(10**6)
     np.testing.assert_allclose(sampler.probabilities(), 0.5)
+
+
+def test_feedback_fades_by_its_own_age_however_old_its_chunk_is():
+    """Example 1 was seen now, 2 a half-life ago; the others are known from scores of a hundred half-lives ago."""
+    sampler = sampler_of([1.0, 1.0, 1.0, 5.0], 4, smoothing=0.0, half_life_steps=10.0)
+    for step, index in ((990, 2), (1000, 1)):
+        sampler.refresh(step)
+        sampler.feedback([index], [9.0], step)
+    mean = (1 + 9 + 9 + 5) / 4
+    np.testing.assert_allclose(sampler.weights(0), [mean, 9, (9 + mean) / 2, mean], rtol=1e-4)
+
+
+@pytest.mark.parametrize("half_life", [None, 3.0, 500.0])
+@pytest.mark.parametrize("every", [5, 32, 100])
+def test_a_round_of_scores_leaves_nothing_of_what_came_before(half_life, every):
+    """As in a synchronous run, which resumes with the scores of its latest round and nothing else."""
+    sampling = Sampling(ema_decay=0.0, half_life_steps=half_life)
+    rng = np.random.default_rng(16)
+    old = ImportanceSampler(173, 70, sampling)
+    for start in range(0, 5 * every, every):
+        resumed, norms = ImportanceSampler(173, 70, sampling), rng.exponential(size=173)
+        for sampler in (old, resumed):
+            fill(sampler, norms, start)
+            sampler.refresh(start)
+        for step in range(start, start + every):
+            drawn = [sampler.draw(8, np.random.default_rng(step)) for sampler in (old, resumed)]
+            for one, other in zip(*drawn, strict=True):
+                np.testing.assert_array_equal(one, other)
+            found = rng.exponential(size=8)
+            for sampler in (old, resumed):
+                sampler.feedback(drawn[0].indices, found, step)
+
+
+def test_feedback_without_scores_fades_too():
+    sampler = ImportanceSampler(3, 3, Sampling(smoothing=0.0, half_life_steps=10.0))
+    sampler.refresh(100)
+    sampler.feedback([0, 1], [2.0, 6.0], 105)
+    sampler.refresh(110)
+    # A unit of ages, an eighth of the half-life, is what rounding may cost; the first is exact.
+    np.testing.assert_allclose(sampler.weights(0), [3.0, 5.0, 4.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"max_coefficient": 3.0}, {"ess_fraction": 0.9}])
+def test_bounds_hold_with_fading_and_feedback_of_all_ages(settings):
+    rng = np.random.default_rng(15)
+    sampler = ImportanceSampler(300, 64, Sampling(smoothing=0.0, half_life_steps=20.0, exponent=2.0, **settings))
+    for step in range(0, 400, 4):
+        sampler.refresh(step)
+        if step % 40 == 0:
+            sampler.update(
+                step // 40 % 5, rng.exponential(size=sampler.weights(step // 40 % 5).size), max(0, step - 30)
+            )
+        drawn = sampler.draw(16, rng)
+        sampler.feedback(drawn.indices, rng.exponential(size=16), step)
+        q, stats = sampler.probabilities(), sampler.stats(step)
+        largest = 1 / (300 * q.min())
+        assert largest <= stats["largest_coefficient"] * (1 + 1e-9)
+        assert stats["ess_fraction"] == pytest.approx(1 / (300 * (q * q).sum()), rel=1e-9)
+        assert largest <= settings.get("max_coefficient", np.inf) * (1 + 1e-9)
+        assert stats["ess_fraction"] >= settings.get("ess_fraction", 0.0) * (1 - 1e-9)
 
 
 class TestDrop:
@@ -493,10 +557,11 @@ def test_sums_do_not_drift():
 
 
 @pytest.mark.parametrize("chunk_size", [1024, 16_384, 1_000_000])
-def test_at_most_five_bytes_per_example(chunk_size):
-    sampler = ImportanceSampler(1_000_000, chunk_size, Sampling())
+@pytest.mark.parametrize(("settings", "most"), [({}, 6), ({"half_life_steps": 500.0, "exponent": 2.0}, 7)])
+def test_bytes_per_example(chunk_size, settings, most):
+    sampler = ImportanceSampler(1_000_000, chunk_size, Sampling(**settings))
     sampler.draw(1, np.random.default_rng(0))
-    assert sampler.nbytes <= 5 * 1_000_000 + 128 * sampler.n_chunks
+    assert sampler.nbytes <= most * 1_000_000 + 256 * sampler.n_chunks
 
 
 def test_probabilities_of_some_are_those_of_all():

@@ -51,7 +51,7 @@ class SamplerMachine(RuleBasedStateMachine):
         self.sampler.feedback(list(norms), list(norms.values()), self.step)
         self.oracle.feedback(norms.keys(), norms.values(), self.step)
 
-    @rule(steps=st.integers(1, 6))
+    @rule(steps=st.one_of(st.integers(1, 6), st.integers(100, 3000)))
     def train(self, steps):
         self.step += steps
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dask_isgd.sampling import next_chunks
+from dask_isgd.sampling.schedule import probe_version
 
 NAN = float("nan")
 
@@ -32,11 +33,6 @@ def test_next_chunks(versions, in_flight, k, chosen):
     np.testing.assert_array_equal(before, versions)
 
 
-def test_only_among_the_given():
-    assert next_chunks([4.0, 1.0, 3.0, 2.0], [3], 4, [2, 3, 0]) == [2, 0]
-    assert next_chunks([4.0, 1.0], [], 4, []) == []
-
-
 def test_every_chunk_gets_its_turn():
     versions, seen = np.full(10, np.nan), []
     for step in range(20):
@@ -44,3 +40,19 @@ def test_every_chunk_gets_its_turn():
         versions[chunk] = step
         seen.append(chunk)
     assert seen == [*range(10), *range(10)]
+
+
+@pytest.mark.parametrize(
+    ("versions", "wanted"),
+    [
+        pytest.param([], np.inf, id="no chunks"),
+        pytest.param([NAN, NAN], np.inf, id="nothing scored"),
+        pytest.param([4], 4, id="one"),
+        pytest.param([3, 1, NAN, 2], 3, id="at least one"),
+        pytest.param(range(40), 38, id="a twentieth"),
+        pytest.param([*[NAN] * 39, 7], 7, id="fewer scored than a twentieth"),
+        pytest.param([5] * 40, 5, id="ties count all"),
+    ],
+)
+def test_the_probe_is_the_twentieth_scored_last(versions, wanted):
+    assert probe_version(list(versions)) == wanted
