@@ -72,7 +72,7 @@ def model() -> nn.Module:
 
 def settings(memory: int, steps: int, seed: int) -> Learning:
     return Learning(
-        steps=steps, batch_size=BATCH, learning_rate=0.01, momentum=0.9, clip_median_factor=None, device="cpu",
+        steps=steps, batch_size=BATCH, learning_rate=0.01, momentum=0.9, clip_mean_factor=None, device="cpu",
         cache_memory=memory, cache_disk=0, report_every=REPORT_EVERY, seed=seed,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dask_isgd.config import Sampling
+from dask_isgd.config import Learning, Sampling
 from dask_isgd.learner.clipping import Clipping
 from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.step import Step

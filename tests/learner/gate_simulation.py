@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dask_isgd.config import Sampling
 from dask_isgd.learner.batch_sampler import BatchSampler
-from dask_isgd.learner.trainer import Step
+from dask_isgd.learner.step import Step
 from dask_isgd.sampling import next_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
 

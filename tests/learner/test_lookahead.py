@@ -18,7 +18,7 @@ from dask_isgd.errors import CorruptChunkError, WaitTimeoutError
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.feed import Feed
 from dask_isgd.learner.feed.lookahead import Lookahead
-from dask_isgd.learner.trainer import Step
+from dask_isgd.learner.step import Step
 from dask_isgd.storage import Dataset, write_dataset
 
 N, CHUNK, WAIT = 200, 10, 30
