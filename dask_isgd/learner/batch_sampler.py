@@ -9,6 +9,8 @@ import dataclasses
 import logging
 import queue
 import threading
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +20,23 @@ from dask_isgd.errors import DataError
 from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.step import Step
 from dask_isgd.sampling import Draw, Gate, ImportanceSampler
+from dask_isgd.sampling.draws import positions
 from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
+
+
+_BLOCK = 8
+"""Minibatches that are drawn by one search."""
+
+
+class Learned(NamedTuple):
+    """A step whose result has arrived."""
+
+    step: int
+    draw: Draw
+    result: Step
+    measured: bool
 
 
 class BatchSampler:
@@ -51,6 +67,9 @@ class BatchSampler:
         self.sampler = ImportanceSampler(n, chunk_size, sampling)
         self.gate = Gate(sampling)
         self.monitor = GainMonitor(self.sampler, self.gate, reproducible=reproducible)
+        self.block = 1 if reproducible else _BLOCK
+        """Minibatches per search; norms are worth feeding back once per block."""
+        self._drawn: dict[int, Draw] = {}
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
         self.gate_step = -1
@@ -67,12 +86,27 @@ class BatchSampler:
         return self._sampling.uniform or self.gate.probing
 
     def draw(self, step: int, attempt: int = 0) -> Draw:
-        """Return the minibatch of a step, which depends only on the seed, step, attempt and current weights."""
-        counter = np.array([0, 0, attempt, step], np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=counter))
+        """Return the minibatch of a step; each ``attempt`` draws another one.
+
+        It depends only on the seed, the step, the attempt, and the weights when the first minibatch of its block was
+        drawn. A block is searched at once: a search for one minibatch takes a tenth of a small model's step.
+        """
         with self._lock:
-            draw = self.sampler.draw if self.open else self.sampler.draw_uniform
-            return draw(self._batch_size, generator, self._kind(step))
+            if attempt or self.block == 1:
+                return self._draw([step], attempt)[0]
+            if step not in self._drawn:
+                steps = range(step, (step // self.block + 1) * self.block)
+                self._drawn = dict(zip(steps, self._draw(steps), strict=True))
+            return self._drawn[step]
+
+    def _draw(self, steps: Sequence[int], attempt: int = 0) -> list[Draw]:
+        at = [positions(self._kind(step), self._batch_size, self._generator(step, attempt)) for step in steps]
+        draw_at = self.sampler.draw_at if self.open else self.sampler.draw_uniform_at
+        return draw_at(np.concatenate(at)).split(self._batch_size)
+
+    def _generator(self, step: int, attempt: int) -> np.random.Generator:
+        counter = np.array([0, 0, attempt, step], np.uint64)
+        return np.random.Generator(np.random.Philox(key=self._seed, counter=counter))
 
     def _kind(self, step: int) -> str:
         # At a report ||μ||² is estimated from products of draws, which is unbiased only if they are independent.
@@ -86,6 +120,7 @@ class BatchSampler:
         chunk = error.rows[0] // self.sampler.chunk_size
         with self._lock:
             self.sampler.leave_out(chunk)
+            self._drawn = {}  # they were drawn with this chunk; which ones does not depend on them
         logger.warning("the run continues without scoring chunk %d: %s", chunk, error)
         self.left_out.put(f"scoring chunk {chunk} is left out: {error}")
 
@@ -110,17 +145,20 @@ class BatchSampler:
         with self._lock:
             self.sampler.refresh(step)
 
-    def learned(self, step: int, draw: Draw, result: Step, *, measure: bool) -> None:
-        """Use the norms of a step, if there are any: the monitor observes them, and the sampler is fed back."""
-        if result.norms is None:
+    def learned(self, steps: Sequence[Learned]) -> None:
+        """Use the norms of steps, if there are any: the monitor observes them, and the sampler is fed back."""
+        known = [(each, each.result.norms) for each in steps if each.result.norms is not None]
+        if not known:
             return
         with self._lock:
-            was_open = self.open
-            self.monitor.observe(step, draw, result, measure=measure)
-            if self.open != was_open:
-                self.gate_step = step
+            for each, _ in known:
+                was_open = self.open
+                self.monitor.observe(each.step, each.draw, each.result, measure=each.measured)
+                if self.open != was_open:
+                    self.gate_step = each.step
             if self._sampling.feedback and not self._sampling.uniform:
-                self.sampler.feedback(draw.indices, result.norms, step)
+                indices = np.concatenate([each.draw.indices for each, _ in known])
+                self.sampler.feedback(indices, np.concatenate([norms for _, norms in known]), known[-1][0].step)
 
     def report(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.batch_sampler import BatchSampler, Learned
 from dask_isgd.learner.feed import Feed
 from dask_isgd.learner.reporter import Reporter
 from dask_isgd.learner.step import LaunchedStep
@@ -23,8 +23,9 @@ class _Pending(NamedTuple):
 class Stepper:
     """Takes steps with minibatches of ``feed``; ``lag`` of them may be under way on the device.
 
-    With ``norms``, each step's norms go back to the sampler. Every ``report_every`` steps the gradient is measured, and
-    ``report`` is called with the number of steps made once the result has arrived.
+    Results are used once per block of the ``batch_sampler``, and after each measured step. With ``norms``, each step's
+    norms go back to the sampler. Every ``report_every`` steps the gradient is measured, and ``report`` is called with
+    the number of steps made once the result has arrived.
     """
 
     def __init__(
@@ -60,17 +61,20 @@ class Stepper:
             indices=batch.draw.indices,
         )
         self._pending.append(_Pending(batch.draw, launched, measure))
-        self.settle(self._lag)
+        if measure or (step + 1) % self._batch_sampler.block == 0:
+            self.settle(self._lag)
 
     def settle(self, lag: int = 0) -> None:
         """Wait for all steps but the last ``lag``, and use their results. Raises NonFiniteLossError.
 
         Done before anything is published or committed.
         """
+        arrived = []
         while len(self._pending) > lag:
             draw, launched, measured = self._pending.popleft()
-            result = launched.result()
-            self._batch_sampler.learned(launched.step, draw, result, measure=measured)
-            self._reporter.add(result)
-            if measured:
-                self._report(launched.step + 1)
+            arrived.append(Learned(launched.step, draw, launched.result(), measured))
+        self._batch_sampler.learned(arrived)
+        for each in arrived:
+            self._reporter.add(each.result)
+            if each.measured:
+                self._report(each.step + 1)

@@ -25,6 +25,11 @@ class Draw(NamedTuple):
     probabilities: Floats
     """(B,) float64, q in force at the draw."""
 
+    def split(self, size: int) -> list[Draw]:
+        """Return its minibatches of ``size`` examples each."""
+        rows = [slice(k, k + size) for k in range(0, len(self.indices), size)]
+        return [Draw(self.indices[r], self.coefficients[r], self.probabilities[r]) for r in rows]
+
 
 def positions(scheme: str, batch: int, rng: np.random.Generator) -> Floats:
     """Return (batch,) positions in [0, 1), each uniform on its own, in an order independent of their values.
@@ -43,10 +48,10 @@ def positions(scheme: str, batch: int, rng: np.random.Generator) -> Floats:
     return np.minimum((rng.permutation(batch) + offsets) / batch, _BELOW_ONE)
 
 
-def uniform(n: int, scheme: str, batch: int, rng: np.random.Generator) -> Draw:
-    """Return a minibatch drawn uniformly from ``n`` examples: coefficients 1, probabilities 1/n."""
-    indices = np.minimum((positions(scheme, batch, rng) * n).astype(np.int64), n - 1)
-    return Draw(indices, np.ones(batch), np.full(batch, 1.0 / n))
+def uniform(n: int, at: Floats) -> Draw:
+    """Return the examples at positions (B,) in [0, 1), each of ``n`` equally probable: coefficients 1."""
+    indices = np.minimum((at * n).astype(np.int64), n - 1)
+    return Draw(indices, np.ones(len(at)), np.full(len(at), 1.0 / n))
 
 
 class Selection(NamedTuple):

@@ -82,12 +82,15 @@ class ImportanceSampler:
 
     def draw(self, batch: int, rng: np.random.Generator, scheme: str | None = None) -> Draw:
         """Draw ``batch`` examples from the proposal in force, by ``scheme`` or else by ``sampling.scheme``."""
-        if self.sampling.uniform:
-            return self.draw_uniform(batch, rng, scheme)
-        return self._draw_from(self._proposal(), batch, rng, scheme)
+        return self.draw_at(positions(scheme or self.sampling.scheme, batch, rng))
 
-    def _draw_from(self, proposal: Proposal, batch: int, rng: np.random.Generator, scheme: str | None) -> Draw:
-        at = positions(scheme or self.sampling.scheme, batch, rng)
+    def draw_at(self, at: Floats) -> Draw:
+        """Return the examples that the proposal in force has at the positions (B,) in [0, 1) of ``draws.positions``."""
+        if self.sampling.uniform:
+            return self.draw_uniform_at(at)
+        return self._search(self._proposal(), at)
+
+    def _search(self, proposal: Proposal, at: Floats) -> Draw:
         chunks, q, fractions = select_shared(proposal.edges, at)
         indices = chunks * self.chunk_size
         search = TreeSearch(proposal, self._weights, chunks)
@@ -100,9 +103,11 @@ class ImportanceSampler:
 
     def draw_uniform(self, batch: int, rng: np.random.Generator, scheme: str | None = None) -> Draw:
         """Draw ``batch`` examples, all equally probable except for those left out: coefficients 1."""
-        if self._uniform is not None:
-            return self._draw_from(self._uniform, batch, rng, scheme)
-        return uniform(self.n, scheme or self.sampling.scheme, batch, rng)
+        return self.draw_uniform_at(positions(scheme or self.sampling.scheme, batch, rng))
+
+    def draw_uniform_at(self, at: Floats) -> Draw:
+        """Return the examples at the positions (B,) in [0, 1), all equally probable except for those left out."""
+        return uniform(self.n, at) if self._uniform is None else self._search(self._uniform, at)
 
     def probabilities(self, indices: ArrayLike | None = None) -> Floats:
         """Return the probabilities q in force, float64: of ``indices`` (B,), or of all N if None (O(N)).
