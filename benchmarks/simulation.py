@@ -219,7 +219,7 @@ class Simulation:
             torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
         )
         clipped = self.clipping(norm, float(draw.coefficients.max()))
-        factor = 1.0 if clipped is None else float(clipped.factor)
+        factor = 1.0 if clipped is None else 1.0 / float(clipped.divisor)
         self.clipped += factor < 1
         for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
             parameter.add_(gradient, alpha=-self.rate * factor)

@@ -145,7 +145,11 @@ class BatchSampler:
         with self._lock:
             self.sampler.refresh(step)
 
-    def learned(self, steps: Sequence[Learned]) -> None:
+    def learned(self, step: int, draw: Draw, result: Step, *, measure: bool) -> None:
+        """Use the norms of one step as :meth:`learned_all` does."""
+        self.learned_all([Learned(step, draw, result, measure)])
+
+    def learned_all(self, steps: Sequence[Learned]) -> None:
         """Use the norms of steps, if there are any: the monitor observes them, and the sampler is fed back."""
         known = [(each, each.result.norms) for each in steps if each.result.norms is not None]
         if not known:
@@ -155,7 +159,7 @@ class BatchSampler:
                 was_open = self.open
                 self.monitor.observe(each.step, each.draw, each.result, measure=each.measured)
                 if self.open != was_open:
-                    self.gate_step = each.step
+                    self.gate_step, self._drawn = each.step, {}
             if self._sampling.feedback and not self._sampling.uniform:
                 indices = np.concatenate([each.draw.indices for each, _ in known])
                 self.sampler.feedback(indices, np.concatenate([norms for _, norms in known]), known[-1][0].step)

@@ -40,14 +40,14 @@ class ClipBias:
         self._counts = torch.zeros(2, device=device)  # Σ of the reports' shares, and of their squares
         self._decays = torch.tensor([DECAY, DECAY**2], device=device)
 
-    def observe(self, gradients: Sequence[Tensor | None], factor: Tensor) -> None:
-        """Add a minibatch's ``gradients`` before clipping (None: zero), and the ``factor`` (0-d) of their clipping."""
+    def observe(self, gradients: Sequence[Tensor | None], divisor: Tensor) -> None:
+        """Add a minibatch's ``gradients`` before clipping (None: zero), and what clipping divides them by (0-d)."""
         taken = []
         for index, places in self._places:
             gradient = gradients[index]
             taken.append(self._zeros(places) if gradient is None else torch.take(gradient, places).float())
         gradient = torch.cat(taken)
-        both = torch.stack((gradient * (factor - 1.0), gradient))
+        both = torch.stack((gradient / divisor - gradient, gradient))
         self._sums = DECAY * self._sums + both
         self._squares = DECAY**2 * self._squares + both.square().sum(1)
         self._counts = self._counts * self._decays + 1.0

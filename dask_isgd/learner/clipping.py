@@ -25,18 +25,14 @@ POWER = 4
 """A gradient is divided by no more than this power of its minibatch's largest coefficient. One misjudged example
 explains a power of 1; but a step that is too long lengthens those after it, and a loss that blows up must be held."""
 
-_WARM = 1.0 - DECAY ** (WARM_UP - 0.5)
-
 
 class Clipped(NamedTuple):
     """How a gradient is clipped; 0-d tensors on its device."""
 
-    norm: Tensor
-    """float32, before clipping."""
+    divisor: Tensor
+    """float32, at least 1: what the gradient is divided by. Meaningless if the norm is not finite."""
     clipped: Tensor
-    """bool: whether the factor is below 1."""
-    factor: Tensor
-    """float32 in (0, 1]: what the gradient is multiplied by. Meaningless if the norm is not finite."""
+    """bool: whether the divisor is above 1."""
 
 
 class Clipping:
@@ -50,42 +46,46 @@ class Clipping:
     def __init__(self, norm: float | None, mean_factor: float | None, device: torch.device | str = "cpu") -> None:
         self.norm, self.mean_factor = norm, mean_factor
         self._mean = torch.zeros((), dtype=torch.float32, device=device)
-        self._weight = torch.zeros_like(self._mean)  # 1 - DECAY**n after n norms
-        self._one = torch.ones_like(self._mean)
+        self._tiny = torch.full_like(self._mean, torch.finfo(torch.float32).tiny)
+        self._counted = 0
+        """Norms in the running mean."""
 
     def __call__(self, norm: Tensor, largest_coefficient: float) -> Clipped | None:
         """Return how a gradient of total ``norm`` (0-d, on its device) is clipped; None if there is no bound.
 
         ``largest_coefficient`` is that of the minibatch. Queues work on the device and waits for none of it. A norm
-        that is not finite leaves the running mean unchanged; whether to step is up to the caller.
+        that is not finite leaves the running mean finite; whether to step is up to the caller.
         """
-        norm = norm.detach().float()
-        factor = None
+        norm = norm.float()
+        divisor = None
         if self.mean_factor is not None:
-            factor = self._relative(norm, self.mean_factor, min(1.0, largest_coefficient**-POWER))
+            divisor = self._relative(norm, self.mean_factor, max(1.0, largest_coefficient**POWER))
         if self.norm is not None:
-            absolute = _quotient(self.norm, norm).clamp(max=1.0)
-            factor = absolute if factor is None else torch.minimum(factor, absolute)
-        return None if factor is None else Clipped(norm, factor < 1.0, factor)
+            absolute = (norm / self.norm).clamp(min=1.0)
+            divisor = absolute if divisor is None else torch.maximum(divisor, absolute)
+        return None if divisor is None else Clipped(divisor, divisor > 1.0)
 
-    def _relative(self, norm: Tensor, mean_factor: float, least: float) -> Tensor:
-        mean = torch.where(self._weight > _WARM, self._mean, torch.inf)
-        counted = torch.minimum(norm, GROWTH * mean)
-        weight = torch.lerp(self._weight, self._one, 1.0 - DECAY)
+    def _relative(self, norm: Tensor, mean_factor: float, most: float) -> Tensor | None:
+        warm = self._counted >= WARM_UP
+        divisor = None
+        if warm:
+            divisor = (norm / torch.add(self._tiny, self._mean, alpha=mean_factor)).clamp_(1.0, most)
+            counted = torch.fmin(norm, GROWTH * self._mean)
+        else:
+            counted = torch.where(torch.isfinite(norm), norm, self._mean)
+        self._counted += 1
         # The first norm's share is 1: the zero that the mean starts from doesn't count.
-        follows = torch.lerp(self._mean, counted, (1.0 - DECAY) / weight)
-        finite = torch.isfinite(norm)
-        self._mean, self._weight = torch.where(finite, follows, self._mean), torch.where(finite, weight, self._weight)
-        return _quotient(mean_factor * mean, norm).clamp(least, 1.0)
+        self._mean = torch.lerp(self._mean, counted, (1.0 - DECAY) / (1.0 - DECAY**self._counted))
+        return divisor
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the running mean as two 0-d tensors, for a checkpoint."""
-        return {"mean": self._mean, "weight": self._weight}
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the running mean as a 0-d tensor, for a checkpoint."""
+        return {"mean": self._mean}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from ``state()``, to the bit."""
-        self._mean, self._weight = state["mean"].to(self._mean), state["weight"].to(self._weight)
+    def state(self) -> dict[str, int]:
+        """Return the rest, as plain JSON."""
+        return {"counted": self._counted}
 
-
-def _quotient(bound: Tensor | float, norm: Tensor) -> Tensor:
-    return bound / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, int]) -> None:
+        """Continue from ``tensors()`` and ``state()``, to the bit."""
+        self._mean, self._counted = tensors["mean"].to(self._mean), state["counted"]

@@ -73,7 +73,7 @@ class Stepper:
         while len(self._pending) > lag:
             draw, launched, measured = self._pending.popleft()
             arrived.append(Learned(launched.step, draw, launched.result(), measured))
-        self._batch_sampler.learned(arrived)
+        self._batch_sampler.learned_all(arrived)
         for each in arrived:
             self._reporter.add(each.result)
             if each.measured:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -158,4 +159,4 @@ def _reseed(device: torch.device, seed: int) -> None:
 
 def _mix(seed: int, step: int) -> int:
     """Return one well-mixed 32-bit seed (torch's CPU generator uses no more bits) for a step of a run."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    return int.from_bytes(blake2b(b"%d %d" % (seed, step), digest_size=4).digest(), "little")

@@ -67,40 +67,41 @@ class Update:
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        finite = torch.isfinite(norm + loss)
-        self._refused = torch.maximum(self._refused, finite.logical_not().float())
+        sum_of_both = norm + loss
+        # NaN differs from itself, and so does the difference of infinities
+        self._refused = torch.maximum(self._refused, torch.ne(sum_of_both - sum_of_both, 0.0).float())
         clipped = self._clipping(norm, largest_coefficient)
-        factor = None if clipped is None else clipped.factor
+        divisor = None if clipped is None else clipped.divisor
         bias = self._nan
         if measure:
-            self._clip_bias.observe([p.grad for p in self.parameters], self._one if factor is None else factor)
+            self._clip_bias.observe([p.grad for p in self.parameters], self._one if divisor is None else divisor)
             bias = self._clip_bias.value()
         if self.waits or not self.optimizer.state:  # the first step makes the optimizer's state
-            moved = self._step_on_host(gradients, factor)
+            moved = self._step_on_host(gradients, divisor)
         else:
-            moved = self._step_on_device(factor)
+            moved = self._step_on_device(divisor)
         if self.scheduler is not None and moved:
             self.scheduler.step()
         return Moved(norm, self._zero if clipped is None else clipped.clipped, self._refused, bias)
 
-    def _step_on_device(self, factor: Tensor | None) -> bool:
+    def _step_on_device(self, divisor: Tensor | None) -> bool:
         optimizer: Any = self.optimizer
         optimizer.found_inf = self._refused
-        if factor is not None:
-            optimizer.grad_scale = factor.reciprocal()  # the kernel divides by it
+        if divisor is not None:
+            optimizer.grad_scale = divisor  # the kernel divides by it
         try:
             optimizer.step()
         finally:
             del optimizer.found_inf
-            if factor is not None:
+            if divisor is not None:
                 del optimizer.grad_scale
         return True
 
-    def _step_on_host(self, gradients: list[Tensor], factor: Tensor | None) -> bool:
+    def _step_on_host(self, gradients: list[Tensor], divisor: Tensor | None) -> bool:
         if self._refused:
             return False
-        if factor is not None and factor < 1.0:
-            torch._foreach_mul_(gradients, factor)
+        if divisor is not None and divisor > 1.0:
+            torch._foreach_div_(gradients, divisor)
         self.optimizer.step()
         return True
 
@@ -114,7 +115,7 @@ class Update:
                 for key, value in state.items()
                 if isinstance(value, Tensor)
             },
-            **{f"clipping.{name}": tensor for name, tensor in self._clipping.state().items()},
+            **{f"clipping.{name}": tensor for name, tensor in self._clipping.tensors().items()},
             **{f"clip_bias.{name}": tensor for name, tensor in self._clip_bias.state().items()},
         }
 
@@ -128,6 +129,7 @@ class Update:
         return {
             "optimizer": {"groups": optimizer["param_groups"], "state": plain},
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "clipping": self._clipping.state(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -140,7 +142,7 @@ class Update:
         self.optimizer.load_state_dict({"state": slots, "param_groups": state["optimizer"]["groups"]})
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        self._clipping.restore(_within(tensors, "clipping."))
+        self._clipping.restore(_within(tensors, "clipping."), state["clipping"])
         self._clip_bias.restore(_within(tensors, "clip_bias."))
 
 

@@ -18,7 +18,7 @@ BOUND = 2.0
 def observe(bias: ClipBias, clipping: Clipping, gradient: torch.Tensor) -> None:
     parts = [gradient[:1].clone(), gradient[1:].clone().reshape(2, 1)]
     clipped = clipping(gradient.norm(), 1.0)
-    bias.observe(parts, torch.ones(()) if clipped is None else clipped.factor)
+    bias.observe(parts, torch.ones(()) if clipped is None else clipped.divisor)
 
 
 def test_both_squares_are_estimated_without_bias():
@@ -70,7 +70,7 @@ def test_a_part_of_many_coordinates_stands_for_all():
     for k in range(10):
         gradients = [m * (1.0 + (k % 2)) for m in mean]  # every other one is twice as long, and halved
         norm = torch.cat(gradients).norm()
-        bias.observe(gradients, Clipping(float(torch.cat(mean).norm()), None)(norm, 1.0).factor)
+        bias.observe(gradients, Clipping(float(torch.cat(mean).norm()), None)(norm, 1.0).divisor)
     assert sum(tensor.numel() for tensor in bias.state().values()) <= 2 * (COORDINATES + 2)
     assert bias.value() == pytest.approx(1 / 3, rel=0.1)
 

@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 
 from dask_isgd.config import Sampling
 from dask_isgd.core.batch import Prepare
-from dask_isgd.errors import CorruptChunkError, WaitTimeoutError
+from dask_isgd.errors import CorruptChunkError, DataError, WaitTimeoutError
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.feed import Feed
 from dask_isgd.learner.feed.lookahead import Lookahead
@@ -109,7 +109,9 @@ def test_a_chunk_left_out_is_drawn_no_more_and_its_minibatch_by_other_random_num
     source = Lookahead(data, sampler, batch=4, steps=20, prepared=0, memory=10**6, timeout=WAIT)
     for step in range(first):
         assert_array_equal(source.minibatch(step, 200)[0].indices, other.draw(step).indices)
-    other.sampler.leave_out(7)
+    error = DataError("damaged")
+    error.rows = (7 * CHUNK, 8 * CHUNK)
+    other.unreadable(error)
     for step in range(first, 60):
         draw, rows = source.minibatch(step, 200)
         wanted = other.draw(step, attempt=int(step == first))

@@ -79,9 +79,10 @@ SETTINGS = [
 def test_a_step_waits_for_nothing(settings, options, no_host_reads, monkeypatch):
     each = trainer(**settings)
     batch = minibatch()
-    each.step(0, *batch, **options)  # makes the optimizer's state, and audits the model
+    for step in (0, 1):  # they make the optimizer's state, audit the model and check its second minibatch
+        each.step(step, *batch, **options)
     with no_host_reads():
-        launched = [each.launch(step, *batch, **options) for step in (1, 2, 3)]
+        launched = [each.launch(step, *batch, **options) for step in (2, 3, 4)]
     monkeypatch.undo()
     assert all(np.isfinite(each.result().loss) for each in launched)
 
@@ -126,10 +127,11 @@ def test_nothing_moves_after_a_step_that_was_not_finite_even_if_more_were_launch
 def test_a_step_on_a_gpu_waits_for_nothing(settings, options):
     each = trainer("cuda", **settings)
     batch = minibatch("cuda")
-    each.step(0, *batch, **options)
+    for step in (0, 1):
+        each.step(step, *batch, **options)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        launched = [each.launch(step, *batch, **options) for step in (1, 2, 3)]
+        launched = [each.launch(step, *batch, **options) for step in (2, 3, 4)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(np.isfinite(each.result().loss) for each in launched)
