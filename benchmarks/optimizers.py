@@ -72,7 +72,9 @@ def steps(data: Problem, name: str, q: NDArray[np.float64], count: int, clipping
         coefficients = 1.0 / (n * q[rows])
         parameter.grad = torch.from_numpy(coefficients @ data.gradients[rows] / BATCH)
         if clipping is not None:
-            clipping([parameter.grad], parameter.grad.norm(), coefficients.max())
+            clipped = clipping(parameter.grad.norm(), coefficients.max())
+            assert clipped is not None
+            parameter.grad *= clipped.factor
         before = parameter.detach().clone()
         optimizer.step()
         if step >= WARM_UP * count:
