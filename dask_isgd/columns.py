@@ -49,7 +49,12 @@ HISTORY = (
     Column("ideal_gain", "ideal gain", "ratio", "gain of the stored weights if none of them were stale"),
     Column("gate", "gate", "switch", "1 if draws follow the weights, 0 if they are uniform"),
     Column("ess_fraction", "effective sample size", "fraction", "(Σq)² / (N Σq²) of the proposal; 1 if it is uniform"),
-    Column("largest_coefficient", "largest coefficient", "", "1/(N q) of the least probable example"),
+    Column(
+        "largest_coefficient",
+        "largest coefficient",
+        "",
+        "1/(N q) of the least probable example; with fading, an upper bound",
+    ),
     Column("mean_weight", "mean weight", "gradient norm", "mean of the stored weights"),
     Column("scored_fraction", "scored fraction", "fraction", "examples that have a weight"),
     Column("mean_age", "mean age", "steps", "mean age of the weights"),
@@ -67,7 +72,13 @@ HISTORY = (
     ),
     Column("smoothing_factor", "cost of smoothing", "ratio", "what smoothing divides the ideal gain by", False),
     Column("staleness_factor", "cost of staleness", "ratio", "what stale weights divide the ideal gain by", False),
-    Column("gate_gain", "gain seen by the gate", "ratio", "smoothed gain by which the gate opens and closes", False),
+    Column(
+        "gate_gain",
+        "gain seen by the gate",
+        "ratio",
+        "smoothed gain by which the gate opens and closes; begins again when it closes",
+        False,
+    ),
     Column(
         "gate_state",
         "state of the gate",

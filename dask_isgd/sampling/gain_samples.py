@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dask_isgd.sampling.draws import Draw, Floats
 from dask_isgd.sampling.gate import Gate
@@ -42,7 +41,7 @@ class GainSamples:
         self._drawn.append((norms, draw.coefficients))
         if gate.forced_closed:
             return
-        known = self._known(gate)[draw.indices // self._sampler.chunk_size]
+        known = self._sampler.versions.take(draw.indices // self._sampler.chunk_size) >= self._judged_from(gate)
         if not known.any():
             return
         # Draws made while the gate was closed have other probabilities than the proposal's.
@@ -61,10 +60,9 @@ class GainSamples:
         sample = Sample(*(np.concatenate(part) for part in zip(*candidate, strict=True))) if candidate else None
         return norms, coefficients, sample
 
-    def _known(self, gate: Gate) -> NDArray[np.bool_]:
-        """Return (n_chunks,) in which chunks the candidate is judged."""
-        versions = self._sampler.versions
+    def _judged_from(self, gate: Gate) -> float:
+        """Return the version from which on a chunk's scores let the candidate be judged in it."""
         if gate.open or not (gate.probing or gate.scored_since):
-            return ~np.isnan(versions)
-        latest = probe_version(versions)
-        return versions >= (latest if gate.probing else min(latest, gate.scored_since))
+            return 0.0
+        probe = probe_version(self._sampler.versions)
+        return probe if gate.probing else min(probe, gate.scored_since)

@@ -6,10 +6,9 @@ In chunk k the proposal weight of an example is affine in its stored weight w ra
       = a_k (r u + (1 - r) mean(u)) + b_k              b_k = (1 - a_k) mean(u) + constant
     a_k = 2^(-(step - base_k) / half_life_steps)
 
-where r is 1 or, with fading, the freshness of the example against its chunk's base (``example_ages``), r is 0 if w was
-never scored, and mean(u) is over the scored. A chunk's sum follows from Σ r u and Σ r, and neither time nor smoothing
-ever touch the examples. With
-f = s - constant, the constant is the largest of
+Here r is 1 or, with fading, the freshness of the example compared to its chunk (``example_ages``); r is 0 if w was
+never scored. The mean is over the scored examples. A chunk's sum follows from Σ r u and Σ r, and neither time nor
+smoothing ever touches the examples. With f = s - constant, the constant is the largest of
 
 - ``smoothing`` × mean(f);
 - mean(f)/(C - 1), which bounds every coefficient mean(s)/s by C = ``max_coefficient``;
