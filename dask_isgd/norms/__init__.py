@@ -2,7 +2,8 @@
 
 ::
 
-    engine              gradient_norms, NormEngine: the audit once, then the fast pass and the fallback
+    one_batch           gradient_norms: the norms of one batch in one call, with the engine kept
+    engine              NormEngine: the audit once, then the fast pass and the fallback
     training_capture    capture_norms: the norms of a training step, from its own backward pass
     audit               which parameters the fast rules serve, proved on a few examples -> NormPlan
     graph_trace         the graph of one ordinary forward pass
@@ -20,7 +21,8 @@
     tensor_trees        inputs, targets and losses, example by example
 """
 
-from dask_isgd.norms.engine import NormEngine, gradient_norms
+from dask_isgd.norms.engine import NormEngine
+from dask_isgd.norms.one_batch import gradient_norms
 from dask_isgd.norms.rules import RULES, Rule, register_rule
 from dask_isgd.norms.tensor_trees import checked_losses
 from dask_isgd.norms.training_capture import TrainingNorms, capture_norms

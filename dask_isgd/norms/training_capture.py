@@ -104,6 +104,9 @@ class TrainingNorms:
             logger.warning("%s: a training step %s needs another plan of norms", type(self._model).__name__, kind)
 
     def _open(self) -> None:
+        if isinstance(self._model, torch.jit.ScriptModule):  # takes no hooks
+            self.possible, self.reason = False, "the model is scripted, and torch runs it outside Python"
+            return
         before = self._model.register_forward_pre_hook(self._before_forward, prepend=True, with_kwargs=True)
         self._handles = [before, self._model.register_forward_hook(self._after_forward)]
 
