@@ -5,6 +5,8 @@
     one_batch           gradient_norms: the norms of one batch in one call, with the engine kept
     engine              NormEngine: the audit once, then the fast pass and the fallback
     training_capture    capture_norms: the norms of a training step, from its own backward pass
+    training_plan       what of a training step the rules serve, and what is read off its graph
+    training_graph      parameters that the examples share: positions, scales, projections of attention
     audit               which parameters the fast rules serve, proved on a few examples -> NormPlan
     graph_trace         the graph of one ordinary forward pass
     coupling            detects examples that depend on each other, and refuses them
