@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import queue
 import threading
 
@@ -53,6 +54,7 @@ class BatchSampler:
         self.monitor = GainMonitor(self.sampler, self.gate, reproducible=reproducible)
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
+        self._steps = self._fed_back = 0
         self.gate_step = -1
         """The step after which the gate last opened or closed; -1: never."""
 
@@ -112,6 +114,7 @@ class BatchSampler:
 
     def learned(self, step: int, draw: Draw, result: Step, *, measure: bool) -> None:
         """Use the norms of a step, if there are any: the monitor observes them, and the sampler is fed back."""
+        self._steps += 1
         if result.norms is None:
             return
         with self._lock:
@@ -121,8 +124,12 @@ class BatchSampler:
                 self.gate_step = step
             if self._sampling.feedback and not self._sampling.uniform:
                 self.sampler.feedback(draw.indices, result.norms, step)
+                self._fed_back += 1
 
     def report(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""
         with self._lock:
-            return self.monitor.row(step)
+            wanted = self._sampling.feedback and not self._sampling.uniform and self._steps
+            share = self._fed_back / self._steps if wanted else math.nan
+            self._steps = self._fed_back = 0
+            return {"feedback": share, **self.monitor.row(step)}

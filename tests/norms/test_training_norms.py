@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from norms_oracle import CASES, cross_entropy, mlp, oracle
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dask_isgd.errors import ModelError
 from dask_isgd.norms import NormEngine, capture_norms
@@ -196,3 +199,22 @@ def test_steps_without_norms_are_reported_once_with_the_reason(caplog: pytest.Lo
         assert "0.weight: no rule for Bilinear" in capture.reason
     (record,) = caplog.records
     assert "yield no norms" in record.message
+
+
+class _Synchronised(TorchDispatchMode):
+    """Fails if an operation must know a value, or the number of results, on the host."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.rpartition("::")[2]
+        assert not name.startswith(("_local_scalar_dense", "unique", "_unique", "nonzero", "masked_select")), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("positions", SHARED)
+def test_a_step_does_not_wait_for_the_device(positions: str) -> None:
+    model, y = SharedParts(positions).train(), torch.randint(0, 5, (SIZE,))
+    for step in range(9):
+        tokens = torch.randint(0, 9, (SIZE, 4))
+        with nullcontext() if step < 2 else _Synchronised(), capture_norms(model) as capture:  # audit, first check
+            cross_entropy(model(tokens), y).sum().backward()
+            assert capture.norms(scale=torch.ones(SIZE)) is not None
