@@ -19,6 +19,9 @@ _HOME = {
     "Scoring": "config",
     "Sampling": "config",
     "gradient_norms": "norms",
+    "NormEngine": "norms",
+    "capture_norms": "norms",
+    "register_rule": "norms",
     "ImportanceSampler": "sampling",
     "Draw": "sampling",
     "gradient_variance": "sampling.variance",
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
     from dask_isgd.config import Sampling as Sampling
     from dask_isgd.config import Scoring as Scoring
     from dask_isgd.dashboard import attach_dashboard as attach_dashboard
+    from dask_isgd.norms import NormEngine as NormEngine
+    from dask_isgd.norms import capture_norms as capture_norms
     from dask_isgd.norms import gradient_norms as gradient_norms
+    from dask_isgd.norms import register_rule as register_rule
     from dask_isgd.run.api import attach as attach
     from dask_isgd.run.api import fit as fit
     from dask_isgd.run.run import Run as Run

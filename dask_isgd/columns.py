@@ -86,6 +86,7 @@ HISTORY = (
         "0 uniform draws configured, 1 kept open, 2 measuring, 3 closed, 4 open",
         False,
     ),
+    Column("feedback", "feedback", "fraction", "steps whose own norms were fed back, since the last report", False),
     Column("threads", "threads", "threads", "torch threads of the learner", False),
 )
 """The learner's reports: one row per ``report_every`` steps (``Run.history``)."""

@@ -15,6 +15,7 @@ PUBLIC = [
     "ImportanceSampler",
     "Learning",
     "LocalCluster",
+    "NormEngine",
     "Run",
     "Sampling",
     "Scoring",
@@ -22,9 +23,11 @@ PUBLIC = [
     "__version__",
     "attach",
     "attach_dashboard",
+    "capture_norms",
     "fit",
     "gradient_norms",
     "gradient_variance",
+    "register_rule",
 ]
 
 

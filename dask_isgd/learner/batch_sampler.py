@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import queue
 import threading
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ class BatchSampler:
         self._drawn: dict[int, Draw] = {}
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
+        self._steps = self._fed_back = 0
         self.gate_step = -1
         """The step after which the gate last opened or closed; -1: never."""
 
@@ -151,6 +153,7 @@ class BatchSampler:
 
     def learned_all(self, steps: Sequence[Learned]) -> None:
         """Use the norms of steps, if there are any: the monitor observes them, and the sampler is fed back."""
+        self._steps += len(steps)
         known = [(each, each.result.norms) for each in steps if each.result.norms is not None]
         if not known:
             return
@@ -163,8 +166,12 @@ class BatchSampler:
             if self._sampling.feedback and not self._sampling.uniform:
                 indices = np.concatenate([each.draw.indices for each, _ in known])
                 self.sampler.feedback(indices, np.concatenate([norms for _, norms in known]), known[-1][0].step)
+                self._fed_back += len(known)
 
     def report(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""
         with self._lock:
-            return self.monitor.row(step)
+            wanted = self._sampling.feedback and not self._sampling.uniform and self._steps
+            share = self._fed_back / self._steps if wanted else math.nan
+            self._steps = self._fed_back = 0
+            return {"feedback": share, **self.monitor.row(step)}

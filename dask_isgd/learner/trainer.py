@@ -80,7 +80,6 @@ class Trainer:
         product = self._nan
         if (norms or measure) and self._captures:
             losses, found = self._backward(inputs, targets, scale, capture=True)
-            self._captures = found is not None  # None: the backward pass cannot compute the norms of a layer
         elif measure and len(coefficients) > 1:
             found = self._engine_norms(inputs, targets)
             losses, product = self._backward_halves(inputs, targets, scale)
@@ -104,7 +103,10 @@ class Trainer:
         with capture_norms(self.model) if capture else nullcontext() as captured:
             losses = checked_losses(self.loss, self.model(*inputs), targets, len(scale))
             torch.dot(losses.float(), scale).backward()  # type: ignore[no-untyped-call]
-            return losses.detach(), captured.norms(scale=scale) if captured is not None else None
+            norms = captured.norms(scale=scale) if captured is not None else None
+        if captured is not None:
+            self._captures = captured.possible  # a single step may be without norms
+        return losses.detach(), norms
 
     def _backward_halves(self, inputs: tuple[Tensor, ...], targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradient in two halves; return the losses (B,) and the unbiased estimate of ||μ||², 0-d."""

@@ -2,8 +2,11 @@
 
 ::
 
-    engine              gradient_norms, NormEngine: the audit once, then the fast pass and the fallback
+    one_batch           gradient_norms: the norms of one batch in one call, with the engine kept
+    engine              NormEngine: the audit once, then the fast pass and the fallback
     training_capture    capture_norms: the norms of a training step, from its own backward pass
+    training_plan       what of a training step the rules serve, and what is read off its graph
+    training_graph      parameters that the examples share: positions, scales, projections of attention
     audit               which parameters the fast rules serve, proved on a few examples -> NormPlan
     graph_trace         the graph of one ordinary forward pass
     coupling            detects examples that depend on each other, and refuses them
@@ -20,7 +23,8 @@
     tensor_trees        inputs, targets and losses, example by example
 """
 
-from dask_isgd.norms.engine import NormEngine, gradient_norms
+from dask_isgd.norms.engine import NormEngine
+from dask_isgd.norms.one_batch import gradient_norms
 from dask_isgd.norms.rules import RULES, Rule, register_rule
 from dask_isgd.norms.tensor_trees import checked_losses
 from dask_isgd.norms.training_capture import TrainingNorms, capture_norms

@@ -87,18 +87,17 @@ def _mask(attn_mask: Tensor | None, padding: Tensor | None, size: int, heads: in
 
 
 class AttentionLayers:
-    """The attention layers of a model, decomposed and restored; the decomposed modules are reused."""
+    """Attention layers, decomposed and restored; the decomposed modules are reused."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self) -> None:
         self._decomposed: WeakKeyDictionary[nn.Module, DecomposedAttention] = WeakKeyDictionary()
 
     @contextmanager
-    def decomposed(self) -> Iterator[bool]:
-        """Decompose the layers inside; yield whether there are any."""
+    def decomposed(self, model: nn.Module) -> Iterator[bool]:
+        """Decompose the layers of the model inside; yield whether there are any."""
         places = [
             (parent, key, child)
-            for parent in list(self.model.modules())
+            for parent in list(model.modules())
             for key, child in parent._modules.items()
             if child is not None and _decomposable(child)
         ]
@@ -114,11 +113,11 @@ class AttentionLayers:
                 parent._modules[key] = child
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
+    def restored(self, model: nn.Module) -> Iterator[None]:
         """Restore the original layers inside :meth:`decomposed`."""
         places = [
             (parent, key, child)
-            for parent in list(self.model.modules())
+            for parent in list(model.modules())
             for key, child in parent._modules.items()
             if isinstance(child, DecomposedAttention)
         ]

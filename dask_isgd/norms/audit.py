@@ -62,6 +62,8 @@ class NormPlan:
     """Whether the fallback uses vmap, not a loop."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why each parameter of the fallback is there."""
+    size: int = 0
+    """The number of examples in the audit's batch."""
     deterministic: bool = True
     """Whether the model draws no random numbers in its mode."""
     conclusive: bool = True
@@ -150,12 +152,19 @@ class _AuditBatch:
 
 
 def audit(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, *, rows: Tensor | None = None, whole: bool = False
+    model: nn.Module,
+    loss: Loss,
+    inputs: Any,
+    targets: Any,
+    *,
+    rows: Tensor | None = None,
+    whole: bool = False,
+    training: bool = False,
 ) -> NormPlan:
     """Return the plan for a model in its current mode; must be called inside ``preserved``.
 
     ``rows`` are the examples to use, all of them in order unless given; the audit takes the first few of them, or
-    (``whole``) the batch as it is.
+    (``whole``) the batch as it is. ``training``: the plan is that of a training step, which has no fallback.
     Raises ModelError for a loss of the wrong shape, for examples that depend on each other, and for a loss
     that no trainable parameter reaches.
     """
@@ -181,12 +190,14 @@ def audit(
     if deterministic or not trace.chosen:  # masks of dropout on chosen rows depend on how many there are
         check_others_irrelevant(model, loss, inputs, targets, examples[0])
     batch = _AuditBatch(model, loss, inputs, targets, size, before, layers_with_rules(model), reference)
-    layers, copies, capture, reasons = _served(batch, trace, list(parameters), deterministic=deterministic)
-    fallback = tuple(name for name in parameters if name in reasons)
-    by_vmap, loop_reason = (
-        _vmap_fits(batch, fallback, examples, deterministic=deterministic) if fallback else (False, "")
+    layers, copies, capture, reasons = _served(
+        batch, trace, list(parameters), training=training, deterministic=deterministic
     )
-    _log_fallback(model, reasons, loop_reason)
+    fallback = tuple(name for name in parameters if name in reasons)
+    by_vmap, loop_reason = False, ""
+    if fallback and not training:
+        by_vmap, loop_reason = _vmap_fits(batch, fallback, examples, deterministic=deterministic)
+        _log_fallback(model, reasons, loop_reason)
     return NormPlan(
         layers=layers,
         copies=copies,
@@ -195,23 +206,24 @@ def audit(
         fallback=fallback,
         by_vmap=by_vmap,
         reasons=reasons,
+        size=size,
         deterministic=deterministic,
         conclusive=bool(torch.isfinite(trace.losses).all()),
     )
 
 
 def _served(
-    batch: _AuditBatch, trace: GraphTrace, names: list[str], *, deterministic: bool
+    batch: _AuditBatch, trace: GraphTrace, names: list[str], *, training: bool, deterministic: bool
 ) -> tuple[tuple[CapturedLayer, ...], dict[str, Shape], Capture, dict[str, str]]:
     """Return the layers and copies whose norms are autograd's, their pass, and why other parameters are not served."""
     layouts = _layouts(batch, trace)
     reasons = _unexplained(batch, trace, layouts)
     ruled = {name for own in batch.parameters.values() for name in own.values()}
-    free = [name for name, reason in reasons.items() if name not in ruled and reason != CHOSEN]
+    free = [name for name, why in reasons.items() if name not in ruled and why != CHOSEN and not training]
     copies = _copies(batch, [name for name in free if _copyable(batch.model, trace, name)])
     reasons = {name: reason for name, reason in reasons.items() if name not in copies}
     while True:
-        if reasons and not deterministic:
+        if reasons and not (deterministic or training):
             reason = "dropout is on, and one pass must serve all parameters"
             reasons |= {name: reason for name in names if name not in reasons}
         layers = _captured_layers(batch.parameters, reasons, trace.calls, layouts)

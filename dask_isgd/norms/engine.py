@@ -17,7 +17,14 @@ from dask_isgd.norms.capture import fast_pass
 from dask_isgd.norms.coupling import agree, mixes_rows, same_losses
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
 from dask_isgd.norms.later_batches import CheckSchedule
-from dask_isgd.norms.model_state import check_supported, preserved, random_state, set_random_state, trainable
+from dask_isgd.norms.model_state import (
+    as_written,
+    check_supported,
+    preserved,
+    random_state,
+    set_random_state,
+    trainable,
+)
 from dask_isgd.norms.tensor_trees import (
     Loss,
     batch_size,
@@ -60,18 +67,26 @@ class NormEngine:
             raise ConfigError(f"method: got {method!r}, wanted one of {', '.join(map(repr, METHODS))}")
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"micro_batch: got {micro_batch!r}, wanted a whole number at least 1 or None")
-        self.model: nn.Module = model._modules.get("_orig_mod") or model  # compiled or not
-        self.loss = loss
+        self.attach(model, loss)
         self.method = method
         self.train_mode = train_mode
         self.micro_batch = micro_batch
         self.plan: NormPlan | None = None
         """The result of the audit; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
-        self._attention = AttentionLayers(self.model)
+        self._attention = AttentionLayers()
         self._compared: set[tuple[torch.Size, ...]] = set()
         self._schedule = CheckSchedule()
         self._reported = False
+
+    def attach(self, model: nn.Module, loss: Loss) -> None:
+        """Compute the norms of this model and this loss from now on."""
+        self.model: nn.Module = as_written(model)
+        self.loss = loss
+
+    def detach(self) -> None:
+        """Release model and loss, and keep the plan."""
+        del self.model, self.loss
 
     def __call__(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Return norms and losses of a batch: (B,) float32 each, on the device of the losses.
@@ -120,7 +135,7 @@ class NormEngine:
 
     def _exact(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
         rows: Tensor | None = None
-        with self._attention.decomposed() as decomposed:
+        with self._attention.decomposed(self.model) as decomposed:
             for _ in range(2):
                 start, before = time.perf_counter(), random_state(self.model)
                 found = self._by_plan(inputs, targets, size, decomposed=decomposed, rows=rows)
@@ -150,7 +165,7 @@ class NormEngine:
         assert plan is not None
         if not plan.deterministic and plan.fallback:
             return None  # its random numbers are drawn, and gone
-        with self._attention.restored():
+        with self._attention.restored(self.model):
             if plan.deterministic:
                 one = slice(k, k + 1)
                 wanted = squares_by_loop(
@@ -254,7 +269,7 @@ class NormEngine:
             return True
         size = len(losses)
         set_random_state(self.model, before)
-        with torch.no_grad(), self._attention.restored():
+        with torch.no_grad(), self._attention.restored(self.model):
             plain = checked_losses(self.loss, call(self.model, inputs), targets, size)
         set_random_state(self.model, before)
         last, _ = fast_pass(self.model, self.loss, inputs, targets, plan.layers, plan.copies, size, only=size - 1)
@@ -283,28 +298,3 @@ def structure_of(model: nn.Module) -> tuple[Any, ...]:
                 found += (name, id(parameter), parameter is not None and parameter.requires_grad)
             ahead += module._modules.items()
     return tuple(found)
-
-
-def gradient_norms(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Any,
-    targets: Any,
-    *,
-    method: str = "exact",
-    train_mode: bool = False,
-    micro_batch: int | None = None,
-) -> Tensor:
-    """Return ||∂L_n/∂θ||₂ of each example's own loss with respect to all trainable parameters: (B,) float32.
-
-    ``loss(output, target)`` returns one loss per example, (B,). ``inputs`` is a tensor, a tuple
-    (``model(*inputs)``) or a mapping (``model(**inputs)``). The other arguments are those of
-    :class:`NormEngine`; create one to compute the norms of more than one batch of a model.
-
-    >>> model = torch.nn.Linear(2, 1, bias=False)
-    >>> x, y = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.zeros(2)
-    >>> gradient_norms(model, lambda output, target: output[:, 0] - target, x, y)
-    tensor([5., 2.])
-    """
-    engine = NormEngine(model, loss, method=method, train_mode=train_mode, micro_batch=micro_batch)
-    return engine(inputs, targets)[0]

@@ -113,15 +113,23 @@ def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             module._parameters[key] = parameter
 
 
+def as_written(model: nn.Module) -> nn.Module:
+    """Return the model that torch.compile wraps, or the model itself."""
+    return dict(model.named_children()).get("_orig_mod", model)
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Return whether torch.compile has compiled the model or a part of it."""
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+    return any(
+        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Run compiled modules inside the model as they were written: hooks do not run in compiled code."""
-    modules = [m for m in model.modules() if m._compiled_call_impl is not None]
+    modules = [m for m in model.modules() if getattr(m, "_compiled_call_impl", None) is not None]
     calls = [(module, module._compiled_call_impl) for module in modules]
     wrapped = [
         (parent, key, child)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dask_isgd.errors import ModelError
-from dask_isgd.norms.audit import NormPlan, audit
 from dask_isgd.norms.capture import Capture
 from dask_isgd.norms.engine import structure_of
 from dask_isgd.norms.later_batches import CheckSchedule, nodes_created
-from dask_isgd.norms.model_state import check_supported, is_compiled, preserved
-from dask_isgd.norms.tensor_trees import batch_size, detached, tensors
+from dask_isgd.norms.tensor_trees import tensors
+from dask_isgd.norms.training_graph import SharedReader
+from dask_isgd.norms.training_plan import TrainingPlan, training_plan
 
 logger = logging.getLogger("dask_isgd.norms")
 
@@ -30,7 +29,7 @@ class _Trained:
     """What is known of a model that is trained under captures."""
 
     structure: tuple[Any, ...]
-    plan: NormPlan | None
+    plan: TrainingPlan | None
     """None if no plan serves the model."""
     reason: str
     schedule: CheckSchedule = field(default_factory=CheckSchedule)
@@ -47,8 +46,9 @@ class TrainingNorms:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._trained: _Trained | None = None
-        self._plan: NormPlan | None = None
+        self._plan: TrainingPlan | None = None
         self._capture: Capture | None = None
+        self._reader: SharedReader | None = None
         self._handles: list[RemovableHandle] = []
         self._auditing = False
         self._start = 0.0
@@ -72,7 +72,8 @@ class TrainingNorms:
         trained.seconds = time.perf_counter() - self._start
         capture.finish()
         size = len(scale)
-        if not plan.matches(capture, size):
+        shared = self._reader.squares() if self._reader is not None else []
+        if shared is None or not plan.layers.matches(capture, size):
             self.reason = "the step did not make the forward and backward pass that the audit proved"
             return None
         if trained.schedule.due(self._nodes):
@@ -81,7 +82,10 @@ class TrainingNorms:
             self.reason = "the audit, repeated on this batch, has another result"
             return None
         self.reason = ""
-        return capture.squares(size, scale.device).sqrt_().div_(scale).abs_().float()
+        squares = capture.squares(size, scale.device)
+        for square in shared:
+            squares += square.to(squares)
+        return squares.sqrt_().div_(scale).abs_().float()
 
     def _check(self, trained: _Trained, size: int) -> None:
         """Repeat the audit on this batch: on a few of its examples, or on all if their control flow is new."""
@@ -89,10 +93,10 @@ class TrainingNorms:
         known = self._nodes in schedule.flows
         rows = torch.randperm(size, generator=schedule.generator) if known else None
         self._auditing = True
-        plan, reason = _plan_of(self._model, self._inputs, rows=rows, whole=not known)
+        plan, reason = training_plan(self._model, self._inputs, rows=rows, whole=not known)
         self._auditing = False
         schedule.checked(time.perf_counter() - start, trained.seconds)
-        if plan is not None and not plan.conclusive:
+        if plan is not None and not plan.layers.conclusive:
             return
         same = plan is not None and trained.plan is not None and plan.same_as(trained.plan)
         if not known:
@@ -104,6 +108,9 @@ class TrainingNorms:
             logger.warning("%s: a training step %s needs another plan of norms", type(self._model).__name__, kind)
 
     def _open(self) -> None:
+        if isinstance(self._model, torch.jit.ScriptModule):  # takes no hooks
+            self.possible, self.reason = False, "the model is scripted, and torch runs it outside Python"
+            return
         before = self._model.register_forward_pre_hook(self._before_forward, prepend=True, with_kwargs=True)
         self._handles = [before, self._model.register_forward_hook(self._after_forward)]
 
@@ -112,6 +119,8 @@ class TrainingNorms:
             self._handles.pop().remove()
         if self._capture is not None:
             self._capture.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too
@@ -125,8 +134,10 @@ class TrainingNorms:
                 self._close()
                 return
             self._start = time.perf_counter()
-            self._capture = Capture(model, self._plan.layers, len(tensors((args, kwargs))[0]))
+            self._capture = Capture(model, self._plan.layers.layers, len(tensors((args, kwargs))[0]))
             self._capture.open()
+            if self._plan.shared:
+                self._reader = SharedReader(model, self._plan.shared, self._capture.size)
         self._capture.recording = True
         self._nodes -= nodes_created()
 
@@ -134,10 +145,14 @@ class TrainingNorms:
         structure, trained = structure_of(model), _TRAINED.get(model)
         if trained is None or trained.structure != structure:
             self._auditing = True
-            plan, reason = _plan_of(model, self._inputs)
+            plan, reason = training_plan(model, self._inputs)
             self._auditing = False
+            if plan is None:
+                logger.warning(
+                    "%s: training steps yield no norms of their minibatches: %s", type(model).__name__, reason
+                )
             trained = _Trained(structure, plan, reason)
-            if plan is None or plan.conclusive:
+            if plan is None or plan.layers.conclusive:
                 _TRAINED[model] = trained
             else:
                 trained.plan, trained.reason = None, "the losses are not finite"
@@ -147,6 +162,8 @@ class TrainingNorms:
         if self._capture is not None and self._capture.recording:
             self._capture.recording = False
             self._nodes += nodes_created()
+            if self._reader is not None:
+                self._reader.find(tensors(output))
 
 
 @contextmanager
@@ -170,37 +187,3 @@ def capture_norms(model: nn.Module) -> Iterator[TrainingNorms]:
         yield captured
     finally:
         captured._close()
-
-
-def _plan_of(
-    model: nn.Module, inputs: Any, *, rows: Tensor | None = None, whole: bool = False
-) -> tuple[NormPlan | None, str]:
-    """Return the model's plan in its current mode, or None and why a training step does not yield its norms."""
-    if is_compiled(model):
-        return None, "the model is compiled, and hooks of its layers do not run in compiled code"
-    try:
-        if inputs is None or not batch_size(inputs, ()):
-            return None, "the model is called with positional and named inputs, or with none"
-        with preserved(model, None):
-            check_supported(model)
-            plan = audit(model, _row_loss, detached(inputs), (), rows=rows, whole=whole)
-    except ModelError as error:  # the engine, used instead, reports what is wrong
-        return None, str(error)
-    if not plan.forward_unchanged:
-        names = [*plan.fallback, *plan.copies, *(layer.name for layer in plan.layers if layer.layout.shared)]
-        return None, f"the backward pass of a training step has no norms of {', '.join(names[:4])}" + (
-            f" and {len(names) - 4} more" if len(names) > 4 else ""
-        )
-    return plan, ""
-
-
-def _row_loss(output: Any, targets: Any) -> Tensor:
-    """Return a loss per example that depends on every element of its output and on nothing else."""
-    parts = []
-    for tensor in tensors(output):
-        if tensor.is_floating_point():
-            rows = tensor.reshape(len(tensor), -1).float()
-            parts.append(rows @ torch.linspace(0.5, 1.5, rows.shape[1], device=rows.device))
-    if not parts:
-        raise ModelError(f"got an output without a floating-point tensor ({type(output).__name__}), wanted one")
-    return torch.stack(parts).sum(0)

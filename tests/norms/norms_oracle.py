@@ -209,8 +209,8 @@ class Case:
     shape: tuple[int, ...] = (6,)
     fast: bool = True
     """No parameter needs the fallback."""
-    captured: bool = True
-    """An ordinary training step holds its norms."""
+    captured: bool | None = None
+    """(None: as ``fast``.) An ordinary training step holds its norms."""
     tokens: bool = False
 
     def inputs(self, size: int) -> Tensor:
@@ -241,7 +241,7 @@ CASES: dict[str, Case] = {
     "tied layers, three dimensions": Case(lambda: nn.Sequential(Tied(), nn.Flatten(), nn.Linear(24, 5)), (3, 6)),
     "a hook of the user's": Case(Hooked),
     "a weight used behind the back": Case(BehindTheBack, fast=False),
-    "a raw parameter": Case(RawParameter, captured=False),
+    "a raw parameter": Case(RawParameter),
     "positions first": Case(Transposed, (3, 6)),
     "batch and positions merged": Case(Merged, (3, 6)),
     "examples in reverse": Case(Flipped, fast=False),
@@ -255,12 +255,12 @@ CASES: dict[str, Case] = {
     "group normalisation": Case(lambda: nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 5))),
     "embedding": Case(lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5)), (3,), tokens=True),
     "tied embedding": Case(TiedEmbedding, (4,), fast=False, tokens=True),
-    "attention": Case(Attention, (4, 8), captured=False),
+    "attention": Case(Attention, (4, 8)),
     "weight normalisation": Case(
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 5)),
         fast=False,
     ),
-    "control flow on values": Case(Stubborn, fast=False),
+    "control flow on values": Case(Stubborn, fast=False, captured=True),
     "a checkpointed layer": Case(lambda: Checkpointed()),
 }
 

@@ -22,15 +22,20 @@ class EmbeddingRule:
         return (x,)
 
     def norms(self, module: nn.Embedding, saved: Saved, grad: Tensor, names: frozenset[str]) -> Tensor:
-        size, rows = len(grad), module.num_embeddings
-        # Each (example, token) once: no table is formed per example.
-        cells, where = torch.unique(_cells(saved[0], rows), return_inverse=True)
-        sums = grad.new_zeros(len(cells), module.embedding_dim, dtype=_sum_dtype(grad))
-        sums.index_add_(0, where, grad.reshape(-1, module.embedding_dim).to(sums.dtype))
+        size, rows, width = len(grad), module.num_embeddings, module.embedding_dim
+        # Each (example, token) once: no table is formed per example. The number of sums is that of all positions, of
+        # which the last ones may stay zero: their true number would be known to the device only.
+        cells, order = _cells(saved[0], rows).sort()
+        first = torch.ones_like(cells, dtype=torch.bool)
+        first[1:] = cells[1:] != cells[:-1]
+        where = first.cumsum(0) - 1
+        sums = grad.new_zeros(len(cells), width, dtype=_sum_dtype(grad))
+        sums.index_add_(0, where, grad.reshape(-1, width).to(sums.dtype)[order])
         squares = square_norms(sums)
+        owners = torch.zeros_like(cells).scatter_(0, where, cells)
         if module.padding_idx is not None:
-            squares = squares.masked_fill_(cells % rows == module.padding_idx, 0)
-        total = torch.zeros(size, dtype=squares.dtype, device=grad.device).index_add_(0, cells // rows, squares)
+            squares = squares.masked_fill_(owners % rows == module.padding_idx, 0)
+        total = torch.zeros(size, dtype=squares.dtype, device=grad.device).index_add_(0, owners // rows, squares)
         return total.sqrt_().to(sums.dtype)
 
     def gradient(self, module: nn.Embedding, saved: Saved, grad: Tensor, name: str) -> Tensor:

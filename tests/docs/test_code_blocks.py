@@ -1,0 +1,34 @@
+"""The code of a page runs, block after block, as a reader would run it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dask_isgd.norms import RULES
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PAGES = ["rules.md"]
+
+
+@pytest.fixture
+def _rules() -> Iterator[None]:
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
+
+
+@pytest.mark.usefixtures("_rules")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_runs(page: str) -> None:
+    blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+    assert blocks
+    names: dict[str, Any] = {"__name__": page}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
