@@ -88,9 +88,7 @@ class ImageTable:
 
 
 def _height_and_width(size: Any) -> tuple[int, int]:
-    fits = (
-        isinstance(size, (list, tuple)) and len(size) == 2 and all(type(n) is int and 0 < n <= _LARGEST for n in size)
-    )
-    if not fits:
+    pair = isinstance(size, (list, tuple)) and len(size) == 2
+    if not pair or not all(type(n) is int and 0 < n <= _LARGEST for n in size):
         raise DataError(f"images: got size {str(size)[:80]}, wanted [height, width], each from 1 to {_LARGEST:,}")
     return size[0], size[1]
