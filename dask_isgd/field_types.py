@@ -35,7 +35,7 @@ class Fits:
     def _check(self, value: Any) -> Any:
         try:
             fits = self.test(value)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
             fits = False
         if not fits:
             raise ValueError(self.wanted)

@@ -74,7 +74,7 @@ class Coordinator(LongTask):
         self.final_published = False
         self.paused = False
         self.learner_step = 0
-        self.faults = 0
+        self.faults = self.examples = 0
         self._tries: dict[int, int] = {}
         self._skipped: set[int] = set()
         self._probing_since: float | None = None
@@ -106,7 +106,7 @@ class Coordinator(LongTask):
 
     def result(self, outcome: str) -> dict[str, Any]:
         """Return the result of the task."""
-        return {"outcome": outcome, "examples": self.score_reporter.examples, "faults": self.faults}
+        return {"outcome": outcome, "examples": self.examples, "faults": self.faults}
 
     @property
     def last_step(self) -> int:
@@ -128,6 +128,7 @@ class Coordinator(LongTask):
         try:
             self.tasks.cancel()
             self.evaluator.close()
+            self.examples = self.score_reporter.examples
             self.score_reporter.close(self.learner_step)
             self.parameters = None
             if outcome not in ("left", "fenced") and self.earlier_outcome is None:  # else a successor needs it

@@ -59,7 +59,12 @@ def open_variable(file: BinaryIO, path: Path, name: str) -> Variable | None:
             read = _exactly(_inflated(file, size) if kind == _COMPRESSED else _plain(file, size), path)
             if kind == _COMPRESSED:
                 read(8)  # skip the tag of the matrix inside
-            variable = _matrix(read, order, path, name)
+            try:
+                variable = _matrix(read, order, path, name)
+            except (ValueError, struct.error) as error:
+                if isinstance(error, DataError):
+                    raise
+                raise _broken(path, str(error)) from error
             if variable is not None:
                 return variable
         file.seek(following)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dask_isgd.errors import DataError, EmptyDatasetError
 from dask_isgd.pipelines.ingestion.tables.table import Table, distinct
-from dask_isgd.storage.data.writing import Column
+from dask_isgd.storage.data.writing import Column, require_names
 
 _NUMBERS, _INTEGERS, _TEXT = "biuf", "biu", "OUST"
 """Kinds of numpy dtypes."""
@@ -64,6 +64,7 @@ def choose_columns(
             f"got inputs {list(inputs)}, target {target!r}, dtypes of {sorted(dtypes)}; wanted each column once, "
             f"at least one input, and dtypes of these columns only; there are {sorted(known)}"
         )
+    require_names((*inputs, target), "columns")
     kind = known[target].dtype.kind
     classify = classify if classify is not None else kind in _INTEGERS + _TEXT and not known[target].shape
     values = distinct(table, target) if classify and (relabel or kind in _TEXT) else None

@@ -24,6 +24,7 @@ from dask_isgd.pipelines.ingestion.prepared import prepare
 from dask_isgd.pipelines.ingestion.statistics import mode_of
 from dask_isgd.pipelines.ingestion.tables.opening import open_table
 from dask_isgd.pipelines.ingestion.tables.table import fingerprint
+from dask_isgd.storage.data.writing import require_names
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -111,6 +112,7 @@ def ingest(
     rule = SplitRule(
         splits=dict(splits if splits is not None else SPLITS), group=group, time=time, shuffle=shuffle, seed=seed
     )
+    require_names(rule.splits, "splits")
     columns = choose_columns(
         table,
         inputs=inputs,

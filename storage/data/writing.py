@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from dask_isgd.storage.backends.folder import writing
 from dask_isgd.storage.backends.stores import Array, StorageOptions, consolidate, open_store, redact
 from dask_isgd.storage.data.layout import FORMAT_VERSION
 
+_LONGEST_NAME = 128
 INLINE = 64
 """Normalisation constants with more elements than this become separate arrays, not attributes."""
 
@@ -152,9 +153,19 @@ def _create(
     )
 
 
+def require_names(names: Iterable[str], what: str) -> None:
+    """Raise DataError for a name that could not be the name of a folder beside others: it becomes one."""
+    for name in names:
+        if not name or name.startswith((".", "__")) or set(name) & set("/\\\0") or len(name.encode()) > _LONGEST_NAME:
+            raise DataError(
+                f"{what}: got the name {name[:80]!r}, wanted a name without slashes that begins neither with '.' nor "
+                f"'__', of at most {_LONGEST_NAME} bytes; rename it"
+            )
+
+
 def _check(arrays: Mapping[str, np.ndarray], inputs: list[str], target: str, chunk_size: int, split: str) -> None:
-    if not split or split.strip("/.") != split:
-        raise DataError(f"got the split {split!r}, wanted a name such as 'train'")
+    require_names(split.split("/"), "split")
+    require_names(map(str, arrays), "arrays")
     if chunk_size < 1:
         raise DataError(f"got chunk_size={chunk_size}, wanted at least 1")
     absent = [name for name in (*inputs, target) if name not in arrays]

@@ -7,7 +7,7 @@ import torch
 from conftest import MODEL
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import PreparedRun, RunRequest, create, prepare
+from dask_isgd.checks.request import PreparedRun, RunRequest, begin, create, prepare
 from dask_isgd.core import models
 from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import CheckpointError, RunMismatchError
@@ -63,3 +63,21 @@ def test_checkpoints_of_a_run_that_was_overwritten_do_not_count(run, digits, run
     run.spec.directory.checkpoints().commit(70, 1, {}, {"run": "another"})
     assert run.spec.directory.checkpoints().latest(run.spec.run).step == 50
     assert prepared(digits, run_dir, steps=60).resume
+
+
+def test_what_a_client_left_half_created_is_completed(digits, run_dir):
+    plan = prepared(digits, run_dir)
+    directory = plan.spec.directory
+    directory.create(plan.document)  # and the client dies
+    again = prepared(digits, run_dir)
+    begin(again)
+    weights = directory.open_weights()
+    assert (weights.n, weights.chunk_size) == (len(digits), plan.spec.chunk)
+    assert directory.control() == {"want": "run", "attempt": again.spec.attempt}
+
+
+def test_the_number_of_a_start_is_above_any_before_even_if_a_clock_was_ahead(run, digits, run_dir):
+    run.spec.directory.set_control(attempt=10**17)
+    assert prepared(digits, run_dir).spec.attempt == 10**17 + 1
+    (run_dir / "control.json").write_bytes(b"damaged")
+    assert 0 < prepared(digits, run_dir).spec.attempt < 10**17

@@ -1,11 +1,12 @@
 """Whatever is in a file that the library reads, it raises its own error or reads it: never another error, never a hang,
 never code.
 
-CI tries some 500 inputs, the same ones each time; ``scripts/fuzz HOURS`` tries new ones for a night.
+CI tries some 600 inputs, the same ones each time; ``scripts/fuzz HOURS`` tries new ones for a night.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -19,16 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 import zarr
 from damage import damaged_bytes, damaged_json, damaged_yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from matplotlib.image import imsave
+from scipy.io import savemat
 
 from dask_isgd.clusters import load_cluster
 from dask_isgd.errors import IsgdError
 from dask_isgd.pipelines.commands import show
+from dask_isgd.pipelines.datasets.idx import read_idx
+from dask_isgd.pipelines.datasets.matlab import open_variable
 from dask_isgd.pipelines.ingestion.recipe import ingest_recipe
 from dask_isgd.pipelines.recipes import load_recipe
 from dask_isgd.storage import Dataset, RunDirectory, write_dataset
@@ -36,27 +42,28 @@ from dask_isgd.storage import Dataset, RunDirectory, write_dataset
 EXAMPLES = int(os.environ.get("ISGD_FUZZ_EXAMPLES", "25"))
 """Inputs per kind of file."""
 LIMIT = timedelta(seconds=20)
-RUNNING_CODE = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen")
-_watched = False
+COMMANDS = frozenset(("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen"))
+RUNNING_CODE = COMMANDS | {"pickle.find_class"}
+_watched: frozenset[str] = frozenset()
 
 
 class CodeRanError(BaseException):
     """A file ran code."""
 
 
-def _audit(event: str, _: tuple[Any, ...]) -> None:
-    if _watched and event in RUNNING_CODE:
-        raise CodeRanError(event)
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _watched:
+        raise CodeRanError(event, arguments)
 
 
 sys.addaudithook(_audit)
 
 
 @contextmanager
-def only_our_errors() -> Iterator[None]:
+def only_our_errors(forbidden: frozenset[str] = RUNNING_CODE) -> Iterator[None]:
     """Let an IsgdError pass, and nothing else."""
     global _watched
-    _watched = True
+    former, _watched = _watched, forbidden
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a library about the file: it may warn
@@ -64,7 +71,7 @@ def only_our_errors() -> Iterator[None]:
     except IsgdError:
         pass
     finally:
-        _watched = False
+        _watched = former
 
 
 # What is read -----------------------------------------------------------------------------------
@@ -253,10 +260,12 @@ RECIPE = {
 }
 
 
-def read_yaml_file(folder: Path, content: bytes, read: Callable[[Path], Any]) -> None:
+def read_yaml_file(
+    folder: Path, content: bytes, read: Callable[[Path], Any], forbidden: frozenset[str] = RUNNING_CODE
+) -> None:
     path = folder / "file.yaml"
     path.write_bytes(content)
-    with only_our_errors():
+    with only_our_errors(forbidden):
         read(path)
 
 
@@ -279,44 +288,107 @@ def test_recipes(tmp_path):
     check()
 
 
-@pytest.fixture
-def sources(tmp_path) -> dict[str, dict[str, Any]]:
-    """A recipe for each kind of source."""
+def make_sources(root: Path) -> dict[str, dict[str, Any]]:
+    """Write a file of each kind that can be ingested; return a recipe for each kind."""
     x, y = np.ones((12, 3), np.float32), np.arange(12) % 2
-    np.savez(tmp_path / "rows.npz", x=x, y=y)
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "y.npy", y)
-    rest = {"target": "y", "splits": {"train": 0.5, "validation": 0.5}, "seed": 3, "chunk_size": 4, "memory": "1MB"}
+    np.savez(root / "rows.npz", x=x, y=y)
+    np.save(root / "x.npy", x)
+    np.save(root / "y.npy", y)
+    pd.DataFrame({"a": x[:, 0], "y": y}).to_parquet(root / "rows.parquet")
+    make_plain(root / "rows.zarr")
+    for name, dimensions in {"x": ["sample", "k"], "y": ["sample"]}.items():
+        (root / "rows.zarr" / name / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": dimensions}))
+    for i in range(4):
+        (root / "images" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        imsave(root / "images" / f"class{i % 2}" / f"{i}.png", np.full((5, 5, 3), 10 * i, np.uint8))
+    rest = {"splits": {"train": 0.5, "validation": 0.5}, "seed": 3, "chunk_size": 4, "memory": "1MB"}
     return {
-        "npz": {"source": {"numpy": str(tmp_path / "rows.npz")}, **rest},
-        "npy": {"source": {"numpy": {k: str(tmp_path / f"{k}.npy") for k in "xy"}}, "dtypes": {"x": "f4"}, **rest},
+        "npz": {"source": {"numpy": str(root / "rows.npz")}, "target": "y", **rest},
+        "npy": {"source": {"numpy": {k: str(root / f"{k}.npy") for k in "xy"}}, "dtypes": {"x": "f4"}, **rest},
+        "parquet": {"source": {"parquet": str(root / "rows.parquet"), "features": {"f": ["a"]}}, "target": "y", **rest},
+        "images": {"source": {"images": str(root / "images"), "size": [4, 4], "mode": "L"}, **rest},
+        "zarr": {"source": {"xarray": str(root / "rows.zarr")}, "target": "y", "normalise": "auto", **rest},
     }
 
 
-@pytest.mark.parametrize("name", ["npz", "npy"])
-def test_ingestion_recipes(name, sources, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+SOURCES = {
+    "npz": "rows.npz",
+    "npy": "x.npy",
+    "parquet": "rows.parquet",
+    "images": "images/class0/0.png",
+    "zarr": "rows.zarr/x/.zarray",
+}
 
-    @fuzzed()
-    @given(damaged_yaml(yaml.safe_dump(sources[name])))
+
+def ingested(folder: Path, content: bytes, name: str) -> None:
+    forbidden = COMMANDS if name == "parquet" else RUNNING_CODE  # dask.dataframe pickles its own expressions
+    made = folder / "made.zarr"
+    shutil.rmtree(made, ignore_errors=True)
+    read_yaml_file(folder, content, lambda path: ingest_recipe(path, str(made)), forbidden)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_ingestion_recipes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = make_sources(tmp_path)[name]
+
+    @fuzzed(EXAMPLES // 2)
+    @given(damaged_yaml(yaml.safe_dump(recipe)))
     def check(content):
-        made = tmp_path / "made.zarr"
-        shutil.rmtree(made, ignore_errors=True)
-        read_yaml_file(tmp_path, content, lambda path: ingest_recipe(path, str(made)))
+        ingested(tmp_path, content, name)
 
     check()
 
 
-@pytest.mark.parametrize(("name", "file"), [("npz", "rows.npz"), ("npy", "x.npy")])
-def test_damaged_sources(name, file, sources, tmp_path):
-    pristine = (tmp_path / file).read_bytes()
+@pytest.mark.parametrize("name", SOURCES)
+def test_damaged_sources(name, tmp_path):
+    recipe, path = json.dumps(make_sources(tmp_path)[name]).encode(), tmp_path / SOURCES[name]
+    pristine = path.read_bytes()
+
+    @fuzzed(EXAMPLES // 2)
+    @given(damaged_json(pristine) if path.name == ".zarray" else damaged_bytes(pristine))
+    def check(content):
+        path.write_bytes(content)
+        ingested(tmp_path, recipe, name)
+
+    check()
+
+
+PIXELS = np.ones((3, 4, 7), np.uint8)
+
+
+def read_mat(path: Path) -> None:
+    with path.open("rb") as file:
+        variable = open_variable(file, path, "X")
+        while variable is not None and len(variable.read(5)):
+            pass
+
+
+def save_idx(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"\0\0\x08\x02" + np.array([4, 3], ">u4").tobytes() + bytes(12)))
+
+
+@pytest.mark.parametrize(
+    ("make", "read"),
+    [
+        (
+            lambda path: savemat(path, {"a": np.ones(3), "X": np.ones((3, 4, 7), np.uint8)}, do_compression=True),
+            read_mat,
+        ),
+        (lambda path: savemat(path, {"X": np.ones((3, 4, 7), np.uint8)}), read_mat),
+        (save_idx, read_idx),
+    ],
+    ids=["mat", "plain mat", "idx"],
+)
+def test_damaged_downloads(make, read, tmp_path):
+    path = tmp_path / "file.mat"
+    make(path)
 
     @fuzzed()
-    @given(damaged_bytes(pristine))
+    @given(damaged_bytes(path.read_bytes()))
     def check(content):
-        (tmp_path / file).write_bytes(content)
-        made = tmp_path / "made.zarr"
-        shutil.rmtree(made, ignore_errors=True)
-        read_yaml_file(tmp_path, json.dumps(sources[name]).encode(), lambda path: ingest_recipe(path, str(made)))
+        path.write_bytes(content)
+        with only_our_errors():
+            read(path)
 
     check()

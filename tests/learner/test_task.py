@@ -11,6 +11,7 @@ from distributed import Client
 
 import dask_isgd as isgd
 from dask_isgd.checks.request import RunRequest, create, prepare
+from dask_isgd.coordinator.task import coordinate
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import StorageFullError
 from dask_isgd.learner import task
@@ -49,3 +50,14 @@ def test_what_was_opened_is_closed(client: Client, digits, run_dir, broken):
     create(plan)
     future = client.submit(learn_in_vain, plan.spec, broken, pure=False, resources={"learner": 1})
     assert future.result(timeout=WAIT) == ("no room", set(), [])
+
+
+@pytest.mark.parametrize("function", [task.learn, coordinate])
+def test_a_task_of_a_start_that_was_superseded_takes_no_lease(client: Client, digits, run_dir, function):
+    settings = isgd.Learning(steps=10, batch_size=8, threads=1)
+    plan = prepare(RunRequest(model=MODEL, data=digits, run_dir=run_dir, learning=settings))
+    create(plan)
+    plan.spec.directory.set_control(want="run", attempt=plan.spec.attempt + 1)
+    result = client.submit(function, plan.spec, pure=False).result(timeout=WAIT)
+    assert result["outcome"] == "superseded"
+    assert not (run_dir / "leases").exists()

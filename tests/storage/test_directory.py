@@ -149,6 +149,52 @@ def test_control_is_always_whole(rundir):
         writer.result()
 
 
+@pytest.mark.parametrize("damage", ["absent", "half", "zarr.json", "other size", "none"])
+def test_weights_are_repaired_and_whole_ones_left_alone(rundir, damage):
+    if damage != "absent":
+        rundir.create_weights(10, 4 if damage == "other size" else 5).write(
+            0, np.ones(4 if damage == "other size" else 5)
+        )
+    if damage == "half":
+        rundir.folder.remove("weights.zarr/weight")
+    if damage == "zarr.json":
+        rundir.folder.replace("weights.zarr/stamp/zarr.json", b"{}")
+    rundir.repair_weights(10, 5)
+    kept = np.isfinite(rundir.open_weights().read_all()).sum()
+    assert kept == (5 if damage == "none" else 0)
+    assert len(rundir.open_weights().read_stamps()) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b'{"want": "halt"}', b'{"attempt": "x"}', b'{"attempt": -1}', b'{"attempt": 1e9}'],
+)
+def test_a_damaged_control_is_named_and_replaced_by_the_next_request(rundir, content):
+    rundir.folder.replace("control.json", content)
+    with pytest.raises(RunNotFoundError, match=r"control\.json is (damaged|not JSON).*Delete it"):
+        rundir.control()
+    assert rundir.attempt() == 0
+    rundir.set_control(want="stop")
+    assert rundir.control() == {"want": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunk": "x"}, "chunk: got 'x', wanted int"),
+        ({"chunk": 0}, "chunk: got '0', wanted int"),
+        ({"config": []}, r"config: got '\[\]', wanted dict"),
+        ({"config": {"learning": {"steps": True}}}, "config.learning.steps: got 'True', wanted int"),
+        ({}, "data: got nothing, wanted dict"),
+    ],
+)
+def test_a_document_that_was_edited_by_hand_is_named(home, changes, message):
+    rundir = open_home(home)
+    rundir.create(changes)
+    with pytest.raises(RunNotFoundError, match=rf"run\.json is damaged: .*{message}"):
+        rundir.document("data")
+
+
 def test_sweep_of_a_disk(tmp_path):
     rundir = RunDirectory(tmp_path / "run")
     rundir.create(DOCUMENT)

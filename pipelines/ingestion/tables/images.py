@@ -13,6 +13,7 @@ from dask_isgd.errors import DataError, EmptyDatasetError
 from dask_isgd.pipelines.ingestion.tables.table import even_blocks
 from dask_isgd.storage.data.writing import Column
 
+_LARGEST = 16_384
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
@@ -37,7 +38,7 @@ class ImageTable:
             raise DataError(f"images: got mode {mode!r}, wanted 'RGB' or 'L'")
         self.class_names: Sequence[str] | None = names
         self._mode, self._resize = mode, size is not None
-        self._size = (int(size[0]), int(size[1])) if size is not None else self._open(0)[1:]
+        self._size = _height_and_width(size) if size is not None else self._open(0)[1:]
         self.length = len(self._files)
         channels = 3 if mode == "RGB" else 1
         self.columns = {
@@ -84,3 +85,10 @@ class ImageTable:
             image = image.resize((self._size[1], self._size[0]))
         pixels = np.asarray(image, np.uint8)
         return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    pair = isinstance(size, (list, tuple)) and len(size) == 2
+    if not pair or not all(type(n) is int and 0 < n <= _LARGEST for n in size):
+        raise DataError(f"images: got size {str(size)[:80]}, wanted [height, width], each from 1 to {_LARGEST:,}")
+    return size[0], size[1]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_isgd.errors import DataError
+from dask_isgd.errors import DataError, IsgdError
 from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
 from dask_isgd.pipelines.ingestion.tables.images import ImageTable
 from dask_isgd.pipelines.ingestion.tables.numpy_files import open_numpy
@@ -44,5 +44,7 @@ def open_table(source: Any, *, dimension: str | None = None) -> Table:
     options = {str(key): value for key, value in source.items() if key != kind}
     try:
         return kinds[kind](source[kind], **options)
-    except TypeError as error:
-        raise DataError(f"source {kind}: {error}") from error
+    except (IsgdError, MemoryError):
+        raise
+    except Exception as error:  # an unknown option, or one that the library behind this kind of source cannot take
+        raise DataError(f"source {kind}: {type(error).__name__}: {error}") from error

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, EmptyDatasetError
-from dask_isgd.pipelines.ingestion.tables.table import even_blocks
+from dask_isgd.pipelines.ingestion.tables.table import even_blocks, reading
 from dask_isgd.storage.data.writing import Column
 
 
@@ -30,12 +30,14 @@ class ParquetTable:
         paths = sorted(glob.glob(url)) if "://" not in url else url
         if not paths:
             raise EmptyDatasetError(f"{url}: got no files, wanted Parquet; check the path")
-        self._frame = dd.read_parquet(paths, split_row_groups="adaptive", index=False)
+        self._url = url
+        with reading(url):
+            self._frame = dd.read_parquet(paths, split_row_groups="adaptive", index=False)
         self._features = {name: list(columns) for name, columns in (features or {}).items()}
         absent = [c for columns in self._features.values() for c in columns if c not in self._frame.columns]
         if absent:
             raise DataError(f"{url}: got no columns {absent}; there are {list(self._frame.columns)}")
-        with dask.config.set(scheduler="synchronous"):
+        with dask.config.set(scheduler="synchronous"), reading(url):
             lengths = [int(n) for n in self._frame.map_partitions(len).compute()]
         self._edges = np.concatenate([[0], np.cumsum(lengths)])
         self.length = int(self._edges[-1])
@@ -57,8 +59,9 @@ class ParquetTable:
 
     def _partition(self, i: int, names: Sequence[str], rows: int | None = None) -> dict[str, NDArray[Any]]:
         needed = [c for name in names for c in self._features.get(name, [name])]
-        part = self._frame[list(dict.fromkeys(needed))].partitions[i]
-        frame = part.compute(scheduler="synchronous")
+        with reading(self._url):
+            part = self._frame[list(dict.fromkeys(needed))].partitions[i]
+            frame = part.compute(scheduler="synchronous")
         if rows is not None:
             frame = frame.head(rows)
         return {name: _values(frame, self._features.get(name, name)) for name in names}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.errors import DataError
+from dask_isgd.errors import DataError, IsgdError
 from dask_isgd.storage.data.writing import Column
 
 _SAMPLED_ROWS = 4
@@ -35,6 +36,18 @@ class Table(Protocol):
 
     def blocks(self, rows: int) -> list[tuple[int, int]]:
         """Return spans that cover all rows in order, each of at most ``rows`` rows if the source allows it."""
+
+
+@contextmanager
+def reading(place: Any) -> Iterator[None]:
+    """Convert whatever a library raises about a file that it cannot read into DataError, which names ``place``."""
+    try:
+        yield
+    except (IsgdError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{place}: cannot be read ({reason[:400]}); is the file complete, and of this kind?") from error
 
 
 def even_blocks(length: int, rows: int) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
-from dask_isgd.pipelines.ingestion.tables.table import even_blocks
+from dask_isgd.pipelines.ingestion.tables.table import even_blocks, reading
 from dask_isgd.storage.data.codecs import require_safe_group
 from dask_isgd.storage.data.writing import Column
 
@@ -39,7 +39,8 @@ class XarrayTable:
 
         with dask.config.set(scheduler="synchronous"):  # this may itself run in a task
             part = self._data[list(names)].isel({self._dimension: slice(start, stop)})
-            return {name: np.asarray(part[name].transpose(self._dimension, ...).values) for name in names}
+            with reading(f"variables {', '.join(names)}"):
+                return {name: np.asarray(part[name].transpose(self._dimension, ...).values) for name in names}
 
     def blocks(self, rows: int) -> list[tuple[int, int]]:
         return even_blocks(self.length, rows)
@@ -57,7 +58,7 @@ def open_variables(place: Any, dimension: str, **options: Any) -> XarrayTable:
             require_safe_group(text, options.get("group"), options.get("storage_options"))
             return XarrayTable(xarray.open_zarr(text, **options), dimension)
         return XarrayTable(xarray.open_dataset(text, **options), dimension)
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # whatever a backend raises
         raise DataError(f"{place}: cannot be opened by xarray ({error})") from error
