@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dask_isgd.run.run import Run
     from dask_isgd.storage import Dataset
 
+T = TypeVar("T")
 _STOP_SECONDS = 30
 _SECOND_INTERRUPT = 3.0
 
@@ -107,10 +109,10 @@ def train(options: Options) -> None:
             outlives = options.scheduler is not None or (described is not None and described.kind == "scheduler")
             run = _train(connect(), prepared, run_dir, outlives=outlives)
             summary = {"status": run.status, **run.summary()}
-            with _meanwhile(stack.close):
-                plot = show.save_plot(run.directory, run_dir)
+            with _meanwhile(partial(show.save_plot, run.directory, run_dir)) as plot:
+                stack.close()  # here: Dask's clients close in the context in which they were entered
     print_summary({**summary, "run": run_dir}, sys.stderr if options.as_json else sys.stdout)
-    click.echo(f"plot saved to {plot}", err=options.as_json)
+    click.echo(f"plot saved to {plot.result()}", err=options.as_json)
     if options.as_json:
         click.echo(show.as_json({k: v for k, v in summary.items() if k != "status"}))
 
@@ -149,11 +151,11 @@ def _train(client: Client, prepared: PreparedRun, run_dir: str, *, outlives: boo
 
 
 @contextmanager
-def _meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Have a thread do the work while the body runs."""
+def _meanwhile(work: Callable[[], T]) -> Iterator[Future[T]]:
+    """Have a thread do the work while the body runs; raises its error at the end."""
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(work)
-        yield
+        yield done
         done.result()
 
 
