@@ -45,6 +45,8 @@ def test_the_public_names():
         ("import dask_isgd; dask_isgd.Sampling(); dask_isgd.ImportanceSampler", "torch distributed zarr"),
         ("import dask_isgd; dask_isgd.gradient_variance", "torch distributed zarr"),
         ("from dask_isgd.storage import Dataset, WeightArray, History, Checkpoints", "torch distributed"),
+        ("import dask_isgd.run.summary, dask_isgd.pipelines.commands.show", "torch xarray pandas matplotlib"),
+        ("import dask_isgd.clusters.imports_preload", "torch zarr"),
         ("from dask_isgd.pipelines import PIPELINES; assert PIPELINES['digits'].recipe", "torch"),
         ("from dask_isgd.display import html, live, plots, text; from dask_isgd import events", "torch distributed"),
         ("import dask_isgd.dashboard; dask_isgd.attach_dashboard", "torch zarr"),

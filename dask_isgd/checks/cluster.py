@@ -20,6 +20,7 @@ from dask_isgd.errors import (
     ConfigError,
     NoLearnerWorkerError,
 )
+from dask_isgd.runtime.imports import THREAD
 from dask_isgd.runtime.placement import LEARNER, missing_resources, workers_of
 
 _PACKAGES = ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed")
@@ -63,11 +64,17 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
         raise ConfigError(f"Scoring.resources: {lacking}; no worker could score. Change it or start such a worker")
     timeout = config.seconds("cluster.timeout")
     here = _versions()
+    early = THREAD
 
     async def versions() -> dict[str, str]:  # pickled by value: a worker may not have this package
+        import asyncio
         import importlib.metadata as metadata
         import platform
+        import threading
 
+        # so that nothing which is sent later imports beside a thread that does
+        for thread in [thread for thread in threading.enumerate() if thread.name == early]:
+            await asyncio.to_thread(thread.join)
         found = {"python": ".".join(platform.python_version_tuple()[:2])}
         for name in ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed"):
             try:

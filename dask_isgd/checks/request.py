@@ -67,7 +67,7 @@ def prepare(request: RunRequest) -> PreparedRun:
     Raises ConfigError, a DataError, ModelError, RunExistsError, RunNotFoundError or RunMismatchError.
     """
     directory = request.directory
-    former = _former_document(directory, request)
+    former = directory.former(resume=request.resume, overwrite=request.overwrite)
     dataset, validation = _datasets(request)
     classify = request.loss is None
     dataset.check(classify=classify)
@@ -106,14 +106,6 @@ def prepare(request: RunRequest) -> PreparedRun:
         detach=request.detach,
     )
     return PreparedRun(spec, document, request.resume, request.overwrite)
-
-
-def _former_document(directory: RunDirectory, request: RunRequest) -> dict[str, Any] | None:
-    """The document of the run to resume; None for a new run."""
-    directory.require_exclusive()
-    if directory.exists() and not (request.resume or request.overwrite):
-        raise directory.exists_error()
-    return directory.document("run", "chunk", "created", "data", "model") if request.resume else None
 
 
 def _datasets(request: RunRequest) -> tuple[Dataset, Dataset | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,8 @@ import dask_isgd.config  # noqa: F401  # its defaults
 from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
 from dask_isgd.runtime.placement import LEARNER, SCORER
+
+_PRELOAD = "dask_isgd.clusters.imports_preload"
 
 
 class LocalCluster(LearnerCluster):
@@ -99,6 +103,7 @@ class LocalCluster(LearnerCluster):
         if self._gpus:
             env["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
         options = {"host": "127.0.0.1", "dashboard": False, "silence_logs": self._silence, "memory_limit": 0}
+        options["preload"] = [*dask.config.get("distributed.worker.preload"), _PRELOAD]
         if self._security is not None:
             options |= {"protocol": "tls://", "security": self._security}
         return {
@@ -107,11 +112,24 @@ class LocalCluster(LearnerCluster):
         }
 
 
+def _has_driver() -> bool:
+    """Return whether this machine has a driver without which torch finds no GPU: NVIDIA's or AMD's."""
+    if sys.platform != "linux":
+        return sys.platform != "darwin"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return os.path.exists("/dev/kfd")
+    return True
+
+
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process sees: those in ``CUDA_VISIBLE_DEVICES``, otherwise all."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
-    import torch  # late: a client of a remote cluster may not need it
+    if not _has_driver():
+        return []
+    import torch  # late: it takes a second
 
     return [str(i) for i in range(torch.cuda.device_count())]

@@ -38,9 +38,9 @@ class NotebookFigure(Figure):
 def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     """Return a figure of four panels over the steps of a run.
 
-    ``history`` is an ``xarray.Dataset`` along ``report`` (``Run.history``), ``evaluations`` one of
-    ``step``, ``loss`` and ``error`` (``Run.evaluations``). Missing variables and NaN leave gaps, and
-    panels without data state that: a run can be plotted from its first second.
+    ``history`` maps names to columns along ``report`` (``Run.history``), ``evaluations`` does so for ``step``, ``loss``
+    and ``error`` (``Run.evaluations``): ``xarray.Dataset``, or any mapping of arrays. Missing variables and NaN leave
+    gaps, and panels without data state that: a run can be plotted from its first second.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.04)
     figure = NotebookFigure(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
@@ -78,7 +78,7 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
 def _values(dataset: Any, name: str) -> Array:
     if dataset is None or name not in dataset:
         return np.zeros(0)
-    return np.asarray(dataset[name].values, dtype=np.float64)
+    return np.asarray(dataset[name], dtype=np.float64)
 
 
 def _width(n: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from dask_isgd.errors import RunNotFoundError
 from dask_isgd.storage import RunDirectory
 
@@ -21,16 +23,15 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
     Raises RunNotFoundError if the run has neither a report nor a checkpoint.
     """
     document = directory.document("config.sampling.uniform")
-    history = directory.read_history()
-    evaluations = directory.read_history("evaluation")
-    rows = history.sizes.get("report", 0)
-    tail = history.isel(report=slice(rows - max(1, int(rows * _LAST_REPORTS)), rows)) if rows else None
+    history, evaluations = directory.read_columns(), directory.read_columns("evaluation")
+    rows = len(history["step"])
 
     def last(name: str, *, mean: bool = False) -> float | None:
-        if tail is None or name not in tail:
+        if not rows or name not in history:
             return None
-        value = float(tail[name].mean() if mean else tail[name][-1])
-        return value if math.isfinite(value) else None
+        known = history[name][-max(1, int(rows * _LAST_REPORTS)) :] if mean else history[name][-1:]
+        known = known[~np.isnan(known)]
+        return float(known.mean()) if len(known) and np.isfinite(known).all() else None
 
     found = directory.checkpoints().latest()
     if found is None and not rows:
@@ -38,7 +39,7 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
     seconds = float(found.state["seconds"]) if found is not None else (last("seconds") or 0.0)
     step = found.step if found is not None else int(last("step") or 0)
     uniform = bool(document["config"]["sampling"]["uniform"])
-    error = float(evaluations["error"][-1]) if evaluations.sizes.get("report", 0) else math.nan
+    error = float(evaluations["error"][-1]) if len(evaluations["step"]) else math.nan
     return {
         "run": str(directory.url),
         "steps": step,

@@ -22,7 +22,9 @@ from dask_isgd.events import Event, parse
 
 _handlers: weakref.WeakKeyDictionary[Client, dict[str, _Handler]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
-_ECHO_TIMEOUT, _ECHO_EVERY = 30.0, 0.1
+_ECHO_TIMEOUT = 30.0
+_ECHO_FIRST, _ECHO_LONGEST = 0.005, 0.2
+"""Seconds until the first repetition; each waits twice as long as the one before, up to the longest."""
 
 
 class _Handler:
@@ -70,10 +72,10 @@ class Subscription:
         Whatever came before the echo is in the backlog, and whatever comes after it is received. The
         first event may overtake the subscription and get no echo, so it is repeated.
         """
-        token, deadline = uuid.uuid4().hex, time.monotonic() + _ECHO_TIMEOUT
+        token, deadline, pause = uuid.uuid4().hex, time.monotonic() + _ECHO_TIMEOUT, _ECHO_FIRST
         while time.monotonic() < deadline:
             self._client.log_event(self._topic, {"kind": "echo", "token": token})
-            again = time.monotonic() + _ECHO_EVERY
+            again, pause = time.monotonic() + pause, min(2 * pause, _ECHO_LONGEST)
             while (left := again - time.monotonic()) > 0:
                 try:
                     message = self._queue.get(timeout=left)

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from dask_isgd.display import plots
 from dask_isgd.display.html import page
 from dask_isgd.display.live import LiveProgress
 from dask_isgd.display.summary_table import print_summary
@@ -81,15 +80,15 @@ def read_progress(run: str) -> RunProgress:
     """Read the progress of a run. Raises RunNotFoundError if there is no run."""
     directory = RunDirectory(run)
     document = directory.document("config.learning.steps")
-    history = directory.read_history()
-    evaluations = directory.read_history("evaluation")
+    history = directory.read_columns()
+    evaluations = directory.read_columns("evaluation")
     found = directory.checkpoints().latest()
-    reports = history.sizes.get("report", 0)
+    reports = len(history["step"])
     summary: dict[str, Any] = {"run": directory.url, "steps": 0}
     if found is not None or reports:
         summary = summarise(directory)
-    values: dict[str, Any] = {str(n): float(v[-1]) for n, v in history.data_vars.items()} if reports else {}
-    if evaluations.sizes.get("report", 0):
+    values: dict[str, Any] = {name: float(column[-1]) for name, column in history.items() if reports}
+    if len(evaluations["step"]):
         values["validation_error"] = float(evaluations["error"][-1])
     step = max(int(history["step"][-1]) if reports else 0, int(summary["steps"]))
     return RunProgress(
@@ -156,19 +155,21 @@ def plot(run: str, path: str | None = None) -> str:
     """Save the plot of a run; return the path of the file."""
     directory = RunDirectory(run)
     directory.document()
-    return save_plot(directory.read_history(), directory.read_history("evaluation"), run, path=path)
+    return save_plot(directory, run, path=path)
 
 
-def save_plot(history: Any, evaluations: Any, run: str, *, path: str | None = None) -> str:
+def save_plot(directory: RunDirectory, run: str, *, path: str | None = None) -> str:
     """Save the plot of a run atomically, by default into its directory; return the path of the file.
 
     An HTML file needs no other file: it holds the run's summary and the plot as SVG.
     """
-    name = RunDirectory(run).name
+    from dask_isgd.display import plots
+
+    name = directory.name
     target = path if path is not None else join(run, "summary.png")
     place, _, file = target.rpartition("/")
     kind = Path(file).suffix.lower().removeprefix(".")
-    figure, drawn = plots.plot(history, evaluations, title=name), io.BytesIO()
+    figure, drawn = plots.plot(directory.read_columns(), directory.read_columns("evaluation"), title=name), io.BytesIO()
     figure.savefig(drawn, format="svg" if kind == "html" else kind)
     data = drawn.getvalue()
     if kind == "html":

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dask_isgd.errors import IsgdError, WaitTimeoutError
+from dask_isgd.errors import IsgdError
 from dask_isgd.names import named
 from dask_isgd.pipelines import PIPELINES, Recipe
+from dask_isgd.pipelines.commands.cluster import connector, no_warnings, quiet_logs
 from dask_isgd.pipelines.commands.terminated import Terminated
 
 if TYPE_CHECKING:
-    from dask_isgd.clusters import ClusterConfig
-    from dask_isgd.run.run import Run
+    from distributed import Client
 
+    from dask_isgd.checks.request import PreparedRun
+    from dask_isgd.run.run import Run
+    from dask_isgd.storage import Dataset
+
+T = TypeVar("T")
 _STOP_SECONDS = 30
 _SECOND_INTERRUPT = 3.0
 
@@ -75,23 +79,50 @@ def adjusted(recipe: Recipe, options: Options) -> Recipe:
 
 
 def train(options: Options) -> None:
-    """Prepare the data, check everything, start a cluster, train, print a summary and save a plot.
+    """Prepare the data, check everything, train, print a summary and save a plot.
 
-    With ``as_json`` stdout gets nothing but the line of JSON.
+    A cluster on this machine is started before the checks, so that its workers import torch while this process does;
+    any other one is used after them. With ``as_json`` stdout gets nothing but the line of JSON.
     """
-    from dask_isgd.checks.request import RunRequest, prepare
     from dask_isgd.clusters import load_cluster
-    from dask_isgd.display.summary_table import print_summary
-    from dask_isgd.pipelines.commands import show
-    from dask_isgd.run.api import start
-    from dask_isgd.storage import Dataset
+    from dask_isgd.runtime.imports import uncollected
+    from dask_isgd.storage import Dataset, RunDirectory
 
     described = load_cluster(options.cluster) if options.cluster is not None else None
     if os.getcwd() not in sys.path:  # a recipe's own modules usually lie beside it
         sys.path.append(os.getcwd())
     recipe = adjusted(options.recipe, options)
     run_dir = options.run_dir or default_run(options.name)
+    RunDirectory(run_dir).former(resume=options.resume, overwrite=options.overwrite)
     data = Dataset(_dataset(options, recipe), group=None)
+    validation = data.split(recipe.validation) if recipe.validation is not None else None
+    loud = options.debug or options.scheduler is not None
+    silent = nullcontext if loud else no_warnings
+    with _signals(), nullcontext() if loud else quiet_logs(), ExitStack() as stack:
+        with silent(), uncollected():
+            connect = connector(stack, options.scheduler, described, options.workers)
+        from dask_isgd.display.summary_table import print_summary
+        from dask_isgd.pipelines.commands import show
+
+        prepared = _prepare(options, recipe, run_dir, data, validation)
+        with silent():
+            outlives = options.scheduler is not None or (described is not None and described.kind == "scheduler")
+            run = _train(connect(), prepared, run_dir, outlives=outlives)
+            summary = {"status": run.status, **run.summary()}
+            with _meanwhile(partial(show.save_plot, run.directory, run_dir)) as plot:
+                stack.close()  # here: Dask's clients close in the context in which they were entered
+    print_summary({**summary, "run": run_dir}, sys.stderr if options.as_json else sys.stdout)
+    click.echo(f"plot saved to {plot.result()}", err=options.as_json)
+    if options.as_json:
+        click.echo(show.as_json({k: v for k, v in summary.items() if k != "status"}))
+
+
+def _prepare(options: Options, recipe: Recipe, run_dir: str, data: Dataset, validation: Dataset | None) -> PreparedRun:
+    """Check what needs no cluster."""
+    from dask_isgd.runtime.imports import uncollected
+
+    with uncollected():
+        from dask_isgd.checks.request import RunRequest, prepare
     request = RunRequest(
         model=recipe.model,
         data=data,
@@ -100,24 +131,32 @@ def train(options: Options) -> None:
         learning=recipe.learning,
         scoring=recipe.scoring,
         sampling=recipe.sampling,
-        validation=data.split(recipe.validation) if recipe.validation is not None else None,
+        validation=validation,
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    prepared = prepare(request)
-    with _signals(), _cluster(options, described) as client:
-        click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
-        run = start(client, prepared)
-        outlives = options.scheduler is not None or (described is not None and described.kind == "scheduler")
-        _follow(run, run_dir, recipe.learning.steps, outlives=outlives)
-        if run.status == "failed":
-            raise IsgdError(f"run {run_dir} failed; `dask isgd status {run_dir}` shows its progress")
-        summary = {"status": run.status, **run.summary()}
-        plot = show.save_plot(run.history, run.evaluations, run_dir)
-    print_summary({**summary, "run": run_dir}, sys.stderr if options.as_json else sys.stdout)
-    click.echo(f"plot saved to {plot}", err=options.as_json)
-    if options.as_json:
-        click.echo(show.as_json({k: v for k, v in summary.items() if k != "status"}))
+    return prepare(request)
+
+
+def _train(client: Client, prepared: PreparedRun, run_dir: str, *, outlives: bool) -> Run:
+    """Train to the end of the run. Raises the error that ended it, or IsgdError."""
+    from dask_isgd.run.api import start
+
+    click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
+    run = start(client, prepared)
+    _follow(run, run_dir, prepared.spec.learning.steps, outlives=outlives)
+    if run.status == "failed":
+        raise IsgdError(f"run {run_dir} failed; `dask isgd status {run_dir}` shows its progress")
+    return run
+
+
+@contextmanager
+def _meanwhile(work: Callable[[], T]) -> Iterator[Future[T]]:
+    """Have a thread do the work while the body runs; raises its error at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        yield done
+        done.result()
 
 
 def _dataset(options: Options, recipe: Recipe) -> str:
@@ -126,85 +165,6 @@ def _dataset(options: Options, recipe: Recipe) -> str:
     if pipeline is None:
         return options.data or recipe.data
     return pipeline.prepare(options.data or default_data(pipeline.name), source=options.source)
-
-
-@contextmanager
-def _cluster(options: Options, described: ClusterConfig | None) -> Iterator[Any]:
-    """Yield a client of the running cluster, or of one that ends with the command."""
-    from distributed import Client
-
-    from dask_isgd.clusters import LocalCluster, open_cluster
-
-    if described is not None:
-        with contextlib.ExitStack() as stack:
-            if not options.debug:
-                stack.enter_context(_quiet())
-            with _children_ignore_interrupts():
-                client = stack.enter_context(open_cluster(described))
-            yield client
-        return
-
-    if options.scheduler is not None:
-        try:
-            client = Client(options.scheduler)
-        except (OSError, ValueError) as error:
-            raise WaitTimeoutError(
-                f"--scheduler: no reply from a Dask scheduler at {options.scheduler!r} ({error}); is it running? "
-                "Check the address, or omit the option to start a cluster on this machine"
-            ) from error
-        with client:
-            yield client
-        return
-
-    with nullcontext() if options.debug else _quiet():
-        with _children_ignore_interrupts():
-            cluster = LocalCluster(options.workers)
-        with cluster, Client(cluster) as client:
-            yield client
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Dask's logs and all warnings, here and in the processes that are started meanwhile.
-
-    Every error that matters is raised here too. The workers are new interpreters, which read their logging from the
-    environment.
-    """
-    loggers = [logging.getLogger(n) for n in ("distributed", "distributed.client", "tornado", "bokeh", "asyncio")]
-    before = [logger.level for logger in loggers]
-    added = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical", "PYTHONWARNINGS": "ignore"}
-    environment = {name: os.environ.get(name) for name in added}
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    os.environ.update(added)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-        for name, value in environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _children_ignore_interrupts() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C, which goes to the entire process group: the workers must commit a checkpoint.
-
-    A child inherits ignored signals.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

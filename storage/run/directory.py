@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, IsgdError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.storage.backends.stores import StorageOptions, open_folder
 from dask_isgd.storage.run.checkpoints import Checkpoints
 from dask_isgd.storage.run.documents import WANTS, decode_control, decode_document, encode_document
-from dask_isgd.storage.run.history import History, read_history
+from dask_isgd.storage.run.history import History, read_columns, read_history
 from dask_isgd.storage.run.leases import Lease, Leases
 from dask_isgd.storage.run.weights import WeightArray
 
@@ -134,6 +135,10 @@ class RunDirectory:
         """Return the reports of one kind of writer, as ``read_history`` does."""
         return read_history(self.history, prefix, storage_options=self._storage_options)
 
+    def read_columns(self, prefix: str = "learner") -> dict[str, NDArray[Any]]:
+        """Return the reports of one kind of writer, as ``read_columns`` does."""
+        return read_columns(self.history, prefix, storage_options=self._storage_options)
+
     def reported(self) -> float:
         """Return when the history was last written, in seconds since 1970 by its store's clock; NaN if never."""
         return self.folder.last_written("history.zarr/*/reports/c/*/*")
@@ -147,6 +152,17 @@ class RunDirectory:
     def require_exclusive(self) -> None:
         """Raise ConfigError if the store cannot keep two learners from holding one run, or cannot be written."""
         self.folder.require_exclusive()
+
+    def former(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Return the document of the run to resume; None for a new run.
+
+        Raises RunExistsError unless the run here is resumed or overwritten, RunNotFoundError if there is none to
+        resume, RunMismatchError for another format, ConfigError as ``require_exclusive`` does.
+        """
+        self.require_exclusive()
+        if self.exists() and not (resume or overwrite):
+            raise self.exists_error()
+        return self.document("run", "chunk", "created", "data", "model") if resume else None
 
     def create(self, document: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Create a run: write run.json exclusively and atomically. ``document`` is plain JSON.

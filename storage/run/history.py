@@ -162,14 +162,24 @@ class History:
 
 
 def read_history(url: str | Path, prefix: str = "learner", *, storage_options: StorageOptions = None) -> xarray.Dataset:
-    """Return the reports of all incarnations, with dimension ``report``, coordinates ``step`` and ``incarnation``.
+    """Return what ``read_columns`` does, with dimension ``report`` and coordinates ``step`` and ``incarnation``."""
+    import xarray  # importing takes half a second, which most readers save
+
+    columns = read_columns(url, prefix, storage_options=storage_options)
+    variables = {name: ("report", values) for name, values in columns.items()}
+    coordinates = {name: variables.pop(name) for name in ("step", "incarnation")}
+    return xarray.Dataset(variables, coords=coordinates)
+
+
+def read_columns(
+    url: str | Path, prefix: str = "learner", *, storage_options: StorageOptions = None
+) -> dict[str, np.ndarray]:
+    """Return the reports of all incarnations by column, each (reports,) f8; ``incarnation`` i8.
 
     This may run while writers write. If an incarnation resumed from ``start_step``, the rows of older ones
-    beyond it are dropped, so that each step occurs once, in order. Before the first report the dataset is empty.
-    Raises CorruptChunkError.
+    beyond it are dropped, so that each step occurs once, in order. Before the first report there are only ``step`` and
+    ``incarnation``, both empty. Raises CorruptChunkError.
     """
-    import xarray  # importing takes half a second, and a writer does not need it
-
     incarnations: dict[int, list[dict[str, np.ndarray]]] = {}
     starts: dict[int, float] = {}
     store = open_store(url, read_only=True, storage_options=storage_options)
@@ -182,16 +192,17 @@ def read_history(url: str | Path, prefix: str = "learner", *, storage_options: S
             incarnations.setdefault(incarnation, []).append(found)
             starts[incarnation] = start
     kept = list(_consistent(incarnations, starts))
-    names = list(dict.fromkeys(name for part in kept for name in part if name not in ("step", "incarnation")))
+    names = dict.fromkeys(name for part in kept for name in part if name not in ("step", "incarnation"))
 
     def whole(name: str) -> np.ndarray:
         parts = [part[name] if name in part else np.full(len(part["step"]), np.nan) for part in kept]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    return xarray.Dataset(
-        {name: ("report", whole(name)) for name in names},
-        coords={"step": ("report", whole("step")), "incarnation": ("report", whole("incarnation").astype(np.int64))},
-    )
+    return {
+        **{name: whole(name) for name in names},
+        "step": whole("step"),
+        "incarnation": whole("incarnation").astype(np.int64),
+    }
 
 
 def _parts(store: Store, prefix: str) -> list[str]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import dask_isgd as isgd
-from dask_isgd.checks.request import RunRequest, _chunk_size, _differences, _former_document
+from dask_isgd.checks.request import RunRequest, _chunk_size, _differences
 from dask_isgd.errors import RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.pipelines.commands import show
 from dask_isgd.storage import RunDirectory
@@ -48,15 +48,15 @@ def test_chunk_size(speed, length, changes, size):
         (True, {"resume": True}, "abc"),
     ],
 )
-def test_former_document(tmp_path, exists, changes, outcome):
+def test_the_document_of_a_former_run(tmp_path, exists, changes, outcome):
     request = make_request(tmp_path / "run", **changes)
     if exists:
         request.directory.create({"run": "abc", "chunk": 1, "created": 0.5, "data": {}, "model": {}})
     if isinstance(outcome, type):
         with pytest.raises(outcome):
-            _former_document(request.directory, request)
+            request.directory.former(resume=request.resume, overwrite=request.overwrite)
     else:
-        found = _former_document(request.directory, request)
+        found = request.directory.former(resume=request.resume, overwrite=request.overwrite)
         assert (found and found["run"]) == outcome
 
 
@@ -77,7 +77,7 @@ def test_differences(there, here, found):
     "use",
     [
         lambda url: isgd.attach(None, url),
-        lambda url: _former_document(RunDirectory(url), make_request(url, resume=True)),
+        lambda url: RunDirectory(url).former(resume=True, overwrite=False),
         show.status,
         show.plot,
         show.stop,

@@ -20,7 +20,7 @@ from dask_isgd.storage import Dataset, History, RunDirectory, write_dataset
 def here(tmp_path, monkeypatch):
     """An empty working directory, and no cluster whatever happens."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "_cluster", lambda options: pytest.fail("a cluster was started"))
+    monkeypatch.setattr(training, "connector", lambda *_: pytest.fail("a cluster was started"))
     return tmp_path
 
 
@@ -94,7 +94,9 @@ class TestErrors:
         (here / "r.yaml").write_text("data: nowhere.zarr\nmodel: torch.nn:Identity\nlearning: {steps: 5}\n")
         self.check(invoke("train", "r.yaml"), "nowhere.zarr")
 
-    def test_model(self, here):
+    def test_model(self, here, monkeypatch):
+        """A cluster on this machine is starting by then, but no client connects to it."""
+        monkeypatch.setattr(training, "connector", lambda *_: lambda: pytest.fail("a client was connected"))
         (here / "r.yaml").write_text("data: digits\nmodel: no.such:thing\n")
         self.check(invoke("train", "r.yaml"), "no.such:thing")
 

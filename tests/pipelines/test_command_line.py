@@ -134,5 +134,14 @@ def test_mistakes_end_with_one_message_and_no_traceback(digits, folder, argument
     assert "Traceback" not in wrong.stderr
 
 
+def test_a_mistake_in_the_model_ends_the_cluster_that_has_been_started(digits, folder):
+    (folder / "wrong.yaml").write_text("data: digits\nmodel: no.such:thing\n")
+    wrong = isgd(folder, "train", "wrong.yaml")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("Error: model: ")
+    assert len(wrong.stderr.splitlines()) == 1
+    assert left_running(folder) == []
+
+
 def test_debug_shows_the_traceback(digits, folder):
     assert "Traceback" in isgd(folder, "train", "digits", "--run", "first", "--debug").stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 
 import pytest
 import torch
@@ -59,6 +60,39 @@ def test_two_subscribers_of_one_client_do_not_take_each_others_events(client: Cl
     pubsub.announce(client, "t-two", fault(3))
     assert two.get(TIMEOUT).detail == "3"
     two.close()
+
+
+def test_an_echo_that_was_lost_is_asked_for_again_soon():
+    """The subscription often overtakes the first one; each further wait is twice as long."""
+
+    class LossyClient:
+        status, sent = "closed", 0
+
+        def subscribe_topic(self, topic, handler):
+            self.handler = handler
+
+        def log_event(self, topic, message):
+            self.sent += 1
+            if self.sent == 5:
+                self.handler((0.0, message))
+
+        def get_events(self, topic):
+            return ()
+
+    waits = []
+
+    class Waits(queue.SimpleQueue):
+        def get(self, block=True, timeout=None):
+            waits.append(timeout)
+            return super().get(timeout=0)
+
+    client = LossyClient()
+    subscription = pubsub.Subscription(client, "t-lossy")
+    subscription._queue = Waits()
+    subscription.open()
+    assert client.sent == 5
+    assert waits == pytest.approx([0.005, 0.01, 0.02, 0.04, 0.08], abs=0.004)
+    subscription.close()
 
 
 def _announce_all(topic: str, numbers: range) -> None:
