@@ -36,6 +36,8 @@ class Measure:
 
     per_second: float
     """Steps, or examples scored."""
+    per_cpu_second: float
+    """The same per second of CPU time of the process, which other programs on the machine disturb less."""
     page_faults: float
     """Per step, or per batch scored."""
     system_share: float
@@ -222,4 +224,6 @@ def rate(clock: Array, done: Array, window: tuple[float, float], what: str) -> f
 
 def measure(rate: float, window: tuple[float, float], used: Usage, unit: int = 1) -> Measure:
     """Return a measure with page faults per ``unit``."""
-    return Measure(rate, used.page_faults * unit / (rate * (window[1] - window[0])), used.system_share)
+    done = rate * (window[1] - window[0])
+    per_cpu_second = done / used.cpu if used.cpu else math.nan
+    return Measure(rate, per_cpu_second, used.page_faults * unit / done, used.system_share)

@@ -39,7 +39,7 @@ def start_up_cells(r: dict[str, Any]) -> list[str]:
     """Return the cells of the row in the table of ``cost.py``."""
     plain = f"{r['trained']:.1f} s training + {r['imported']:.1f} s import"
     faults, kernel = f"{r['page_faults']:.3g}", f"{r['system_share']:.1%}"
-    return [f"{r['seconds']:.1f} s", plain, f"{r['ratio']:.3f}", f"≤ {MOST:g}", faults, kernel]
+    return [f"{r['seconds']:.1f} s", plain, f"{r['ratio']:.3f}", f"≤ {MOST:g}", "", faults, kernel]
 
 
 def run(command: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def timed(work: Iterator[int], warm: float, seconds: float) -> dict[str, float]:
     system, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
     return {
         "per_second": done / (now - began),
+        "per_cpu_second": done / (system + user),
         "page_faults": (after.ru_minflt - before.ru_minflt) / turns,
         "system_share": system / (system + user),
     }

@@ -33,10 +33,14 @@ class Usage:
         return Usage(self.page_faults - before.page_faults, self.user - before.user, self.system - before.system)
 
     @property
+    def cpu(self) -> float:
+        """Seconds of CPU time."""
+        return self.user + self.system
+
+    @property
     def system_share(self) -> float:
         """The kernel's share of CPU time; NaN if none was used."""
-        total = self.user + self.system
-        return self.system / total if total else math.nan
+        return self.system / self.cpu if self.cpu else math.nan
 
 
 def usage(pids: Iterable[int]) -> Usage:
