@@ -22,6 +22,9 @@ from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
 
+_RECENT = 8
+"""Steps after a draw within which its probabilities count as those of the current proposal, for the gate."""
+
 
 class BatchSampler:
     """Draws minibatches from ``n`` examples, and keeps the weights they are drawn by up to date.
@@ -53,6 +56,8 @@ class BatchSampler:
         self.monitor = GainMonitor(self.sampler, self.gate, reproducible=reproducible)
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
+        self._newest = -1
+        """The step that was drawn last."""
         self.gate_step = -1
         """The step after which the gate last opened or closed; -1: never."""
 
@@ -71,6 +76,7 @@ class BatchSampler:
         counter = np.array([0, 0, attempt, step], np.uint64)
         generator = np.random.Generator(np.random.Philox(key=self._seed, counter=counter))
         with self._lock:
+            self._newest = step
             draw = self.sampler.draw if self.open else self.sampler.draw_uniform
             return draw(self._batch_size, generator, self._kind(step))
 
@@ -116,7 +122,8 @@ class BatchSampler:
             return
         with self._lock:
             was_open = self.open
-            self.monitor.observe(step, draw, result, measure=measure)
+            recent = self._newest - step <= _RECENT
+            self.monitor.observe(step, draw, result, measure=measure, recent=recent)
             if self.open != was_open:
                 self.gate_step = step
             if self._sampling.feedback and not self._sampling.uniform:
