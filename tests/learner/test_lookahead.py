@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from feed_oracle import Explicit, uniform
+from gate_simulation import Simulation
 from numpy.testing import assert_array_equal
 
 from dask_isgd.config import Sampling
@@ -205,6 +206,38 @@ def test_the_sampler_names_the_step_after_which_its_gate_changed():
             break
     assert sampler.open
     assert sampler.gate_step == step
+
+
+class Ahead(Simulation):
+    """Draws 256 minibatches ahead, as the feed does."""
+
+    def __init__(self, norms, **options):
+        super().__init__(norms, **options)
+        sampler, queue, gate_step = self.batch_sampler, {}, -1
+        direct = sampler.draw
+
+        def draw(step):
+            nonlocal gate_step
+            if sampler.gate_step != gate_step:
+                gate_step = sampler.gate_step
+                for dropped in [s for s in queue if s >= gate_step + 4]:
+                    del queue[dropped]
+            for ahead in range(step, step + 256):
+                if ahead not in queue:
+                    queue[ahead] = direct(ahead)
+            return queue.pop(step)
+
+        sampler.draw = draw
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gate_opens_and_closes_in_time_although_minibatches_are_drawn_ahead(seed):
+    skewed = np.random.default_rng(seed).lognormal(size=40 * 256)
+    simulation = Ahead(lambda step: skewed if step < 1000 else np.ones_like(skewed), seed=seed)
+    assert simulation.run(300, until=lambda s: s.gate.open) < 300
+    simulation.run(1000 - simulation.step)
+    assert simulation.gate.open
+    assert simulation.run(300, until=lambda s: not s.gate.open) < 300
 
 
 @pytest.fixture(scope="module")
