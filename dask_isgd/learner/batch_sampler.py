@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 8
 """Minibatches that are drawn by one search."""
+_RECENT = 2 * _BLOCK
+"""Steps after a draw within which its probabilities count as those of the current proposal, for the gate."""
 
 
 class Learned(NamedTuple):
@@ -74,6 +76,8 @@ class BatchSampler:
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Descriptions of chunks that cannot be read and are drawn no more; the learner reports them."""
         self._steps = self._fed_back = 0
+        self._newest = -1
+        """The step that was drawn last."""
         self.gate_step = -1
         """The step after which the gate last opened or closed; -1: never."""
 
@@ -94,6 +98,7 @@ class BatchSampler:
         drawn. A block is searched at once: a search for one minibatch takes a tenth of a small model's step.
         """
         with self._lock:
+            self._newest = step
             if attempt or self.block == 1:
                 return self._draw([step], attempt)[0]
             if step not in self._drawn:
@@ -160,7 +165,8 @@ class BatchSampler:
         with self._lock:
             for each, _ in known:
                 was_open = self.open
-                self.monitor.observe(each.step, each.draw, each.result, measure=each.measured)
+                recent = self._newest - each.step <= _RECENT
+                self.monitor.observe(each.step, each.draw, each.result, measure=each.measured, recent=recent)
                 if self.open != was_open:
                     self.gate_step, self._drawn = each.step, {}
             if self._sampling.feedback and not self._sampling.uniform:

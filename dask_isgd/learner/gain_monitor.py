@@ -27,11 +27,14 @@ class GainMonitor:
         self._open = gate.open
         """Whether the gate was open when the draws in the averages were made."""
 
-    def observe(self, step: int, draw: Draw, result: Step, *, measure: bool) -> None:
-        """Add the norms of one step, before they are fed back; on a ``measure``, update the measurements."""
+    def observe(self, step: int, draw: Draw, result: Step, *, measure: bool, recent: bool = True) -> None:
+        """Add the norms of one step, before they are fed back; on a ``measure``, update the measurements.
+
+        ``recent``: the draw was made by about the current weights, not many steps ahead.
+        """
         assert result.norms is not None
         if measure or not self._reproducible:
-            self._samples.add(draw, result.norms, self._gate)
+            self._samples.add(draw, result.norms, self._gate, recent=recent)
         if measure and np.isfinite(result.mean_gradient_sq_norm):
             self._measure(step, result.mean_gradient_sq_norm)
 

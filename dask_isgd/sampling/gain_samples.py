@@ -36,8 +36,11 @@ class GainSamples:
         self._drawn: list[tuple[Floats, Floats]] = []
         self._candidate: list[Sample] = []
 
-    def add(self, draw: Draw, norms: Floats, gate: Gate) -> None:
-        """Add a minibatch drawn with the gate in its current state, before its norms (M,) are fed back."""
+    def add(self, draw: Draw, norms: Floats, gate: Gate, *, recent: bool = True) -> None:
+        """Add a minibatch drawn with the gate in its current state, before its norms (M,) are fed back.
+
+        ``recent``: its probabilities are about those of the current proposal, and need not be computed again.
+        """
         self._drawn.append((norms, draw.coefficients))
         if gate.forced_closed:
             return
@@ -46,7 +49,7 @@ class GainSamples:
             return
         # Draws made while the gate was closed have other probabilities than the proposal's.
         c, n = draw.coefficients, self._sampler.n
-        own = gate.open and abs(c[0] * draw.probabilities[0] * n - 1.0) < 1e-9 and not (c == 1.0).all()
+        own = recent and gate.open and abs(c[0] * draw.probabilities[0] * n - 1.0) < 1e-9 and not (c == 1.0).all()
         q = draw.probabilities[known] if own else self._sampler.probabilities(draw.indices[known])
         self._candidate.append(Sample(norms[known], c[known], n * q))
 

@@ -76,7 +76,7 @@ def ingest(
         numbers of each split, in the order in which they are written; every row must be listed once.
     shuffle, seed
         Rows of a split are written in random order, a permutation of all of them. Leave this on: chunks must be
-        samples of the whole for scores to be comparable and for a pool of chunks to be useful.
+        samples of the whole for scores to be comparable.
     chunk_size
         Rows per chunk; default: about 2 MB, at most 8192 rows.
     dtypes

@@ -1,4 +1,4 @@
-"""The benchmark of the feed still runs, and its line has every method."""
+"""The benchmarks of the feed still run, and their lines have every method."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ import runpy
 from pathlib import Path
 
 
-def test_tiny_run(capsys):
-    path = Path(__file__).parents[2] / "benchmarks" / "feed.py"
+def last_line(name, capsys):
+    path = Path(__file__).parents[2] / "benchmarks" / name
     runpy.run_path(str(path))["main"](["--tiny"])
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_speed(capsys):
+    found = last_line("feed.py", capsys)
     assert found["rows"].keys() >= {"in memory", "rows of uncompressed chunks", "local copy of zstd", "oindex"}
+    assert "drawn ahead, memory 1/10, zstd" in found["rows"]
     assert found["scan"].keys() >= {"raw: scan", "zstd: scan"}
     assert found["training"]["in memory"] == 1
+
+
+def test_training(capsys):
+    found = last_line("feed_training.py", capsys)
+    assert found["feed"].keys() == found["direct"].keys()
+    assert found["feed"]["final_loss"] > 0

@@ -11,6 +11,8 @@ import pytest
 
 from dask_isgd.config import Sampling
 from dask_isgd.errors import CorruptChunkError, RunNotFoundError
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.step import Step
 from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.sampling import ImportanceSampler
 from dask_isgd.scorer.task import _keep_former
@@ -97,3 +99,17 @@ def test_what_scoring_lets_pass_the_sampler_takes():
     sampler = ImportanceSampler(10, 10, Sampling())
     assert sampler.update(0, norms, 1) == 1
     assert np.isfinite(sampler.probabilities()).all()
+
+
+@pytest.mark.parametrize(("ahead", "seen"), [(4, False), (200, True)])
+def test_the_gate_judges_the_current_proposal_though_minibatches_are_drawn_long_ahead(ahead, seen):
+    """A minibatch drawn by nearly equal weights; those of a tenth with large norms, a gain of 8, came after it."""
+    n, norms = 400, np.where(np.arange(400) % 10, 0.1, 10.0)
+    sampling = Sampling(gate="open", smoothing=0.0, ema_decay=0.0, scheme="independent")
+    sampler = BatchSampler(n, n, 64, sampling, seed=0, report_every=10)
+    sampler.update(0, np.where(np.arange(n) % 2, 1.0, 1.001).astype("f4"), 0)
+    drawn = sampler.draw(0)
+    sampler.update(0, norms.astype("f4"), 1)
+    sampler.draw(ahead)
+    sampler.learned(0, drawn, Step(1.0, norms[drawn.indices], 0.1, 1.0, False), measure=True)
+    assert (sampler.report(1)["candidate_gain"] > 4) == seen

@@ -60,7 +60,7 @@ WAYS = [
         16_000,
         0,
         Lookahead,
-        "drawn up to 2 steps ahead, about [0-9.]+ decoded per row drawn, from the compressed",
+        "drawn up to 3 steps ahead, about [0-9.]+ decoded per row drawn, from the compressed",
     ),
     (True, 1000, 0, Lookahead, "drawn up to 0 steps ahead, about [0-9.]+ decoded per row drawn"),
 ]

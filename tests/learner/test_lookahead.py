@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from feed_oracle import Explicit, uniform
+from gate_simulation import Simulation
 from numpy.testing import assert_array_equal
 
 from dask_isgd.config import Sampling
@@ -209,15 +210,47 @@ def test_the_sampler_names_the_step_after_which_its_gate_changed():
     assert sampler.gate_step == step
 
 
+class Ahead(Simulation):
+    """Draws 256 minibatches ahead, as the feed does."""
+
+    def __init__(self, norms, **options):
+        super().__init__(norms, **options)
+        sampler, queue, gate_step = self.batch_sampler, {}, -1
+        direct = sampler.draw
+
+        def draw(step):
+            nonlocal gate_step
+            if sampler.gate_step != gate_step:
+                gate_step = sampler.gate_step
+                for dropped in [s for s in queue if s >= gate_step + 4]:
+                    del queue[dropped]
+            for ahead in range(step, step + 256):
+                if ahead not in queue:
+                    queue[ahead] = direct(ahead)
+            return queue.pop(step)
+
+        sampler.draw = draw
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gate_opens_and_closes_in_time_although_minibatches_are_drawn_ahead(seed):
+    skewed = np.random.default_rng(seed).lognormal(size=40 * 256)
+    simulation = Ahead(lambda step: skewed if step < 1000 else np.ones_like(skewed), seed=seed)
+    assert simulation.run(300, until=lambda s: s.gate.open) < 300
+    simulation.run(1000 - simulation.step)
+    assert simulation.gate.open
+    assert simulation.run(300, until=lambda s: not s.gate.open) < 300
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Runs of 20 epochs, from memory and through a feed with the memory of 16 of 40 chunks sorted by class."""
+    """Runs of ten epochs, from memory and through a feed with the memory of 16 of 40 chunks sorted by class."""
     module = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "feed_training.py"))
     data = module["write"](tmp_path_factory.mktemp("training") / "d")
-    sampling = Sampling(gate="open", max_coefficient=5.0)
+    sampling = Sampling(gate="open", max_coefficient=2.0)
     memories = {"direct": 2 * data.nbytes, "feed": data.nbytes * 16 // 40}
-    runs = {way: [module["train"](data, m, 1600, seed, sampling) for seed in range(3)] for way, m in memories.items()}
-    assert [run.feed for run in runs["direct"]] == ["in memory"] * 3
+    runs = {way: [module["train"](data, m, 800, seed, sampling) for seed in range(2)] for way, m in memories.items()}
+    assert [run.feed for run in runs["direct"]] == ["in memory"] * 2
     assert all("steps ahead" in run.feed for run in runs["feed"])
     return {
         way: {key: np.mean([getattr(run, key) for run in found]) for key in vars(found[0]) if key != "feed"}
@@ -229,12 +262,13 @@ def test_training_ends_where_direct_draws_end(trained):
     assert trained["feed"]["final_loss"] == pytest.approx(trained["direct"]["final_loss"], rel=0.05)
 
 
-def test_reported_values_are_those_of_all_examples(trained):
-    feed = trained["feed"]
-    assert feed["reported_loss"] == pytest.approx(feed["exact_loss"], rel=0.05)
-    assert feed["reported_variance"] == pytest.approx(feed["exact_variance"], rel=0.1)
-    assert feed["reported_gain"] == pytest.approx(feed["exact_gain"], rel=0.1)
+@pytest.mark.parametrize("what", ["loss", "variance", "gain"])
+def test_reported_values_are_as_true_as_with_direct_draws(trained, what):
+    """The reported value over that of all examples; variance and gain are smoothed, and so lag behind in both."""
+    feed, direct = (trained[way][f"reported_{what}"] / trained[way][f"exact_{what}"] for way in ("feed", "direct"))
+    assert feed == pytest.approx(direct, rel=0.05)
+    assert feed == pytest.approx(1, abs=0.12)
 
 
 def test_coefficients_keep_their_bound(trained):
-    assert trained["feed"]["largest_coefficient"] <= 5 * (1 + 1e-9)
+    assert 1.5 < trained["feed"]["largest_coefficient"] <= 2 * (1 + 1e-9)
