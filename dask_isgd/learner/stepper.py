@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 from dask_isgd.learner.batch_sampler import BatchSampler, Learned
 from dask_isgd.learner.feed import Feed
+from dask_isgd.learner.feedback_pace import FeedbackPace
 from dask_isgd.learner.reporter import Reporter
 from dask_isgd.learner.step import LaunchedStep
 from dask_isgd.learner.trainer import Trainer
@@ -23,9 +25,9 @@ class _Pending(NamedTuple):
 class Stepper:
     """Takes steps with minibatches of ``feed``; ``lag`` of them may be under way on the device.
 
-    Results are used once per block of the ``batch_sampler``, and after each measured step. With ``norms``, each step's
-    norms go back to the sampler. Every ``report_every`` steps the gradient is measured, and ``report`` is called with
-    the number of steps made once the result has arrived.
+    Results are used once per block of the ``batch_sampler``, and after each measured step. The norms of the steps that
+    ``pace`` chooses go back to the sampler (None: of no step). Every ``report_every`` steps the gradient is measured,
+    and ``report`` is called with the number of steps made once the result has arrived.
     """
 
     def __init__(
@@ -36,13 +38,14 @@ class Stepper:
         reporter: Reporter,
         report: Callable[[int], None],
         *,
-        norms: bool,
+        pace: FeedbackPace | None,
         report_every: int,
         lag: int,
     ) -> None:
         self._trainer, self._feed, self._batch_sampler, self._reporter = trainer, feed, batch_sampler, reporter
-        self._report, self._norms, self._report_every, self._lag = report, norms, report_every, lag
+        self._report, self._pace, self._report_every, self._lag = report, pace, report_every, lag
         self._pending: deque[_Pending] = deque()
+        self._block_start = time.perf_counter()
 
     def take(self, step: int, until: int) -> None:
         """Launch ``step``; nothing is drawn ahead for ``until`` or later.
@@ -56,7 +59,7 @@ class Stepper:
             batch.inputs,
             batch.targets,
             batch.draw.coefficients,
-            norms=self._norms,
+            norms=self._pace is not None and self._pace.norms(step),
             measure=measure,
             indices=batch.draw.indices,
         )
@@ -73,8 +76,14 @@ class Stepper:
         while len(self._pending) > lag:
             draw, launched, measured = self._pending.popleft()
             arrived.append(Learned(launched.step, draw, launched.result(), measured))
+        if not arrived:
+            return
         self._batch_sampler.learned_all(arrived)
         for each in arrived:
             self._reporter.add(each.result)
             if each.measured:
                 self._report(each.step + 1)
+        now = time.perf_counter()
+        if self._pace is not None and not any(each.measured for each in arrived):
+            self._pace.took(arrived[-1].step + 1, (now - self._block_start) / len(arrived))
+        self._block_start = now

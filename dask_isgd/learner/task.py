@@ -26,6 +26,7 @@ from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.feed import open_feed
+from dask_isgd.learner.feedback_pace import FeedbackPace
 from dask_isgd.learner.publisher import Publisher
 from dask_isgd.learner.reporter import COLUMNS, Reporter
 from dask_isgd.learner.stepper import Stepper
@@ -152,13 +153,14 @@ class Learner(LongTask):
             batch_size=learning.batch_size,
             synchronous=learning.synchronous,
         )
+        feedback = spec.sampling.feedback and not spec.sampling.uniform
         self.stepper = Stepper(
             self.trainer,
             self.feed,
             self.batch_sampler,
             self.reporter,
             self._report,
-            norms=spec.sampling.feedback and not spec.sampling.uniform,
+            pace=FeedbackPace(fixed=learning.synchronous) if feedback else None,
             report_every=learning.report_every,
             lag=0 if learning.synchronous or self.trainer.device.type == "cpu" else 1,
         )

@@ -1,0 +1,57 @@
+"""How often the learner computes the norms of its own minibatch: as often as a tenth of its time allows.
+
+A small model's norms cost a fifth of its step, a transformer's up to half. Norms change slowly, so those of every
+second or third minibatch serve nearly as well.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from statistics import median
+
+SHARE = 0.1
+"""The share of a step's time that norms may cost on average."""
+_LONGEST = 8
+"""Steps between two minibatches with norms, at most."""
+_SAMPLES = 5
+"""Blocks of steps with norms, and as many without, that are timed."""
+_AGAIN = 5000
+"""Steps after which they are timed again: other processes come and go."""
+
+
+class FeedbackPace:
+    """Chooses the steps whose norms are computed.
+
+    Blocks of steps are timed with and without norms, in turn; then norms are computed at every ``every``-th step.
+    ``fixed``: at every step, whatever they cost.
+    """
+
+    def __init__(self, *, fixed: bool = False) -> None:
+        self.every = 1
+        self._fixed = fixed
+        self._samples: dict[bool, list[float]] = {True: [], False: []}
+        self._trial = not fixed
+        self._with_norms = True
+        self._decided = 0
+
+    def norms(self, step: int) -> bool:
+        """Whether the norms of ``step`` are computed."""
+        if self._trial:
+            return self._with_norms
+        return step % self.every == 0
+
+    def took(self, step: int, seconds: float) -> None:
+        """Learn how many ``seconds`` per step the block took that ends before ``step``, none of it a measured step."""
+        if self._fixed:
+            return
+        if not self._trial:
+            self._trial = step - self._decided >= _AGAIN
+            return
+        self._samples[self._with_norms].append(seconds)
+        self._with_norms = not self._with_norms
+        if min(map(len, self._samples.values())) >= _SAMPLES:
+            with_norms, without = median(self._samples[True]), median(self._samples[False])
+            cost = with_norms / max(without, 1e-9) - 1.0
+            self.every = min(max(ceil(cost / SHARE), 1), _LONGEST)
+            self._samples = {True: [], False: []}
+            self._trial, self._with_norms, self._decided = False, True, step
