@@ -51,29 +51,32 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     stays valid.
     """
     worker, client = get_worker(), get_client()
-    own, spare = _torch_threads(spec, worker)
     keep_freed_memory(memory_limit())
     slow_profiler(worker)
-    torch_threads.start_learner(own)
-    try:
-        learner = Learner(spec, worker, client, worker.get_current_task(), own, spare)
+    with torch_threads.LearnerThreads(*_torch_threads(spec, worker)) as threads:
+        learner = Learner(spec, worker, client, worker.get_current_task(), threads)
         return learner.result(learner.run())
-    finally:
-        torch_threads.end_learner()
 
 
-def _torch_threads(spec: RunSpec, worker: Worker) -> tuple[int, int]:
-    """Return the learner's own threads, and those it uses while scorers are idle: none if the number was set."""
+def _torch_threads(spec: RunSpec, worker: Worker) -> tuple[int, int, MachineLoad | None]:
+    """Return the learner's own torch threads, those it takes while scorers are idle, and the load they follow.
+
+    A number that the user set is kept, and a synchronous run needs sums in a fixed order.
+    """
     if spec.learning.threads is not None:
-        return spec.learning.threads, 0
+        return spec.learning.threads, 0, None
     own = dask.config.get("isgd.cluster.learner-threads") or worker.state.nthreads
-    return own, 0 if spec.learning.synchronous else dask.config.get("isgd.cluster.spare-threads")
+    if spec.learning.synchronous:
+        return own, 0, None
+    return own, dask.config.get("isgd.cluster.spare-threads"), MachineLoad()
 
 
 class Learner(LongTask):
-    """One incarnation of a run's learner, with ``threads`` of its own for torch and ``spare`` ones of the scorers."""
+    """One incarnation of a run's learner."""
 
-    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: Key, threads: int, spare: int) -> None:
+    def __init__(
+        self, spec: RunSpec, worker: Worker, client: Client, key: Key, threads: torch_threads.LearnerThreads
+    ) -> None:
         super().__init__(worker, client, key)
         self.spec = spec
         self.timeout = config.seconds("cluster.timeout")
@@ -86,10 +89,7 @@ class Learner(LongTask):
         """0 until the lease is acquired."""
         self.coordinator_failed = False
         """Whether the coordinator has failed for good."""
-        self._threads, self._spare = threads, spare
-        # A number that the user set, and sums in a fixed order, forbid that it follows the load.
-        fixed = spec.learning.threads is not None or spec.learning.synchronous
-        self._load = None if fixed else MachineLoad()
+        self._threads = threads
         self._controls_received = 0
         self._round_started = False
 
@@ -239,15 +239,8 @@ class Learner(LongTask):
             self.batch_sampler,
             seconds=self.checkpointer.seconds(),
             learning_rate=float(self.trainer.update.optimizer.param_groups[0]["lr"]),
-            threads=self._resize(),
+            threads=self._threads.resize(scorers_idle=self.batch_sampler.idle),
         )
-
-    def _resize(self) -> int:
-        """Return the torch threads of the next steps: fewer than allowed if other processes need the cores."""
-        threads = self._threads + self._spare * self.batch_sampler.idle
-        if self._load is not None:
-            threads = self._load.threads(threads)
-        return torch_threads.resize_learner(threads)
 
     def _pause(self) -> None:
         self.stepper.settle()

@@ -252,8 +252,5 @@ def test_a_learner_in_the_same_worker_keeps_a_thread(client, places):
         return scoring_threads._threads_of(get_worker(), None).count
 
     assert client.submit(count, pure=False).result(timeout=WAIT) == places
-    torch_threads.start_learner(torch.get_num_threads())
-    try:
+    with torch_threads.LearnerThreads(torch.get_num_threads()):
         assert client.submit(count, pure=False).result(timeout=WAIT) == 1
-    finally:
-        torch_threads.end_learner()
