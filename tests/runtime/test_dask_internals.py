@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import dask
@@ -285,14 +286,22 @@ def test_a_topic_is_forgotten_unless_someone_listens(client):
     def forget(dask_scheduler: Scheduler) -> None:
         dask_internals.task_edits().forget_topic(dask_scheduler, "isgd-canary")
 
-    def known(dask_scheduler: Scheduler) -> bool:
-        return "isgd-canary" in dask_scheduler._broker._topics
+    def subscribers(dask_scheduler: Scheduler) -> int:
+        topic = dask_scheduler._broker._topics.get("isgd-canary")
+        return -1 if topic is None else len(topic.subscribers)
 
-    client.log_event("isgd-canary", {"a": 1})
+    def await_subscribers(count: int) -> None:  # a subscription and its end may be overtaken by other requests
+        deadline = time.monotonic() + WAIT
+        while client.run_on_scheduler(subscribers) != count:
+            assert time.monotonic() < deadline
+
     client.subscribe_topic("isgd-canary", lambda event: None)
+    await_subscribers(1)
+    client.log_event("isgd-canary", {"a": 1})
     assert client.get_events("isgd-canary")
     client.run_on_scheduler(forget)
     assert client.get_events("isgd-canary") == ()
     client.unsubscribe_topic("isgd-canary")
+    await_subscribers(0)
     client.run_on_scheduler(forget)
-    assert not client.run_on_scheduler(known)
+    assert client.run_on_scheduler(subscribers) == -1
