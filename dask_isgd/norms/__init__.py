@@ -6,12 +6,14 @@
     engine              NormEngine: the audit once, then the fast pass and the fallback
     training_capture    capture_norms: the norms of a training step, from its own backward pass
     training_plan       what of a training step the rules serve, and what is read off its graph
-    training_graph      parameters that the examples share: positions, scales, projections of attention
+    shared_terms        finds parameters that can be read off the graph, and proves them
+    training_graph      reads them: positions, scales, projections of attention
     audit               which parameters the fast rules serve, proved on a few examples -> NormPlan
     graph_trace         the graph of one ordinary forward pass
     coupling            detects examples that depend on each other, and refuses them
     capture             hooks that compute each layer's term when its gradient arrives
     later_batches       which of the later batches are checked against autograd
+    captured_layer      what is captured of one layer
     fallback            one example's gradient at a time: vmap, or a loop
     row_choices         which parameters meet rows that the values of the inputs choose
     rules/              one small file per family of layers, in one registry

@@ -24,7 +24,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.batch_layouts import BatchLayout, possible_layouts
-from dask_isgd.norms.capture import Capture, CapturedLayer, fast_pass
+from dask_isgd.norms.capture import Capture, fast_pass
+from dask_isgd.norms.captured_layer import CapturedLayer
 from dask_isgd.norms.coupling import (
     agree,
     check_inputs_independent,
@@ -35,7 +36,9 @@ from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares
 from dask_isgd.norms.graph_trace import GraphTrace, layers_with_rules, trace_graph
 from dask_isgd.norms.model_state import random_state, set_random_state, trainable
 from dask_isgd.norms.per_example_copies import Shape, copy_shapes
+from dask_isgd.norms.shared_terms import find_shared
 from dask_isgd.norms.tensor_trees import Loss, take, tensors
+from dask_isgd.norms.training_graph import SharedTerm
 
 logger = logging.getLogger("dask_isgd.norms")
 
@@ -52,6 +55,8 @@ class NormPlan:
     layers: tuple[CapturedLayer, ...]
     copies: Mapping[str, Shape]
     """Parameters replaced with one copy per example, and the copy's shape."""
+    shared: tuple[SharedTerm, ...]
+    """Parameters read off the graph where they meet the examples."""
     calls: tuple[tuple[str, int], ...]
     """(layer, dimensions of its output) of every call that a pass must make, in order."""
     arrived: frozenset[int]
@@ -80,13 +85,8 @@ class NormPlan:
 
     def same_as(self, other: NormPlan) -> bool:
         """Return whether two audits came to the same result."""
-        return (self.layers, self.copies, self.calls, self.arrived, self.fallback) == (
-            other.layers,
-            other.copies,
-            other.calls,
-            other.arrived,
-            other.fallback,
-        )
+        served = self.layers, self.copies, self.shared, self.fallback, self.calls, self.arrived
+        return served == (other.layers, other.copies, other.shared, other.fallback, other.calls, other.arrived)
 
     @property
     def forward_unchanged(self) -> bool:
@@ -110,7 +110,7 @@ class _AuditBatch:
     """Example -> parameter -> squared norm."""
 
     def mismatches(
-        self, layers: tuple[CapturedLayer, ...], copies: Mapping[str, Shape]
+        self, layers: tuple[CapturedLayer, ...], copies: Mapping[str, Shape], shared: tuple[SharedTerm, ...] = ()
     ) -> tuple[Capture, dict[str, str]]:
         """Run a fast pass; return its capture and the parameters whose norms are not autograd's, with the reason."""
         set_random_state(self.model, self.random)
@@ -119,15 +119,20 @@ class _AuditBatch:
             for layer in layers
         }
         try:
-            capture, _ = fast_pass(self.model, self.loss, self.inputs, self.targets, layers, copies, self.size)
+            capture, _ = fast_pass(
+                self.model, self.loss, self.inputs, self.targets, layers, copies, self.size, shared=shared
+            )
         except Exception as error:  # a model may raise anything at a shape that it does not expect
-            if not (layers or copies):
+            if not (layers or copies or shared):
                 raise
             reason = f"the fast pass fails ({type(error).__name__}: {first_line(error)})"
             served = [name for group in names.values() for name in group]
+            served += [name for term in shared for name in term.names]
             return Capture(self.model, (), self.size), dict.fromkeys([*served, *copies], reason)
-        wrong = {name: reason for layer, reason in capture.changed.items() for name in names[layer]}
-        for term, group in self._terms(layers, copies).items():
+        names |= {term.name: list(term.names) for term in shared}
+        wrong = {name: reason for layer, reason in capture.changed.items() for name in names.get(layer, ())}
+        groups = self._terms(layers, copies) | {term.name: list(term.names) for term in shared}
+        for term, group in groups.items():
             mismatch = self._mismatch(capture.terms.get(term), group)
             if mismatch is not None:
                 wrong |= {name: mismatch for name in group if name not in wrong}
@@ -160,11 +165,14 @@ def audit(
     rows: Tensor | None = None,
     whole: bool = False,
     training: bool = False,
+    reads: bool = True,
 ) -> NormPlan:
     """Return the plan for a model in its current mode; must be called inside ``preserved``.
 
     ``rows`` are the examples to use, all of them in order unless given; the audit takes the first few of them, or
     (``whole``) the batch as it is. ``training``: the plan is that of a training step, which has no fallback.
+    ``reads``: whether parameters may be read off the graph.
+
     Raises ModelError for a loss of the wrong shape, for examples that depend on each other, and for a loss
     that no trainable parameter reaches.
     """
@@ -190,8 +198,8 @@ def audit(
     if deterministic or not trace.chosen:  # masks of dropout on chosen rows depend on how many there are
         check_others_irrelevant(model, loss, inputs, targets, examples[0])
     batch = _AuditBatch(model, loss, inputs, targets, size, before, layers_with_rules(model), reference)
-    layers, copies, capture, reasons = _served(
-        batch, trace, list(parameters), training=training, deterministic=deterministic
+    layers, copies, shared, capture, reasons = _served(
+        batch, trace, list(parameters), training=training, reads=reads and not training, deterministic=deterministic
     )
     fallback = tuple(name for name in parameters if name in reasons)
     by_vmap, loop_reason = False, ""
@@ -201,6 +209,7 @@ def audit(
     return NormPlan(
         layers=layers,
         copies=copies,
+        shared=shared,
         calls=tuple(capture.calls),
         arrived=frozenset(capture.arrived),
         fallback=fallback,
@@ -213,24 +222,30 @@ def audit(
 
 
 def _served(
-    batch: _AuditBatch, trace: GraphTrace, names: list[str], *, training: bool, deterministic: bool
-) -> tuple[tuple[CapturedLayer, ...], dict[str, Shape], Capture, dict[str, str]]:
-    """Return the layers and copies whose norms are autograd's, their pass, and why other parameters are not served."""
+    batch: _AuditBatch, trace: GraphTrace, names: list[str], *, training: bool, reads: bool, deterministic: bool
+) -> tuple[tuple[CapturedLayer, ...], dict[str, Shape], tuple[SharedTerm, ...], Capture, dict[str, str]]:
+    """Return layers, copies and shared terms whose norms are autograd's, their pass, and why others are not served."""
     layouts = _layouts(batch, trace)
     reasons = _unexplained(batch, trace, layouts)
     ruled = {name for own in batch.parameters.values() for name in own.values()}
     free = [name for name, why in reasons.items() if name not in ruled and why != CHOSEN and not training]
     copies = _copies(batch, [name for name in free if _copyable(batch.model, trace, name)])
     reasons = {name: reason for name, reason in reasons.items() if name not in copies}
+    mixed = {name for layer in trace.mixed if layer not in trace.shapes for name in batch.parameters[layer].values()}
+    free = [name for name, why in reasons.items() if why != CHOSEN and name not in mixed]
+    shared = _shared(batch, free) if reads else ()
+    elsewhere = {name: "read off the graph" for term in shared for name in term.names}
+    reasons = {name: reason for name, reason in reasons.items() if name not in elsewhere}
     while True:
         if reasons and not (deterministic or training):
             reason = "dropout is on, and one pass must serve all parameters"
             reasons |= {name: reason for name in names if name not in reasons}
-        layers = _captured_layers(batch.parameters, reasons, trace.calls, layouts)
+        layers = _captured_layers(batch.parameters, elsewhere | reasons, trace.calls, layouts)
         copies = {name: shape for name, shape in copies.items() if name not in reasons}
-        capture, wrong = batch.mismatches(layers, copies)
+        shared = tuple(term for term in shared if reasons.keys().isdisjoint(term.names))
+        capture, wrong = batch.mismatches(layers, copies, shared)
         if not wrong:
-            return layers, copies, capture, reasons
+            return layers, copies, shared, capture, reasons
         reasons |= wrong
 
 
@@ -259,6 +274,14 @@ def _copies(batch: _AuditBatch, names: list[str]) -> dict[str, Shape]:
             known[kind] = [copy for copy in copy_shapes(shape) if not batch.mismatches((), {name: copy})[1]][:1]
         found |= dict.fromkeys([name], *known[kind]) if known[kind] else {}
     return found
+
+
+def _shared(batch: _AuditBatch, names: list[str]) -> tuple[SharedTerm, ...]:
+    """Return the parameters without a rule whose norms can be read off the graph."""
+    if not names:
+        return ()
+    set_random_state(batch.model, batch.random)
+    return find_shared(batch.model, batch.loss, batch.inputs, batch.targets, batch.size, names, [])
 
 
 def _copyable(model: nn.Module, trace: GraphTrace, name: str) -> bool:

@@ -7,7 +7,7 @@ gradient to the rule and releases both. No gradient of a weight's size is formed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,29 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dask_isgd.norms.batch_layouts import BatchLayout
+from dask_isgd.norms.captured_layer import CapturedLayer
 from dask_isgd.norms.later_batches import nodes_created
 from dask_isgd.norms.model_state import frozen
 from dask_isgd.norms.per_example_copies import Shape, expanded
 from dask_isgd.norms.rules import Rule, Saved, rule_of
 from dask_isgd.norms.tensor_trees import Loss, autocast_on, call, checked_losses, row_norms, wide
+from dask_isgd.norms.training_graph import SharedReader, SharedTerm
 
 WORKSPACE = 1 << 24
 """Elements of materialised gradients at a time (64 MB in float32)."""
-
-
-@dataclass(frozen=True)
-class CapturedLayer:
-    """A layer whose rule serves some of its parameters."""
-
-    name: str
-    """The module's name in the model."""
-    unshared: frozenset[str] = frozenset()
-    """Its parameters that nothing else uses: the rule returns their norms at the call."""
-    shared: Mapping[str, str] = field(default_factory=dict)
-    """Its parameters used at several calls, with their names in the model: gradients are summed first."""
-    layout: BatchLayout = BatchLayout.FIRST
-    """Where the batch is in its input and output."""
 
 
 @dataclass
@@ -199,14 +186,17 @@ def fast_pass(
     copies: Mapping[str, Shape],
     size: int,
     *,
+    shared: tuple[SharedTerm, ...] = (),
     only: int | None = None,
 ) -> tuple[Capture, Tensor]:
     """Run one forward and backward pass that forms no weight gradient; return its capture and the losses (B,).
 
-    With ``only``, the backward pass is of that example's loss alone.
+    ``shared`` are read off the graph. With ``only``, the backward pass is of that example's loss alone.
     """
     capture = Capture(model, layers, size)
-    with frozen(model), expanded(model, copies, size) as leaves:
+    names = [name for term in shared for name in term.names]
+    with frozen(model, but=names), expanded(model, copies, size) as leaves:
+        reader = SharedReader(model, shared, size)
         try:
             capture.open()
             capture.recording = True
@@ -217,14 +207,21 @@ def fast_pass(
             capture.nodes = nodes_created() - before
             if losses.requires_grad:
                 points = [capture.anchor, *leaves.values()]
+                if shared:
+                    reader.find([losses])
+                    points += [model.get_parameter(name) for name in names]
                 summed = losses.sum() if only is None else losses[only]
                 _, *gradients = torch.autograd.grad(summed, points, allow_unused=True)
-                for name, gradient in zip(leaves, gradients, strict=True):
+                for name, gradient in zip(leaves, gradients, strict=False):
                     if gradient is not None:
                         capture.terms[name] = row_norms(gradient)
             capture.finish()
+            capture.terms |= {name: square.sqrt() for name, square in reader.by_term().items()}
+            if not reader.complete:
+                capture.changed |= reader.failed or {"": "a gradient of what the examples share did not arrive"}
         finally:
             capture.close()
+            reader.close()
     return capture, losses.detach()
 
 

@@ -78,6 +78,7 @@ class NormEngine:
         self._compared: set[tuple[torch.Size, ...]] = set()
         self._schedule = CheckSchedule()
         self._reported = False
+        self._reads = True
 
     def attach(self, model: nn.Module, loss: Loss) -> None:
         """Compute the norms of this model and this loss from now on."""
@@ -134,13 +135,18 @@ class NormEngine:
         return squares, losses.detach()
 
     def _exact(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor]:
+        if size == 1 and self.plan is not None and self.plan.shared:
+            # Torch multiplies a single row in another way, and the graph is not the one that the audit found.
+            twice = torch.zeros(2, dtype=torch.long)
+            squares, losses = self._exact(take(inputs, twice), take(targets, twice), 2)
+            return squares[:1], losses[:1]
         rows: Tensor | None = None
         with self._attention.decomposed(self.model) as decomposed:
-            for _ in range(2):
+            for attempt in range(3):
                 start, before = time.perf_counter(), random_state(self.model)
                 found = self._by_plan(inputs, targets, size, decomposed=decomposed, rows=rows)
                 if found is None:  # another model, or control flow that the audit did not meet
-                    self.plan = None
+                    self.plan, self._reads = None, self._reads and attempt == 0
                     continue
                 squares, losses, nodes = found
                 if not self._schedule.flows.get(nodes, True):
@@ -202,7 +208,7 @@ class NormEngine:
             before = random_state(self.model)
             with torch.no_grad():  # errors concern the user's batch, not the audit's
                 checked_losses(self.loss, call(self.model, inputs), targets, size)
-            self.plan = audit(self.model, self.loss, inputs, targets, rows=rows)
+            self.plan = audit(self.model, self.loss, inputs, targets, rows=rows, reads=self._reads)
             if structure != self._structure:
                 self._schedule = CheckSchedule()
             self._structure = structure
@@ -212,7 +218,7 @@ class NormEngine:
         squares: Tensor | None = None
         losses: Tensor | None = None
         nodes = 0
-        if plan.layers or plan.copies:
+        if plan.layers or plan.copies or plan.shared:
             found = self._by_fast_pass(plan, inputs, targets, size, unchanged=plan.forward_unchanged and not decomposed)
             if found is None:
                 return None
@@ -246,7 +252,9 @@ class NormEngine:
     ) -> tuple[Tensor, Tensor, int] | None:
         before = random_state(self.model)
         try:
-            capture, losses = fast_pass(self.model, self.loss, inputs, targets, plan.layers, plan.copies, size)
+            capture, losses = fast_pass(
+                self.model, self.loss, inputs, targets, plan.layers, plan.copies, size, shared=plan.shared
+            )
             after = random_state(self.model)
             if not plan.matches(capture, size):
                 return None

@@ -29,7 +29,8 @@ class CheckSchedule:
         self.flows: dict[int, bool] = {}
         """Number of graph nodes -> whether the plan serves passes that create as many."""
         self._remaining = 1
-        self._period = PERIODS[0]
+        self.period = PERIODS[0]
+        """The batches from one regular check to the next."""
         self.generator = torch.Generator().manual_seed(0)
 
     def due(self, nodes: int | None = None) -> bool:
@@ -47,5 +48,5 @@ class CheckSchedule:
     def checked(self, seconds: float, batch_seconds: float) -> None:
         """Set the time of the next regular check, after one that took ``seconds``; a batch takes ``batch_seconds``."""
         wanted = ceil(seconds / (SHARE * max(batch_seconds, 1e-9)))
-        self._period = min(max(wanted, PERIODS[0]), PERIODS[1])
-        self._remaining = self._period
+        self.period = min(max(wanted, PERIODS[0]), PERIODS[1])
+        self._remaining = self.period

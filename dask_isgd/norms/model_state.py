@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -73,9 +73,9 @@ def autocast_without_cache() -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter require a gradient inside, so that backward forms none of a weight's size."""
-    parameters = list(trainable(model).values())
+def frozen(model: nn.Module, *, but: Collection[str] = ()) -> Iterator[None]:
+    """Let no parameter ``but`` some require a gradient inside, so that backward forms none of a weight's size."""
+    parameters = [parameter for name, parameter in trainable(model).items() if name not in but]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)

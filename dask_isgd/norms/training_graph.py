@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dask_isgd.norms.capture import CapturedLayer
+from dask_isgd.norms.captured_layer import CapturedLayer
 from dask_isgd.norms.parameter_uses import BROADCASTING, operation
 from dask_isgd.norms.rules import Saved, rule_of
 from dask_isgd.norms.rules.linear import product_norms
@@ -40,8 +40,15 @@ class SharedTerm:
     paths: tuple[Path, ...]
     layer: CapturedLayer | None = None
     """The layer, if its output is what is shared."""
+    parameters: tuple[str, ...] = ()
+    """The layer's parameters, by their names in the model."""
     positions_first: bool = False
     """Whether the gradient at the node has the positions first, not the examples."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that the term covers."""
+        return self.parameters or (self.name,)
 
 
 class SharedReader:
@@ -87,9 +94,12 @@ class SharedReader:
 
     def squares(self) -> list[Tensor] | None:
         """Return the square norms of every term, (B,) each; None if a gradient is missing."""
-        if self.failed or self._arrived != self._expected:
-            return None
-        return list(self.by_term().values())
+        return list(self.by_term().values()) if self.complete else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every term met the examples where it was found to, and every gradient arrived."""
+        return not self.failed and self._arrived == self._expected
 
     def by_term(self) -> dict[str, Tensor]:
         """Return the square norms of the terms whose gradients have arrived, (B,) each."""

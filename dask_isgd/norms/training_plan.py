@@ -10,14 +10,10 @@ from torch import Tensor, nn
 
 from dask_isgd.errors import ModelError
 from dask_isgd.norms.audit import CHOSEN, NormPlan, audit
-from dask_isgd.norms.batch_layouts import BatchLayout
-from dask_isgd.norms.capture import CapturedLayer
-from dask_isgd.norms.coupling import agree
-from dask_isgd.norms.fallback import parameter_squares
-from dask_isgd.norms.graph_trace import layers_with_rules
-from dask_isgd.norms.model_state import autocast_without_cache, check_supported, is_compiled, preserved
-from dask_isgd.norms.tensor_trees import batch_size, call, detached, take, tensors
-from dask_isgd.norms.training_graph import SharedReader, SharedTerm, accumulator, combines, feeds_of, meetings
+from dask_isgd.norms.model_state import check_supported, is_compiled, preserved
+from dask_isgd.norms.shared_terms import find_shared
+from dask_isgd.norms.tensor_trees import batch_size, detached, take, tensors
+from dask_isgd.norms.training_graph import SharedTerm
 
 
 @dataclass(frozen=True)
@@ -73,21 +69,9 @@ def _with_shared(model: nn.Module, plan: NormPlan, inputs: Any, rows: Tensor | N
     inputs = take(inputs, given[torch.arange(plan.size) % len(given)])
     layers = [layer for layer in plan.layers if layer.layout.shared]
     names = [name for name in plan.fallback if plan.reasons[name] != CHOSEN]
-    owned = {layer: own for layer, own in layers_with_rules(model).items() if set(own.values()) <= set(names)}
-    layers += [CapturedLayer(layer, frozenset(own), {}, BatchLayout.NONE) for layer, own in owned.items()]
-    terms = {term.name: term for term in _terms(model, inputs, plan.size, names, layers)}
-    for layer, own in owned.items():  # by its own uses, or as the output of its layer
-        by_parameter = all(name in terms for name in own.values())
-        for name in own.values() if layer in terms and not by_parameter else [layer]:
-            terms.pop(name, None)
-    by_layer = {name for layer in terms if layer in owned for name in owned[layer].values()}
-    wanted = [*plan.fallback, *(layer.name for layer in plan.layers if layer.layout.shared)]
-    missing = [name for name in wanted if name not in terms and name not in by_layer]
-    if not missing:
-        wrong = _wrong(model, inputs, plan.size, tuple(terms.values()))
-        for name in wrong:  # the rows of its product may be ordered the other way
-            terms[name] = replace(terms[name], positions_first=True)
-        missing = _wrong(model, inputs, plan.size, tuple(terms.values())) if wrong else []
+    terms = find_shared(model, row_loss, inputs, (), plan.size, names, layers)
+    served = {name for term in terms for name in (term.name, *term.names)}
+    missing = [name for name in (*plan.fallback, *(layer.name for layer in layers)) if name not in served]
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         listed = "; ".join(f"{name}: {plan.reasons[name]}" if name in plan.reasons else name for name in missing[:4])
@@ -102,56 +86,4 @@ def _with_shared(model: nn.Module, plan: NormPlan, inputs: Any, rows: Tensor | N
         fallback=(),
         reasons={},
     )
-    return TrainingPlan(ruled, tuple(terms.values())), ""
-
-
-def _terms(model: nn.Module, inputs: Any, size: int, names: list[str], layers: list[CapturedLayer]) -> list[SharedTerm]:
-    """Return where parameters and outputs of layers meet the examples, if all their operations are known ones."""
-    blank = tuple(SharedTerm(layer.name, (), layer) for layer in layers if layer.unshared and not layer.shared)
-    reader = SharedReader(model, blank, size)
-    try:
-        with autocast_without_cache():
-            losses = row_loss(call(model, inputs), ())
-    finally:
-        reader.close()
-    feeds = feeds_of([losses])
-    found = []
-    for term in (*(SharedTerm(name, ()) for name in names), *blank):
-        leaf = accumulator(model.get_parameter(term.name)) if term.layer is None else reader.leaf(term)
-        paths = [path for path, _ in meetings(leaf, feeds, None)] if leaf is not None else []
-        products = [path for path in paths if path[-1][0] in ("Addmm", "Mm")]
-        if all(combines(path) for path in paths) and not (products and len(paths) > 1):
-            found.append(replace(term, paths=tuple(paths)))
-    return found
-
-
-def _wrong(model: nn.Module, inputs: Any, size: int, terms: tuple[SharedTerm, ...]) -> list[str]:
-    """Return the terms whose norms are not autograd's, of two examples."""
-    owned = layers_with_rules(model)
-    names = [[term.name] if term.layer is None else list(owned[term.name].values()) for term in terms]
-    reader = SharedReader(model, terms, size)
-    try:
-        with autocast_without_cache():
-            losses = row_loss(call(model, inputs), ())
-        reader.recording = False
-        examples = losses.detach().nan_to_num(0).topk(2).indices.tolist()
-        values = [model.get_parameter(name) for group in names for name in group]
-        wanted = {k: iter(parameter_squares(losses[k], values, retain=True).tolist()) for k in examples}
-        whole = {k: float(parameter_squares(losses[k], list(model.parameters()), retain=True).sum()) for k in examples}
-        reader.recording = True
-        reader.find([losses])
-        torch.autograd.grad(losses.sum(), values, allow_unused=True)
-    finally:
-        reader.close()
-    squares = reader.by_term()
-    wrong = []
-    for term, group in zip(terms, names, strict=True):
-        right = {k: sum(next(wanted[k]) for _ in group) for k in examples}
-        got = squares.get(term.name, torch.zeros(size))
-        if (
-            term.name in reader.failed
-            or got.shape != (size,)
-            or not all(agree(float(got[k]), right[k], inputs, model, floor=1e-36 + 1e-6 * whole[k]) for k in examples)
-        ):
-            wrong.append(term.name)
-    return wrong
+    return TrainingPlan(ruled, terms), ""

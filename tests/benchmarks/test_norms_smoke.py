@@ -19,3 +19,10 @@ def test_the_tiny_size_prints_every_ratio(capsys: pytest.CaptureFixture[str], mo
         assert [r.name for r in rows[:5]] == ["training step", "training step with norms", "exact", "bound", "loss"]
         assert all(row.milliseconds > 0 and row.ratio > 0 for row in rows)
         assert all(row.name in printed for row in rows)
+
+
+def test_the_benchmark_of_the_checks(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    shares = runpy.run_path(str(SCRIPT.with_name("norms_checks.py")))["main"](["--tiny"])
+    assert list(shares) == ["small-mlp", "resnet", "transformer"]
+    assert all(share > 0 for share in shares.values())

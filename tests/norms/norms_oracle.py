@@ -151,11 +151,11 @@ class Stubborn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(torch.randn(6, 6))
+        self.matrix = nn.Parameter(torch.randn(6, 6, 6))
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(functional.linear(x, self.matrix) if float(x.sum()) > -1e9 else x)
+        return self.head(functional.bilinear(x, x, self.matrix) if float(x.sum()) > -1e9 else x)
 
 
 class TwoInputs(nn.Module):
@@ -260,7 +260,7 @@ CASES: dict[str, Case] = {
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 5)),
         fast=False,
     ),
-    "control flow on values": Case(Stubborn, fast=False, captured=True),
+    "control flow on values": Case(Stubborn, fast=False),
     "a checkpointed layer": Case(lambda: Checkpointed()),
 }
 

@@ -108,8 +108,24 @@ def test_dropout_in_train_mode_follows_the_mask_that_was_drawn() -> None:
     torch.testing.assert_close(norms, wanted)
 
 
-def test_dropout_in_train_mode_through_the_fallback() -> None:
+def test_dropout_in_attention_in_train_mode_follows_the_mask_that_was_drawn() -> None:
     model, x, y = Attention(), torch.randn(SIZE, 4, 8), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy, train_mode=True)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        norms, _ = engine(x, y)
+        torch.manual_seed(seed)
+        losses = cross_entropy(model.train()(x), y)
+        gradients = [torch.autograd.grad(value, list(model.parameters()), retain_graph=True) for value in losses]
+        wanted = torch.stack([torch.cat([part.flatten() for part in row]).norm() for row in gradients])
+        torch.testing.assert_close(norms, wanted, rtol=1e-5, atol=0)
+    assert engine.plan is not None
+    assert not engine.plan.fallback
+
+
+def test_dropout_in_train_mode_through_the_fallback() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.1), nn.PReLU(), nn.Linear(6, 5))
+    x, y = torch.randn(SIZE, 6), torch.randint(0, 5, (SIZE,))
     norms = gradient_norms(model, cross_entropy, x, y, train_mode=True)
     assert torch.isfinite(norms).all()
     assert (norms > 0).all()

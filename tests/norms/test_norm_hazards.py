@@ -66,7 +66,7 @@ class Positions(nn.Module):
             return x + self.places(torch.arange(length)[None])
         if self.make == "embedding":
             return x + self.places(torch.arange(length))
-        # A slice of the first dimension does not apply to the copies of an example: exact through the fallback.
+        # A slice of the first dimension does not apply to the copies of an example: read off the graph.
         return x + (self.places[:length] if self.make == "parameter" else self.places[:, :length])
 
 
@@ -169,7 +169,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
         lambda: Reads(Recurrent(nn.GRU, batch_first=False, num_layers=2, bidirectional=True), 14),
         False,
     ),
-    "positions, a parameter": (lambda: Reads(Positions("parameter")), False),
+    "positions, a parameter": (lambda: Reads(Positions("parameter")), True),
     "positions, (1, T, d)": (lambda: Reads(Positions("parameter with a leading one")), True),
     "positions, an embedding": (lambda: Reads(Positions("embedding")), True),
     "positions, an embedding of (1, T)": (lambda: Reads(Positions("embedding with a leading one")), True),
