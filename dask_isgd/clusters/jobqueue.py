@@ -25,6 +25,7 @@ from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
 from dask_isgd.names import hint
 from dask_isgd.runtime import dask_internals
+from dask_isgd.runtime.allocator import EXPORT
 from dask_isgd.runtime.placement import LEARNER, SCORER
 
 QUEUES = {
@@ -108,19 +109,30 @@ def with_learner(kind: type[Any]) -> type[Any]:
 
         def _as_scorer(self, options: Mapping[str, Any]) -> dict[str, Any]:
             places = max(1, dask_internals.threads_per_process(self))
-            return {**options, "worker_extra_args": [*self._extra(options), "--resources", f"{SCORER}={places}"]}
+            return {
+                **options,
+                "job_script_prologue": [*self._prologue(options), EXPORT],
+                "worker_extra_args": [*self._extra(options), "--resources", f"{SCORER}={places}"],
+            }
+
+        def _prologue(self, options: Mapping[str, Any]) -> list[str]:
+            key = f"jobqueue.{self.job_cls.config_name}.job-script-prologue"
+            return list(options.get("job_script_prologue") or dask.config.get(key, None) or [])
 
         def _as_learner(self, options: Mapping[str, Any]) -> dict[str, Any]:
             job = self.job_cls("tcp://…", name=LEARNER, **options)
             cores = max(1, job.worker_process_threads)
             section = f"jobqueue.{job.config_name}"
-            prologue = options.get("job_script_prologue") or dask.config.get(f"{section}.job-script-prologue") or []
             python = options.get("python") or dask.config.get(f"{section}.python") or sys.executable
             return {
                 **options,
                 # the worker's command replaces the shell, so that it receives the queue's signals
                 "python": python if python.startswith("exec ") else f"exec {python}",
-                "job_script_prologue": [*prologue, f"export DASK_ISGD__CLUSTER__LEARNER_THREADS={cores}"],
+                "job_script_prologue": [
+                    *self._prologue(options),
+                    EXPORT,
+                    f"export DASK_ISGD__CLUSTER__LEARNER_THREADS={cores}",
+                ],
                 "worker_extra_args": [
                     *self._extra(options),
                     *("--resources", f"{LEARNER}=1", "--preload", _PRELOAD),

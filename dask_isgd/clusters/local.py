@@ -17,6 +17,7 @@ from distributed import Nanny, Scheduler, Security
 import dask_isgd.config  # noqa: F401  # its defaults
 from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
+from dask_isgd.runtime.allocator import WORKER_ENVIRONMENT
 from dask_isgd.runtime.placement import LEARNER, SCORER
 
 _PRELOAD = "dask_isgd.clusters.imports_preload"
@@ -95,7 +96,7 @@ class LocalCluster(LearnerCluster):
     def _worker(
         self, place: int, threads: int, resources: dict[str, float], torch_threads: int, spare: int = 0
     ) -> dict[str, Any]:
-        env: dict[str, str] = {}
+        env = dict(WORKER_ENVIRONMENT)
         # not through the environment: a nanny's worker prefers the nanny's configuration
         own = {"isgd": {"cluster": {"learner-threads": torch_threads, "spare-threads": spare}}}
         # with the rest of the section isgd: the nanny replaces whole sections

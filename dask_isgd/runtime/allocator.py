@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import platform
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 MOST_KEPT = 2**30
 """Bytes of freed memory at the end of the heap that a process keeps at most."""
+WORKER_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(MOST_KEPT)}
+"""For workers from their start: what ``keep_freed_memory`` sets later, as far as a variable can."""
+EXPORT = f"export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON='{json.dumps(WORKER_ENVIRONMENT)}'"
+"""The same for ``dask worker``, as a line of shell script; the other variables that nannies set stay."""
 _MMAP_THRESHOLD = 32 * 2**20
 """The size up to which glibc would adapt its threshold by itself; larger blocks are mapped one by one."""
 _TOP_PAD = 64 * 2**20

@@ -12,6 +12,7 @@ import pytest
 from dask_isgd import clusters
 from dask_isgd.clusters.jobqueue import QUEUES, with_learner
 from dask_isgd.errors import ConfigError
+from dask_isgd.runtime.allocator import EXPORT
 
 HOURS = {"walltime": "02:00:00", "queue": "gpu"}
 EXTRA: dict[str, dict[str, object]] = {
@@ -70,6 +71,8 @@ def test_a_learners_job_is_unlike_a_scorers(name):
         assert text not in learner
     assert f"exec {sys.executable} -m distributed.cli.dask_worker" in learner, "signals reach the worker"
     assert "DASK_ISGD__CLUSTER__LEARNER_THREADS=2" in learner
+    for script in (learner, scorer):  # HTCondor wants it quoted once more
+        assert EXPORT in script or "PRE_SPAWN_ENVIRON=" in script
     assert re.findall(r"--memory-limit (\S+?)'?\"?\n", learner) == ["0"], "the queue's limit holds"
 
 

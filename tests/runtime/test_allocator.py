@@ -7,8 +7,11 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from dask_isgd.runtime.allocator import EXPORT, MOST_KEPT
 
 STEPS = """
 import json, resource, sys, threading, torch
@@ -50,3 +53,15 @@ def test_a_step_faults_its_memory_in_no_more():
     as_the_nanny_sets_it, kept = faults_per_step("as it is"), faults_per_step("kept")
     assert as_the_nanny_sets_it > 100
     assert kept < 0.1 * as_the_nanny_sets_it
+
+
+def test_the_line_for_workers_changes_one_of_the_variables_that_nannies_set():
+    code = "import json, dask, distributed; print(json.dumps(dask.config.get('distributed.nanny.pre-spawn-environ')))"
+    command = f'{EXPORT}\n{sys.executable} -c "{code}"'
+    found = json.loads(subprocess.run(command, shell=True, check=True, capture_output=True, timeout=120).stdout)
+    assert found["MALLOC_TRIM_THRESHOLD_"] == str(MOST_KEPT)
+    assert found["OMP_NUM_THREADS"] == 1
+
+
+def test_a_documented_line_is_this_one():
+    assert EXPORT in (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
