@@ -73,8 +73,8 @@ def steps(data: Problem, name: str, q: NDArray[np.float64], count: int, clipping
         parameter.grad = torch.from_numpy(coefficients @ data.gradients[rows] / BATCH)
         if clipping is not None:
             clipped = clipping(parameter.grad.norm(), coefficients.max())
-            assert clipped is not None
-            parameter.grad *= clipped.factor
+            if clipped is not None:  # not in its first steps
+                parameter.grad /= clipped.divisor
         before = parameter.detach().clone()
         optimizer.step()
         if step >= WARM_UP * count:
