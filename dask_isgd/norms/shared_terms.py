@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from dask_isgd.norms.model_state import autocast_without_cache
 from dask_isgd.norms.tensor_trees import Loss, call, checked_losses
 from dask_isgd.norms.training_graph import PRODUCTS, SharedReader, SharedTerm, accumulator, combines, feeds_of, meetings
 
+logger = logging.getLogger("dask_isgd.norms")
+
 
 def find_shared(
     model: nn.Module,
@@ -29,8 +32,25 @@ def find_shared(
 ) -> tuple[SharedTerm, ...]:
     """Return the terms of the parameters ``names`` and of the outputs of ``layers`` that autograd confirms.
 
-    A parameter is read where it is used, or else as the output of a layer with a rule that all examples share.
+    A parameter is read where it is used, or else as the output of a layer with a rule that all examples share. Nothing
+    is read of a model whose graph cannot be followed.
     """
+    try:
+        return _found(model, loss, inputs, targets, size, names, layers)
+    except Exception as error:  # graphs hold operations of any library; the fallback has no such restrictions
+        logger.warning("%s: its graph cannot be read (%s: %s)", type(model).__name__, type(error).__name__, error)
+        return ()
+
+
+def _found(
+    model: nn.Module,
+    loss: Loss,
+    inputs: Any,
+    targets: Any,
+    size: int,
+    names: list[str],
+    layers: list[CapturedLayer],
+) -> tuple[SharedTerm, ...]:
     owned = {layer: own for layer, own in layers_with_rules(model).items() if set(own.values()) <= set(names)}
     outputs = [CapturedLayer(layer, frozenset(own), {}, BatchLayout.NONE) for layer, own in owned.items()]
     found = _candidates(model, loss, inputs, targets, size, names, [*layers, *outputs])

@@ -147,7 +147,8 @@ class SharedReader:
 
         def add(gradient: Tensor) -> None:
             if (kind, operand) in PRODUCTS:
-                self._uses[term.name].append(self._use(term, node, kind, gradient, turned=bool(views)))
+                use = self._use(term, node, kind, gradient, turned=bool(views))
+                self._uses[term.name].append(use)
                 return
             if kind == "Mul":
                 gradient = gradient * (node._saved_other if operand == 0 else node._saved_self)
