@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,9 @@ from dask_isgd.norms.fallback import parameter_squares
 from dask_isgd.norms.graph_trace import layers_with_rules
 from dask_isgd.norms.model_state import autocast_without_cache
 from dask_isgd.norms.tensor_trees import Loss, call, checked_losses
-from dask_isgd.norms.training_graph import SharedReader, SharedTerm, accumulator, combines, feeds_of, meetings
+from dask_isgd.norms.training_graph import PRODUCTS, SharedReader, SharedTerm, accumulator, combines, feeds_of, meetings
+
+logger = logging.getLogger("dask_isgd.norms")
 
 
 def find_shared(
@@ -29,23 +32,48 @@ def find_shared(
 ) -> tuple[SharedTerm, ...]:
     """Return the terms of the parameters ``names`` and of the outputs of ``layers`` that autograd confirms.
 
-    A parameter is read where it is used, or else as the output of a layer with a rule that all examples share.
+    A parameter is read where it is used, or else as the output of a layer with a rule that all examples share. Nothing
+    is read of a model whose graph cannot be followed.
     """
+    try:
+        return _found(model, loss, inputs, targets, size, names, layers)
+    except Exception as error:  # graphs hold operations of any library; the fallback has no such restrictions
+        logger.warning("%s: its graph cannot be read (%s: %s)", type(model).__name__, type(error).__name__, error)
+        return ()
+
+
+def _found(
+    model: nn.Module,
+    loss: Loss,
+    inputs: Any,
+    targets: Any,
+    size: int,
+    names: list[str],
+    layers: list[CapturedLayer],
+) -> tuple[SharedTerm, ...]:
     owned = {layer: own for layer, own in layers_with_rules(model).items() if set(own.values()) <= set(names)}
     outputs = [CapturedLayer(layer, frozenset(own), {}, BatchLayout.NONE) for layer, own in owned.items()]
     found = _candidates(model, loss, inputs, targets, size, names, [*layers, *outputs])
     terms = {term.name: term for term in found}
-    for layer, own in owned.items():
-        by_use = all(name in terms for name in own.values())
-        for name in own.values() if layer in terms and not by_use else [layer]:
-            terms.pop(name, None)
-    wrong = _wrong(model, loss, inputs, targets, size, tuple(terms.values())) if terms else []
-    for name in wrong:  # the positions may come first
-        terms[name] = replace(terms[name], positions_first=True)
-    while wrong and terms:
-        wrong = _wrong(model, loss, inputs, targets, size, tuple(terms.values()))
+    spare = {layer: terms.pop(layer) for layer in owned if layer in terms}
+    for attempt in range(4):
+        if not terms and not spare:
+            break
+        wrong = _wrong(model, loss, inputs, targets, size, tuple(terms.values())) if terms else []
+        if attempt == 0:
+            for name in wrong:  # the positions may come first
+                terms[name] = replace(terms[name], positions_first=True)
+            continue
         for name in wrong:
             del terms[name]
+        added = attempt < 3  # what is added now is proved in the next attempt
+        for layer in [layer for layer in spare if added and not set(owned[layer].values()) <= terms.keys()]:
+            for name in owned[layer].values():
+                terms.pop(name, None)
+            terms[layer] = spare.pop(layer)
+            wrong = [layer]
+        if not wrong:
+            break
     return tuple(terms.values())
 
 
@@ -70,8 +98,7 @@ def _candidates(
     for term in (*(SharedTerm(name, ()) for name in names), *blank):
         leaf = accumulator(model.get_parameter(term.name)) if term.layer is None else reader.leaf(term)
         paths = [path for path, _ in meetings(leaf, feeds, None)] if leaf is not None else []
-        products = [path for path in paths if path[-1][0] in ("Addmm", "Mm")]
-        if all(combines(path) for path in paths) and not (products and len(paths) > 1):
+        if all(combines(path) for path in paths) and len({path[-1] in PRODUCTS for path in paths}) <= 1:
             found.append(replace(term, paths=tuple(paths)))
     return found
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,16 +20,19 @@ from torch import Tensor, nn
 
 from dask_isgd.norms.captured_layer import CapturedLayer
 from dask_isgd.norms.parameter_uses import BROADCASTING, operation
-from dask_isgd.norms.rules import Saved, rule_of
+from dask_isgd.norms.rules import RULES, Saved, rule_of
 from dask_isgd.norms.rules.linear import product_norms
 from dask_isgd.norms.tensor_trees import row_norms, wide
+
+WORKSPACE = 1 << 24
+"""Elements of materialised gradients at a time (64 MB in float32)."""
 
 Path = tuple[tuple[str, int], ...]
 """Operations, and the operand that each takes, from what is shared to the node that combines it with the examples."""
 
 _VIEWS = frozenset(["Alias", "Permute", "Select", "Slice", "Squeeze", "T", "ToCopy", "Transpose", "Unsqueeze", "View"])
-_PRODUCTS = {("Addmm", 0), ("Addmm", 2), ("Mm", 1)}
-_COMBINES = {("Expand", 0), *((name, k) for name in ("Add", "Sub", "Mul") for k in (0, 1)), *_PRODUCTS}
+PRODUCTS = {("Addmm", 2), ("Mm", 1), ("Embedding", 0)}
+_COMBINES = {("Expand", 0), ("Addmm", 0), *((name, k) for name in ("Add", "Sub", "Mul") for k in (0, 1)), *PRODUCTS}
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class SharedReader:
         """Terms that do not meet the examples where the audit found them to, or whose gradient fails; and why."""
         self._outputs: dict[str, list[tuple[Any, Saved]]] = defaultdict(list)
         self._sums: dict[str, Tensor] = {}
-        self._norms: dict[str, Tensor] = {}
+        self._uses: defaultdict[str, list[_Use]] = defaultdict(list)
         self._expected: Counter[str] = Counter()
         self._arrived: Counter[str] = Counter()
         self._handles: list[Any] = []
@@ -103,7 +107,8 @@ class SharedReader:
 
     def by_term(self) -> dict[str, Tensor]:
         """Return the square norms of the terms whose gradients have arrived, (B,) each."""
-        norms = dict(self._norms)
+        with torch.no_grad():
+            norms = {name: _norms_of(uses, self.model.get_parameter(name).numel()) for name, uses in self._uses.items()}
         for term in self.terms:
             total = self._sums.get(term.name)
             if total is None:
@@ -141,12 +146,16 @@ class SharedReader:
         shape = _shape_below(node, operand)
 
         def add(gradient: Tensor) -> None:
-            if (kind, operand) in _PRODUCTS:
-                self._add_product(term, node, kind, operand, gradient)
+            if (kind, operand) in PRODUCTS:
+                use = self._use(term, node, kind, gradient, turned=bool(views))
+                self._uses[term.name].append(use)
                 return
             if kind == "Mul":
                 gradient = gradient * (node._saved_other if operand == 0 else node._saved_self)
-            gradient = gradient.transpose(0, 1) if term.positions_first else gradient
+            if kind == "Addmm":
+                gradient = self._by_example(term, gradient)
+            elif term.positions_first:
+                gradient = gradient.transpose(0, 1)
             each = _summed_to(gradient, shape)
             if views:
                 each = torch.stack([_through(views, path, row.reshape(shape)) for row in each])
@@ -166,18 +175,63 @@ class SharedReader:
 
         return prehook
 
-    def _add_product(self, term: SharedTerm, node: Any, kind: str, operand: int, gradient: Tensor) -> None:
-        def by_example(rows: Tensor) -> Tensor:  # (rows, p) -> (B, T, p)
-            if term.positions_first:
-                return rows.view(-1, self.size, rows.shape[1]).transpose(0, 1)
-            return rows.view(self.size, -1, rows.shape[1])
+    def _by_example(self, term: SharedTerm, rows: Tensor) -> Tensor:
+        """(rows, p) -> (B, T, p)."""
+        if term.positions_first:
+            return rows.view(-1, self.size, rows.shape[1]).transpose(0, 1)
+        return rows.view(self.size, -1, rows.shape[1])
 
-        grad_BTp = by_example(gradient)
-        if operand == 0:
-            self._norms[term.name] = row_norms(grad_BTp.sum(1))
-        else:
-            x_BTd = by_example(node._saved_mat1 if kind == "Addmm" else node._saved_self)
-            self._norms[term.name] = product_norms(x_BTd, grad_BTp)
+    def _use(self, term: SharedTerm, node: Any, kind: str, gradient: Tensor, *, turned: bool) -> _Use:
+        if kind == "Embedding":
+            tokens, padding = node._saved_indices, node._saved_padding_idx
+            if term.positions_first:
+                tokens, gradient = tokens.transpose(0, 1), gradient.transpose(0, 1)
+            rows, width = _shape_below(node, 0)
+            table = SimpleNamespace(
+                num_embeddings=rows, embedding_dim=width, padding_idx=padding if 0 <= padding < rows else None
+            )
+            return _Use(tokens, gradient, table=table)
+        rows = node._saved_mat1 if kind == "Addmm" else node._saved_self
+        return _Use(self._by_example(term, rows), self._by_example(term, gradient), turned=turned)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One use of a matrix: the rows (B, T, d), or tokens (B, ...), and the gradient (B, T, p) of the product."""
+
+    rows: Tensor
+    gradient: Tensor
+    turned: bool = True
+    """Whether the matrix is (p, d)."""
+    table: Any = None
+    """The sizes of the table, if the rows are tokens."""
+
+    def norms(self) -> Tensor:
+        """Return the norm of the matrix's gradient, (B,)."""
+        if self.table is not None:
+            return RULES[nn.Embedding].norms(self.table, (self.rows,), self.gradient, frozenset())
+        return product_norms(self.rows, self.gradient)
+
+    def of(self, examples: slice) -> Tensor:
+        """Return the gradient of the matrix for some examples, (examples, ...)."""
+        rows, gradient = self.rows[examples], self.gradient[examples]
+        if self.table is not None:
+            return RULES[nn.Embedding].gradient(self.table, (rows,), gradient, "weight")
+        rows = rows.to(gradient.dtype)
+        return gradient.mT @ rows if self.turned else rows.mT @ gradient
+
+
+def _norms_of(uses: list[_Use], elements: int) -> Tensor:
+    """Return the norm of the sum of several uses' gradients of one matrix, (B,): a few examples at a time."""
+    if len(uses) == 1:
+        return uses[0].norms()
+    step, norms = max(1, WORKSPACE // elements), []
+    for start in range(0, len(uses[0].gradient), step):
+        total = uses[0].of(slice(start, start + step))
+        for use in uses[1:]:
+            total = total + use.of(slice(start, start + step))
+        norms.append(row_norms(total))
+    return torch.cat(norms)
 
 
 def accumulator(parameter: Tensor) -> Any:
@@ -226,7 +280,7 @@ def meetings(
 def combines(path: Path) -> bool:
     """Return whether the last operation of a path is one whose gradient yields that of each example."""
     before = {name for name, _ in path[:-1]}
-    return path[-1] in _COMBINES and (path[-1] not in _PRODUCTS or before <= {"T"})
+    return path[-1] in _COMBINES and (path[-1] not in PRODUCTS or before <= {"T"})
 
 
 def _alone(node: Any, operand: int) -> bool:

@@ -240,7 +240,7 @@ CASES: dict[str, Case] = {
     "tied layers": Case(Tied),
     "tied layers, three dimensions": Case(lambda: nn.Sequential(Tied(), nn.Flatten(), nn.Linear(24, 5)), (3, 6)),
     "a hook of the user's": Case(Hooked),
-    "a weight used behind the back": Case(BehindTheBack, fast=False),
+    "a weight used behind the back": Case(BehindTheBack),
     "a raw parameter": Case(RawParameter),
     "positions first": Case(Transposed, (3, 6)),
     "batch and positions merged": Case(Merged, (3, 6)),
@@ -254,7 +254,7 @@ CASES: dict[str, Case] = {
     ),
     "group normalisation": Case(lambda: nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 5))),
     "embedding": Case(lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5)), (3,), tokens=True),
-    "tied embedding": Case(TiedEmbedding, (4,), fast=False, tokens=True),
+    "tied embedding": Case(TiedEmbedding, (4,), tokens=True),
     "attention": Case(Attention, (4, 8)),
     "weight normalisation": Case(
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 5)),

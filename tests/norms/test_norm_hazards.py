@@ -163,7 +163,7 @@ class TiedHead(nn.Module):
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
-    "RNN": (lambda: Reads(Recurrent(nn.RNN, batch_first=True), 7), False),
+    "RNN": (lambda: Reads(Recurrent(nn.RNN, batch_first=True), 7), True),
     "LSTM": (lambda: Reads(Recurrent(nn.LSTM, batch_first=True), 7), False),
     "GRU, two layers, both ways, batch second": (
         lambda: Reads(Recurrent(nn.GRU, batch_first=False, num_layers=2, bidirectional=True), 14),
@@ -196,7 +196,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
         False,
     ),
     "a table tied to the output layer": (lambda: TiedHead(layer=True), True),
-    "a table tied by F.linear": (lambda: TiedHead(layer=False), False),
+    "a table tied by F.linear": (lambda: TiedHead(layer=False), True),
     "a bag": (lambda: nn.Sequential(nn.EmbeddingBag(9, 6, mode="mean"), nn.Linear(6, 5)), False),
     "a sparse table": (
         lambda: nn.Sequential(nn.Embedding(9, 6, sparse=True), nn.Flatten(), nn.Linear(24, 5)),

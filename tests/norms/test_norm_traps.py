@@ -411,3 +411,38 @@ def test_outputs_in_dataclasses() -> None:
     inside = capture.norms(scale=torch.ones(SIZE))
     assert inside is not None
     assert wrong_by(inside, model, x, y, loss) <= 1e-5
+
+
+class Distances(nn.Module):
+    """A subclass of Embedding, looked up without a batch: the graph of a step yields no norms of it."""
+
+    class Table(nn.Embedding):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places, self.head = nn.Embedding(9, 6), self.Table(4, 6), nn.Linear(6, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.table(tokens) + self.places(torch.arange(4))).mean(1))
+
+
+def test_a_graph_that_cannot_be_read_leads_to_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens, y = Distances().eval(), torch.randint(0, 9, (SIZE, 4)), torch.randint(0, 5, (SIZE,))
+    engine = NormEngine(model, cross_entropy)
+    for _ in range(2):
+        assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 1e-5
+    assert captured(model, tokens, y) is None
+    other = Distances().eval()
+    monkeypatch.setattr("dask_isgd.norms.shared_terms._found", lambda *arguments: 1 / 0)
+    assert wrong_by(NormEngine(other, cross_entropy)(tokens, y)[0], other, tokens, y) <= 1e-5
+
+
+def test_the_learner_is_fed_back_by_a_transformer_with_dropout() -> None:
+    model = PositionsBeforeAttention("plain")
+    trainer = Trainer(model, cross_entropy, Learning(steps=9, device="cpu"))
+    for step in range(4):
+        tokens, y = torch.randint(0, 9, (SIZE, 4)), torch.randint(0, 5, (SIZE,))
+        result = trainer.step(step, (tokens,), y, np.ones(SIZE), norms=True)
+        assert result.norms is not None
+        assert (result.norms > 0).all()
