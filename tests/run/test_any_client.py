@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import logging
 
 import pytest
@@ -35,8 +36,10 @@ def test_a_plain_client_keeps_scorers_off_the_learner_where_it_can(digits, run_d
         caplog.at_level(logging.WARNING, "dask_isgd"),
     ):
         client.get_task_stream(count=1)
-        run = isgd.fit(client, MODEL, digits, run_dir, learning=LEARNING, sampling=OPEN)
-        assert run.wait(timeout=WAIT)["steps"] == 200
+        # long enough that a worker that has not imported torch yet scores before the run ends
+        learning = dataclasses.replace(LEARNING, steps=3000)
+        run = isgd.fit(client, MODEL, digits, run_dir, learning=learning, sampling=OPEN)
+        assert run.wait(timeout=WAIT)["steps"] == 3000
         learner, scorers = run.latest["learner"], scored_on(client, run)
         assert scorers
         if workers == 1:
