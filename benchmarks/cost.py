@@ -51,9 +51,9 @@ from typing import Any
 from cost_arms import Measure, Plain, Running, write
 from cost_clusters import CLUSTERS
 from cost_problems import LEARNING_RATE, MOMENTUM, PROBLEMS, Problem
+from cost_processes import Cores, clean_environment, pinned
 from cost_rows import SYSTEM_SHARE, Row, rows
 from cost_startup import START_UP, start_up, start_up_cells
-from processes import Cores, clean_environment, pinned
 
 import dask_isgd as isgd
 

@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import numpy as np
 from cost_problems import Problem
+from cost_processes import Cores, Usage, pin, pinned, send, usage
 from distributed import Client
 from numpy.typing import NDArray
-from processes import Cores, Usage, pin, pinned, send, usage
 
 import dask_isgd as isgd
 from dask_isgd.storage import Dataset, write_dataset

@@ -66,7 +66,8 @@ class LocalCluster(LearnerCluster):
                 "protocol": None if self._security is None else "tls://",
                 "security": self._security,
                 "dashboard": dashboard_address is not None,
-                "dashboard_address": dashboard_address,
+                # without a page the scheduler still serves its metrics: not on the port of another cluster's dashboard
+                "dashboard_address": dashboard_address or "127.0.0.1:0",
                 "preload": [*dask.config.get("distributed.scheduler.preload"), "dask_isgd.dashboard"],
             },
         }

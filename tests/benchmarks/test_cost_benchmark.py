@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("cost", "cost_arms", "cost_clusters", "cost_problems", "cost_rows", "cost_startup", "plain", "processes")
+MODULES = (
+    "cost",
+    "cost_arms",
+    "cost_clusters",
+    "cost_problems",
+    "cost_rows",
+    "cost_startup",
+    "plain",
+    "cost_processes",
+)
 
 
 @pytest.fixture
@@ -62,7 +71,7 @@ def test_a_rate_needs_two_moments_inside_its_window(cost):
 
 
 def test_no_process_inherits_what_a_nanny_left_behind(cost, monkeypatch):
-    clean_environment = sys.modules["processes"].clean_environment
+    clean_environment = sys.modules["cost_processes"].clean_environment
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)  # from a nanny of another test
     with clean_environment():
