@@ -44,11 +44,17 @@ def parameters(megabytes: float) -> dict[str, torch.Tensor]:
 def cluster(scorers: int) -> SpecCluster:
     def worker(resources: dict[str, float], threads: int) -> dict[str, Any]:
         options = {"nthreads": threads, "resources": resources, "memory_limit": 0, "silence_logs": 40}
-        return {"cls": Nanny, "options": {**options, "host": "127.0.0.1", "dashboard": False}}
+        return {
+            "cls": Nanny,
+            "options": {**options, "host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        }
 
     workers = {"learner": worker({"learner": 1}, 2), "coordinator": worker({"coordinator": 1}, 2)}
     workers |= {f"scorer-{i}": worker({"scorer": 1}, 1) for i in range(scorers)}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+    }
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=40)  # type: ignore[no-untyped-call]
 
 

@@ -63,9 +63,18 @@ def cluster(threads: int) -> SpecCluster:
     def worker(nthreads: int, resources: dict[str, float]) -> dict[str, Any]:
         env = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
         options = {"nthreads": nthreads, "resources": resources, "env": env, "memory_limit": 0}
-        return {"cls": Nanny, "options": {**options, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40}}
+        return {
+            "cls": Nanny,
+            "options": {
+                **options,
+                "host": "127.0.0.1",
+                "dashboard": False,
+                "dashboard_address": "127.0.0.1:0",
+                "silence_logs": 40,
+            },
+        }
 
-    options = {"host": "127.0.0.1", "port": 0, "dashboard": False}
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     return SpecCluster(  # type: ignore[no-untyped-call]
         workers={"learner": worker(2, {"learner": 1}), "coordinator": worker(2, {"helper": 1})},
         scheduler={"cls": Scheduler, "options": options},

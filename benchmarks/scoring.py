@@ -190,13 +190,17 @@ def opened(core: int, threads: int) -> Iterator[Client]:
         "resources": {"scorer": threads},
         "host": "127.0.0.1",
         "dashboard": False,
+        "dashboard_address": "127.0.0.1:0",
         "silence_logs": 40,
         "env": {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
     }
     with (
         SpecCluster(  # type: ignore[no-untyped-call]
             workers={"scorer": {"cls": Nanny, "options": options}},
-            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}},
+            scheduler={
+                "cls": Scheduler,
+                "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            },
             silence_logs=40,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,

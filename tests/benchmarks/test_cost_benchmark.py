@@ -14,6 +14,9 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 MODULES = (
+    *("cost", "cost_arms", "cost_clusters", "cost_problems"),
+    *("cost_processes", "cost_rows", "cost_startup", "plain"),
+)
     "cost",
     "cost_arms",
     "cost_clusters",
