@@ -17,15 +17,6 @@ MODULES = (
     *("cost", "cost_arms", "cost_clusters", "cost_problems"),
     *("cost_processes", "cost_rows", "cost_startup", "plain"),
 )
-    "cost",
-    "cost_arms",
-    "cost_clusters",
-    "cost_problems",
-    "cost_rows",
-    "cost_startup",
-    "plain",
-    "cost_processes",
-)
 
 
 @pytest.fixture
