@@ -52,7 +52,7 @@ class Uniform:
         self.n = n
 
     def draw(self, step: int, attempt: int = 0) -> Draw:
-        return uniform(self.n, "independent", BATCH, np.random.default_rng(step))
+        return uniform(self.n, np.random.default_rng(step).random(BATCH))
 
     def unreadable(self, error: DataError) -> None:
         raise error
