@@ -54,7 +54,7 @@ def coordinate(spec: RunSpec) -> dict[str, Any]:
     key = worker.get_current_task()
     secede()
     coordinator = Coordinator(spec, worker, client, key)
-    return coordinator.result(coordinator.run())
+    return coordinator.result(coordinator.run_or_reschedule())
 
 
 class Coordinator(LongTask):

@@ -55,7 +55,7 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     slow_profiler(worker)
     with torch_threads.LearnerThreads(*_torch_threads(spec, worker)) as threads:
         learner = Learner(spec, worker, client, worker.get_current_task(), threads)
-        return learner.result(learner.run())
+        return learner.result(learner.run_or_reschedule())
 
 
 def _torch_threads(spec: RunSpec, worker: Worker) -> tuple[int, int, MachineLoad | None]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Protocol, TypeVar
 
 from dask.typing import Key
-from distributed import Client, Worker
+from distributed import Client, Reschedule, Worker
 
 from dask_isgd.errors import LeaseLostError
 from dask_isgd.runtime.announcer import Announcer
@@ -63,6 +63,16 @@ class LongTask(ABC):
     def status(self) -> TaskStatus:
         """Whether the cluster still wants this task."""
         return task_status(self.worker, self.key)
+
+    def run_or_reschedule(self) -> str:
+        """Return the outcome of ``run``; raise ``distributed.Reschedule`` if the task left with its worker.
+
+        A worker that retires still reports results, until its data have been moved. A result would end the run.
+        """
+        outcome = self.run()
+        if outcome == "left":
+            raise Reschedule
+        return outcome
 
     def run(self) -> str:
         """Open the parts, work to the end, announce how it ended and close the parts. Return the outcome.

@@ -6,6 +6,7 @@ import logging
 from contextlib import nullcontext
 
 import pytest
+from distributed import Reschedule
 from fake_worker import FakeWorker
 
 from dask_isgd.errors import LeaseLostError, StorageFullError, WaitTimeoutError
@@ -107,3 +108,9 @@ def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(monkeypatch,
         assert task.run() == "finished"
     assert task.log[-3:] == ["close third", "close second", "close first"]
     assert "Part could not be closed" in caplog.text
+
+
+def test_a_task_that_leaves_with_its_worker_has_no_result_and_is_scheduled_again():
+    with pytest.raises(Reschedule):
+        Task("left").run_or_reschedule()
+    assert Task("stopped").run_or_reschedule() == "stopped"
