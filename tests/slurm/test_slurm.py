@@ -237,7 +237,7 @@ def incarnations(run: isgd.Run) -> list[tuple[int, int]]:
     """Return, for each incarnation of the learner, the step it started from and the last it reported (-1: none)."""
     root = zarr.open_group(str(run.directory.history), mode="r")
     learners = [group for name, group in sorted(root.groups()) if name.startswith("learner")]
-    return [(int(g.attrs["start_step"]), int(np.nanmax(g["step"][:], initial=-1))) for g in learners]
+    return [(int(g.attrs["start_step"]), int(np.nanmax(g["reports"][:, -1], initial=-1))) for g in learners]
 
 
 def steps_lost(run: isgd.Run) -> int:
