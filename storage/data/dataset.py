@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,20 +10,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from zarr.storage import LocalStore
 
-from dask_isgd.errors import DataError, EmptyDatasetError, LabelError, MissingChunkError
-from dask_isgd.storage.backends.stores import (
-    Array,
-    StorageOptions,
-    decoding,
-    has_key,
-    normalise,
-    open_store,
-    opening,
-    redact,
-)
-from dask_isgd.storage.backends.zarr_internals import chunk_key
+from dask_isgd.errors import DataError, EmptyDatasetError
+from dask_isgd.storage.backends.stores import Array, StorageOptions, normalise, open_store, opening, redact
+from dask_isgd.storage.data.chunks import Chunks
+from dask_isgd.storage.data.fingerprint import fingerprint
 from dask_isgd.storage.data.layout import Layout, Normalisation, find_group, open_layout, read_normalisation
 from dask_isgd.storage.data.raw import RawArray, raw_array
+from dask_isgd.storage.data.targets import check_target
 
 _BLOCK_BYTES = 8 << 20
 
@@ -78,7 +69,7 @@ class Dataset:
         self._target = target
         self._storage_options = dict(storage_options or {})
         self._opened: Layout | None = None
-        self._seen: set[str] = set()
+        self._reads: Chunks | None = None
         self._files: dict[str, RawArray | None] = {}
         _ = self._layout  # so that a wrong URL fails here, not in the first task
 
@@ -91,8 +82,17 @@ class Dataset:
                 self._opened = open_layout(store, self.group, self._inputs, self._target, self.dimension, where)
         return self._opened
 
+    @property
+    def _chunks(self) -> Chunks:
+        if self._reads is None:
+            layout, where = self._layout, f"dataset {redact(self.url)}"
+            self._reads = Chunks(
+                layout.store, where, length=self.length, size=self.chunk_size, fill=self.missing == "fill"
+            )
+        return self._reads
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None, "_seen": set(), "_files": {}}
+        return {**self.__dict__, "_opened": None, "_reads": None, "_files": {}}
 
     def __repr__(self) -> str:
         place = redact(self.url) + (f"/{self._layout.group}" if self._layout.group else "")
@@ -181,23 +181,23 @@ class Dataset:
         rows = self.empty(indices.size)
         taken = (*rows.inputs, rows.target)
         for part in parts:
-            start, stop = self._bounds(int(indices[part[0]]) // self.chunk_size)
+            start, stop = self._chunks.bounds(int(indices[part[0]]) // self.chunk_size)
             for array, out in zip(self._layout.arrays, taken, strict=True):
-                out[part] = self._read(array, start, stop)[indices[part] - start]
+                out[part] = self._chunks.read(array, start, stop)[indices[part] - start]
         return rows
 
     def read(self, start: int, stop: int) -> Rows:
         """Return examples ``start`` to ``stop`` (excluded) as contiguous arrays; IndexError outside the dataset."""
         if not 0 <= start <= stop <= self.length:
             raise IndexError(f"read: got rows {start} to {stop}, wanted bounds within 0 and {self.length}")
-        taken = [self._read(array, start, stop) for array in self._layout.arrays]
+        taken = [self._chunks.read(array, start, stop) for array in self._layout.arrays]
         return Rows(tuple(taken[:-1]), taken[-1])
 
     def chunk(self, i: int) -> Rows:
         """Return the examples of chunk ``i``; the last may be shorter."""
         if not 0 <= i < self.n_chunks:
             raise IndexError(f"chunk: got {i}, wanted 0 to {self.n_chunks - 1}")
-        return self.read(*self._bounds(i))
+        return self.read(*self._chunks.bounds(i))
 
     def chunk_of_array(self, name: str, i: int) -> np.ndarray:
         """Return the rows (C, ...) of chunk ``i`` of one array; the last may be shorter. Not writable.
@@ -205,7 +205,7 @@ class Dataset:
         Local chunks of whole rows, uncompressed or as zstd or blosc, are decoded without Zarr, which takes several
         times as long. Any number of threads may read at once.
         """
-        start, stop = self._bounds(i)
+        start, stop = self._chunks.bounds(i)
         if name not in self._files:
             self._files[name] = raw_array(self.arrays[name])
         files = self._files[name]
@@ -214,7 +214,7 @@ class Dataset:
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 rows = files.decode(files.path(i).read_bytes())[: stop - start]
                 return rows.astype(rows.dtype.newbyteorder("="), copy=False)
-        return self._read(self.arrays[name], start, stop)
+        return self._chunks.read(self.arrays[name], start, stop)
 
     def load(self, unreadable: Unreadable | None = None) -> Rows:
         """Return all examples; this takes ``nbytes`` of memory and room for a few chunks.
@@ -234,14 +234,14 @@ class Dataset:
             stop = min(start + step, self.length)
             while start < stop:
                 try:
-                    out[start:stop] = self._read(array, start, stop)
+                    out[start:stop] = self._chunks.read(array, start, stop)
                     break
                 except DataError as error:
                     if unreadable is None or error.rows is None:
                         raise
                     unreadable(error)
                     first, last = error.rows
-                    out[start:first] = self._read(array, start, first)
+                    out[start:first] = self._chunks.read(array, start, first)
                     out[first:last] = 0
                     start = last
         return out
@@ -272,19 +272,7 @@ class Dataset:
         Names, shapes, dtypes, rows per chunk, and sha256 of the decoded first, middle and last chunk:
         recompressing keeps it, another order of the rows does not.
         """
-        sampled = sorted({0, self.n_chunks // 2, self.n_chunks - 1}) if self.n_chunks else []
-        found: dict[str, Any] = {"inputs": list(self.input_names), "target": self.target_name, "arrays": {}}
-        for name, array in self.arrays.items():
-            checksums = {
-                str(i): hashlib.sha256(_little_endian(self._read(array, *self._bounds(i)))).hexdigest() for i in sampled
-            }
-            found["arrays"][name] = {
-                "shape": [int(extent) for extent in array.shape],
-                "dtype": array.dtype.newbyteorder("<").str,
-                "chunk": self.chunk_size,
-                "sha256": checksums,
-            }
-        return found
+        return fingerprint(self._chunks, self._layout.inputs, self._layout.target)
 
     def check(self, classes: int | None = None, *, classify: bool = True) -> None:
         """Refuse data on which training would fail: no examples, or labels outside the classes.
@@ -297,82 +285,4 @@ class Dataset:
         """
         if not self.length:
             raise EmptyDatasetError(f"{self!r} has no examples, wanted at least one. Check the split or the URL")
-        target = self._layout.target
-        if target.dtype.kind not in "iub":
-            if classes is not None:
-                raise LabelError(
-                    f"target {self.target_name!r}: got {target.dtype}, wanted integers in [0, {classes}). "
-                    "Store class indices as integers, or pass no classes for regression"
-                )
-            if target.dtype.kind != "f":
-                raise DataError(f"target {self.target_name!r}: got {target.dtype}, wanted integers or floats")
-            return
-        classes = classes if classes is not None else self.classes
-        if classes is None and not classify:
-            return
-        least, most, first = 0, 0, None
-        for i in range(self.n_chunks):
-            start, stop = self._bounds(i)
-            labels = self._read(target, start, stop)
-            low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-            least, most = (min(least, low), max(most, high)) if i else (low, high)
-            if first is None and (low < 0 or (classes is not None and high >= classes)):
-                bad = (labels < 0) | (labels >= classes if classes is not None else False)
-                first = start + int(np.flatnonzero(bad.reshape(len(labels), -1).any(1))[0])
-        if first is not None:
-            wanted = f"0 to {classes - 1} ({classes} classes)" if classes is not None else "0 or more"
-            raise LabelError(
-                f"target {self.target_name!r}: got labels from {least} to {most}, wanted {wanted}; the first bad one "
-                f"is at index {first}. Drop or relabel these examples (a label such as -100 would be ignored "
-                "silently), or pass a loss of your own if the target is a number, not a class"
-            )
-
-    def _bounds(self, chunk: int) -> tuple[int, int]:
-        return chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, self.length)
-
-    def _read(self, array: Array, start: int, stop: int) -> np.ndarray:
-        """Return rows of one array, C-contiguous; a missing chunk, which would silently read as fill values, raises."""
-        try:
-            if start < stop:
-                self._require_chunks(array, start, stop)
-            return self._decode(array, start, stop)
-        except DataError:
-            for i in range(start // self.chunk_size, -(-stop // self.chunk_size)):
-                try:
-                    self._require_chunks(array, *self._bounds(i))
-                    self._decode(array, *self._bounds(i))
-                except DataError as error:  # this one names the unreadable chunk
-                    error.rows = self._bounds(i)
-                    raise
-            raise
-
-    def _decode(self, array: Array, start: int, stop: int) -> np.ndarray:
-        first, last = start // self.chunk_size, (max(stop, start + 1) - 1) // self.chunk_size
-        chunks = f"chunk {first}" if first == last else f"one of the chunks {first} to {last}"
-        with decoding(f"dataset {redact(self.url)}: array {array.path!r}, {chunks}"):
-            rows = np.ascontiguousarray(array[start:stop])
-            return rows.astype(rows.dtype.newbyteorder("="), copy=False)  # torch accepts no other byte order
-
-    def _require_chunks(self, array: Array, start: int, stop: int) -> None:
-        if self.missing == "fill":
-            return
-        stored = array.shards or array.chunks
-        others = [range(-(-extent // size)) for extent, size in zip(array.shape[1:], stored[1:], strict=True)]
-        local = isinstance(self._layout.store, LocalStore)
-        for row in range(start // stored[0], -(-stop // stored[0])):
-            for rest in itertools.product(*others):
-                key = chunk_key(array, (row, *rest))
-                if key in self._seen:
-                    continue
-                if not has_key(self._layout.store, key):
-                    raise MissingChunkError(
-                        f"dataset {redact(self.url)}: array {array.path!r}, chunk {row} was never written ({key}); "
-                        "it would read as fill values. Restore it from a copy or prepare the data again; if its writer "
-                        "omits chunks that hold only the fill value, pass Dataset(..., missing='fill')"
-                    )
-                if not local:  # a stat is cheap, but a request is not
-                    self._seen.add(key)
-
-
-def _little_endian(rows: np.ndarray) -> bytes:
-    return rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes()
+        check_target(self._chunks, self._layout.target, classes, self.classes, classify=classify)

@@ -19,6 +19,7 @@ from dask_isgd.errors import (
     MissingChunkError,
 )
 from dask_isgd.storage import Dataset, write_dataset
+from dask_isgd.storage.data.chunks import Chunks
 
 N, CHUNK = 103, 10
 RNG = np.random.default_rng(0)
@@ -87,8 +88,8 @@ class TestReading:
 
     def test_each_chunk_is_read_once(self, tmp_path, monkeypatch):
         data, reads = write(tmp_path / "d"), []
-        read = Dataset._decode
-        monkeypatch.setattr(Dataset, "_decode", lambda self, *where: reads.append(where[1]) or read(self, *where))
+        read = Chunks._decode
+        monkeypatch.setattr(Chunks, "_decode", lambda self, *where: reads.append(where[1]) or read(self, *where))
         data.rows([1, 55, 2, 51, 1, 102])
         assert sorted(reads) == sorted([0, 50, 100] * 3)
 
@@ -160,7 +161,7 @@ class TestChunksOfOneArray:
 
     def test_zarr_is_not_asked(self, tmp_path, monkeypatch):
         data = self.store(tmp_path, COMPRESSORS["checksum"])
-        monkeypatch.setattr(Dataset, "_read", None)
+        monkeypatch.setattr(Chunks, "read", None)
         np.testing.assert_array_equal(data.chunk_of_array("x", 1), IMAGE[CHUNK : 2 * CHUNK])
 
     @pytest.mark.parametrize("compressors", [None, COMPRESSORS["checksum"]])
