@@ -12,7 +12,7 @@ from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError
-from dask_isgd.norms import NormEngine
+from dask_isgd.norms import NormEngine, check_training_mode
 from dask_isgd.storage import Dataset
 
 _PROBE_ROWS = 64
@@ -71,8 +71,9 @@ def check_model(
             )
         classes = int(output.shape[1])
         dataset.check(classes=classes)
-    engine = NormEngine(module, loss, method=scoring.method, train_mode=scoring.train_mode)
     x = inputs if len(inputs) > 1 else inputs[0]
+    check_training_mode(module, loss, x, targets)
+    engine = NormEngine(module, loss, method=scoring.method, train_mode=scoring.train_mode)
     for _ in range(2):  # the audit, and the check of the second batch
         engine(x, targets)
     began = time.perf_counter()

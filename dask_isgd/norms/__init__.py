@@ -11,6 +11,7 @@
     audit               which parameters the fast rules serve, proved on a few examples -> NormPlan
     graph_trace         the graph of one ordinary forward pass
     coupling            detects examples that depend on each other, and refuses them
+    training_mode       the same in train mode, and statistics that buffers keep of minibatches
     capture             hooks that compute each layer's term when its gradient arrives
     later_batches       which of the later batches are checked against autograd
     captured_layer      what is captured of one layer
@@ -30,6 +31,7 @@ from dask_isgd.norms.one_batch import gradient_norms
 from dask_isgd.norms.rules import RULES, Rule, register_rule
 from dask_isgd.norms.tensor_trees import checked_losses
 from dask_isgd.norms.training_capture import TrainingNorms, capture_norms
+from dask_isgd.norms.training_mode import check_training_mode
 
 __all__ = [
     "RULES",
@@ -37,6 +39,7 @@ __all__ = [
     "Rule",
     "TrainingNorms",
     "capture_norms",
+    "check_training_mode",
     "checked_losses",
     "gradient_norms",
     "register_rule",
