@@ -22,6 +22,7 @@ Each message states what was got, what was wanted and what to do::
     ├── LeaseLostError                  a newer learner holds the run
     ├── CheckpointError                 a checkpoint cannot be written or verified
     ├── StorageFullError                no room, or not writable
+    ├── MissingExtraError (ImportError) an optional package is not installed
     └── WaitTimeoutError (TimeoutError) something did not happen in time
 
 Errors travel between processes, so each takes one message and can be pickled.
@@ -111,6 +112,10 @@ class CheckpointError(IsgdError):
 
 class StorageFullError(IsgdError):
     """The run directory cannot be written: full, read-only or over quota."""
+
+
+class MissingExtraError(IsgdError, ImportError):
+    """An optional package is not installed; the message holds the command that installs it."""
 
 
 class WaitTimeoutError(IsgdError, TimeoutError):

@@ -67,7 +67,7 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
         for pipeline in (
             Pipeline(
                 name="digits",
-                about="1,797 handwritten digits of 8×8, from scikit-learn; trains in seconds",
+                about="1,797 handwritten digits of 8×8; trains in seconds",
                 module="dask_isgd.pipelines.datasets.digits",
                 make_recipe=_digits,
             ),

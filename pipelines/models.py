@@ -48,7 +48,7 @@ def mlp(sizes: Sequence[int], *, first: nn.Module | None = None) -> nn.Sequentia
 
 
 def digits() -> nn.Sequential:
-    """Return a 64-512-10 perceptron for the 8×8 digits of scikit-learn."""
+    """Return a 64-512-10 perceptron for the 8×8 handwritten digits."""
     return mlp([64, 512, 10])
 
 

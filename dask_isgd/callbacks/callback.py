@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dask_isgd.errors import ConfigError
+from dask_isgd.extras import needs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -107,8 +107,6 @@ class CallbackRunner:
 
 
 def require(module: str, extra: str) -> Any:
-    """Return an optional module; raises ConfigError with how to install it."""
-    try:
+    """Return an optional module; raises MissingExtraError with how to install it."""
+    with needs(extra, "this callback"):
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{module} is not installed ({error}); pip install 'dask_isgd[{extra}]'") from error

@@ -23,6 +23,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from dask_isgd.clusters.base import LearnerCluster, learner_names
 from dask_isgd.errors import ConfigError
+from dask_isgd.extras import needs
 from dask_isgd.names import hint
 from dask_isgd.runtime import dask_internals
 from dask_isgd.runtime.allocator import EXPORT
@@ -46,12 +47,8 @@ _LOOPBACK = "127.0.0.1:8787"
 
 def _plain(name: str) -> type[Any]:
     """Return dask-jobqueue's own class."""
-    try:
+    with needs("jobqueue", name):
         import dask_jobqueue
-    except ImportError as error:
-        raise ConfigError(
-            f"{name}: dask-jobqueue is not installed ({error}); pip install 'dask_isgd[jobqueue]'"
-        ) from error
     return getattr(dask_jobqueue, name)  # type: ignore[no-any-return]
 
 

@@ -15,6 +15,7 @@ from dask_isgd.clusters import jobqueue
 from dask_isgd.clusters.cluster_file import LIFETIME, ClusterConfig
 from dask_isgd.clusters.local import LocalCluster
 from dask_isgd.errors import ConfigError, WaitTimeoutError
+from dask_isgd.extras import needs
 from dask_isgd.names import hyphenated
 from dask_isgd.runtime import dask_internals
 
@@ -23,8 +24,8 @@ from dask_isgd.runtime import dask_internals
 def open_cluster(config: ClusterConfig) -> Iterator[Client]:
     """Start the cluster or connect to it, yield a client, and close at the end what was started.
 
-    Raises WaitTimeoutError if no scheduler answers, ConfigError if a package is missing or an option is
-    rejected.
+    Raises WaitTimeoutError if no scheduler answers, MissingExtraError if a package is missing, ConfigError if an
+    option is rejected.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(dict(config.dask)))
@@ -83,10 +84,8 @@ def _start(config: ClusterConfig) -> Any:
 
 
 def _start_cuda(config: ClusterConfig) -> Any:
-    try:
+    with needs("cuda", "cluster dask-cuda"):
         dask_cuda = importlib.import_module("dask_cuda")
-    except ImportError as error:
-        raise ConfigError(f"cluster dask-cuda: not installed ({error}); pip install dask-cuda") from error
     options = {"dashboard_address": "127.0.0.1:8787", "host": "127.0.0.1", **config.options}
     return dask_cuda.LocalCUDACluster(security=security_of(config), **options)
 

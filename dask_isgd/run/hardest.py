@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.core.batch import Prepare
+from dask_isgd.extras import needs
 from dask_isgd.storage import Dataset, WeightArray
 
 if TYPE_CHECKING:
@@ -144,11 +145,9 @@ def images(inputs: NDArray[Any]) -> NDArray[Any] | None:
 
 def png(image: NDArray[Any]) -> bytes:
     """Return an image (H, W) or (H, W, colours) of bytes as the content of a PNG file."""
-    from matplotlib.image import imsave
+    with needs("images", "an image of an example"):
+        from PIL import Image
 
     file = io.BytesIO()
-    if image.ndim == 2:
-        imsave(file, image, cmap="gray", vmin=0, vmax=255, format="png")
-    else:
-        imsave(file, image, format="png")
+    Image.fromarray(image).save(file, "PNG")
     return file.getvalue()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dask_isgd.errors import IsgdError
+from dask_isgd.errors import IsgdError, MissingExtraError
 from dask_isgd.names import named
 from dask_isgd.pipelines import PIPELINES, Recipe
 from dask_isgd.pipelines.commands.cluster import connector, no_warnings, quiet_logs
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dask_isgd.checks.request import PreparedRun
     from dask_isgd.run.run import Run
-    from dask_isgd.storage import Dataset
+    from dask_isgd.storage import Dataset, RunDirectory
 
 T = TypeVar("T")
 _STOP_SECONDS = 30
@@ -79,7 +79,7 @@ def adjusted(recipe: Recipe, options: Options) -> Recipe:
 
 
 def train(options: Options) -> None:
-    """Prepare the data, check everything, train, print a summary and save a plot.
+    """Prepare the data, check everything, train, print a summary and save a plot if matplotlib is installed.
 
     A cluster on this machine is started before the checks, so that its workers import torch while this process does;
     any other one is used after them. With ``as_json`` stdout gets nothing but the line of JSON.
@@ -109,10 +109,10 @@ def train(options: Options) -> None:
             outlives = options.scheduler is not None or (described is not None and described.kind == "scheduler")
             run = _train(connect(), prepared, run_dir, outlives=outlives)
             summary = {"status": run.status, **run.summary()}
-            with _meanwhile(partial(show.save_plot, run.directory, run_dir)) as plot:
+            with _meanwhile(partial(_plot, run.directory, run_dir)) as plot:
                 stack.close()  # here: Dask's clients close in the context in which they were entered
     print_summary({**summary, "run": run_dir}, sys.stderr if options.as_json else sys.stdout)
-    click.echo(f"plot saved to {plot.result()}", err=options.as_json)
+    click.echo(plot.result(), err=options.as_json)
     if options.as_json:
         click.echo(show.as_json({k: v for k, v in summary.items() if k != "status"}))
 
@@ -148,6 +148,16 @@ def _train(client: Client, prepared: PreparedRun, run_dir: str, *, outlives: boo
     if run.status == "failed":
         raise IsgdError(f"run {run_dir} failed; `dask isgd status {run_dir}` shows its progress")
     return run
+
+
+def _plot(directory: RunDirectory, run_dir: str) -> str:
+    """Save the plot of a run, and return a message; a plot that needs a package is no reason to fail at the end."""
+    from dask_isgd.pipelines.commands import show
+
+    try:
+        return f"plot saved to {show.save_plot(directory, run_dir)}"
+    except MissingExtraError as error:
+        return f"no plot saved: {error}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import xarray as xr
 
 from dask_isgd.callbacks import Callback
 from dask_isgd.callbacks.callback import CallbackRunner, flat, require, rows
-from dask_isgd.errors import ConfigError
+from dask_isgd.errors import MissingExtraError
 
 
 def history(steps, **columns):
@@ -83,7 +83,7 @@ def test_a_callback_that_fails_is_dropped_with_a_log_message(caplog):
 
 
 def test_what_is_not_installed_is_named():
-    with pytest.raises(ConfigError, match=r"no_such_tool is not installed.*pip install 'dask_isgd\[extra\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs no_such_tool, which is not.*pip install 'dask_isgd\[extra\]'"):
         require("no_such_tool", "extra")
 
 

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 from dask_isgd.clusters.cluster_file import cluster_from_mapping, load_cluster
 from dask_isgd.clusters.open import open_cluster, queue_options
-from dask_isgd.errors import ConfigError, WaitTimeoutError
+from dask_isgd.errors import ConfigError, MissingExtraError, WaitTimeoutError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "clusters"
 
@@ -166,7 +166,7 @@ def test_dask_cuda_is_asked_for_one_process_a_gpu(monkeypatch):
 def test_dask_cuda_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     with (
-        pytest.raises(ConfigError, match="pip install dask-cuda"),
+        pytest.raises(MissingExtraError, match=r"pip install 'dask_isgd\[cuda\]'"),
         open_cluster(load_cluster(EXAMPLES / "dask-cuda.yaml")),
     ):
         pass

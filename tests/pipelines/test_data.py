@@ -76,7 +76,7 @@ class TestDigits:
         assert np.array_equal(stratified(labels, 0.2, seed=3)[1], held)
 
     def test_a_source_is_refused(self, tmp_path):
-        with pytest.raises(DataError, match="comes with scikit-learn"):
+        with pytest.raises(DataError, match="comes with dask_isgd"):
             PIPELINES["digits"].prepare(str(tmp_path / "d.zarr"), source=str(tmp_path))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, EmptyDatasetError
+from dask_isgd.extras import needs
 from dask_isgd.pipelines.ingestion.tables.table import even_blocks
 from dask_isgd.storage.data.writing import Column
 
@@ -61,10 +62,8 @@ class ImageTable:
 
     def _open(self, i: int) -> tuple[Any, int, int]:
         """Return image ``i`` in the table's mode, its height and its width."""
-        try:
+        with needs("images", "a folder of images"):
             from PIL import Image
-        except ImportError as error:
-            raise DataError("image folders need Pillow: pip install pillow") from error
         path = self._files[i][0]
         try:
             with Image.open(path) as image:  # Pillow refuses a file whose header promises far too many pixels

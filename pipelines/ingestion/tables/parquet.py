@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, EmptyDatasetError
+from dask_isgd.extras import needs
 from dask_isgd.pipelines.ingestion.tables.table import even_blocks, reading
 from dask_isgd.storage.data.writing import Column
 
@@ -25,7 +26,10 @@ class ParquetTable:
 
     def __init__(self, url: str, *, features: Mapping[str, Sequence[str]] | None = None) -> None:
         import dask
-        import dask.dataframe as dd
+
+        with needs("parquet", "Parquet"):
+            import dask.dataframe as dd
+            import pyarrow.parquet  # noqa: F401
 
         paths = sorted(glob.glob(url)) if "://" not in url else url
         if not paths:

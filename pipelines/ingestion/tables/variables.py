@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
+from dask_isgd.extras import needs
 from dask_isgd.pipelines.ingestion.tables.table import even_blocks, reading
 from dask_isgd.storage.data.codecs import require_safe_group
 from dask_isgd.storage.data.writing import Column
+
+_NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
 
 
 class XarrayTable:
@@ -50,8 +53,8 @@ def open_variables(place: Any, dimension: str, **options: Any) -> XarrayTable:
     """Return the table of a file or URL that xarray opens. Raises DataError if it cannot be opened."""
     import xarray
 
+    text = str(place)
     try:
-        text = str(place)
         if text.rstrip("/").endswith(".zarr") or options.get("engine") == "zarr":
             options = {"chunks": None, **options}
             options.pop("engine", None)
@@ -61,4 +64,7 @@ def open_variables(place: Any, dimension: str, **options: Any) -> XarrayTable:
     except DataError:
         raise
     except Exception as error:  # whatever a backend raises
+        if text.endswith(_NETCDF) and not {"h5netcdf", "netcdf4"} & set(xarray.backends.list_engines()):
+            with needs("netcdf", text):
+                import h5netcdf  # noqa: F401
         raise DataError(f"{place}: cannot be opened by xarray ({error})") from error
