@@ -20,6 +20,7 @@ from dask_isgd.errors import ConfigError
 from dask_isgd.runtime.allocator import WORKER_ENVIRONMENT
 from dask_isgd.runtime.placement import LEARNER, SCORER
 
+_CALM = "dask_isgd.clusters.calm_preload"
 _PRELOAD = "dask_isgd.clusters.imports_preload"
 
 
@@ -68,7 +69,7 @@ class LocalCluster(LearnerCluster):
                 "dashboard": dashboard_address is not None,
                 # without a page the scheduler still serves its metrics: not on the port of another cluster's dashboard
                 "dashboard_address": dashboard_address or "127.0.0.1:0",
-                "preload": [*dask.config.get("distributed.scheduler.preload"), "dask_isgd.dashboard"],
+                "preload": [*dask.config.get("distributed.scheduler.preload"), "dask_isgd.dashboard", _CALM],
             },
         }
         kwargs.setdefault("name", f"isgd-{uuid.uuid4().hex[:8]}")  # Dask takes clusters of one name for the same
@@ -105,7 +106,8 @@ class LocalCluster(LearnerCluster):
         if self._gpus:
             env["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
         options = {"host": "127.0.0.1", "dashboard": False, "silence_logs": self._silence, "memory_limit": 0}
-        options["preload"] = [*dask.config.get("distributed.worker.preload"), _PRELOAD]
+        options["preload"] = [*dask.config.get("distributed.worker.preload"), _PRELOAD, _CALM]
+        options["preload_nanny"] = [*dask.config.get("distributed.nanny.preload"), _CALM]
         if self._security is not None:
             options |= {"protocol": "tls://", "security": self._security}
         return {

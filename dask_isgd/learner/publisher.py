@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any, Self
@@ -18,8 +19,16 @@ from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.parameters import publish
 
 
+_SHARE = 0.05
+"""The share of the time that publications may take."""
+_LONGEST_PAUSE = 10.0
+"""Seconds between two publications, at most, however long they take."""
+
+
 class Publisher:
     """Publishes a model's parameters in a Dask ``variable``, only the latest version if several wait.
+
+    After a publication it is not ``ready`` for so long that publications take a twentieth of the time, at most 10 s.
 
     The last two versions are held, so that a scorer that is late finds them. ``dtype`` is that of
     published floats (None: their own). If ``strict``, every version that cannot be published is an error.
@@ -42,6 +51,8 @@ class Publisher:
         self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots(codec.pack)
         self._held: deque[Future[Any]] = deque(maxlen=2)
         self._last_published = time.monotonic()
+        self._next = -math.inf
+        """The moment before which no version is wanted."""
 
     def open(self) -> Self:
         """Start the thread."""
@@ -49,9 +60,9 @@ class Publisher:
         return self
 
     @property
-    def busy(self) -> bool:
-        """Whether a version is being published."""
-        return self._background.busy
+    def ready(self) -> bool:
+        """Whether a version may be offered: none is being published, and the pause after the last one is over."""
+        return time.monotonic() >= self._next and not self._background.busy
 
     def offer(self, model: nn.Module, version: int, *, final: bool = False) -> None:
         """Publish the current parameters soon. Raises the error of an earlier publication."""
@@ -59,6 +70,7 @@ class Publisher:
 
         def job() -> None:
             self._lease.check()
+            began = time.monotonic()
             try:
                 parameters = publish(
                     self._client,
@@ -73,7 +85,8 @@ class Publisher:
                 self._tolerate(version, error, final=final)
                 return
             self._lease.check()  # a process that hung meanwhile announces nothing after its successor
-            self._last_published = time.monotonic()
+            self._last_published = now = time.monotonic()
+            self._next = now + min((now - began) * (1.0 / _SHARE - 1.0), _LONGEST_PAUSE)
             self._held.append(parameters.future)
             self._announcer.published(version, checkpoint=self._checkpointer.latest, final=final)
 

@@ -35,7 +35,7 @@ from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.runtime import pubsub, torch_threads
 from dask_isgd.runtime.allocator import keep_freed_memory
 from dask_isgd.runtime.announcer import Announcer
-from dask_isgd.runtime.dask_internals import memory_limit, slow_profiler
+from dask_isgd.runtime.dask_internals import calm, memory_limit
 from dask_isgd.runtime.long_task import LongTask, Parts
 from dask_isgd.runtime.machine_load import MachineLoad
 
@@ -52,7 +52,7 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     """
     worker, client = get_worker(), get_client()
     keep_freed_memory(memory_limit())
-    slow_profiler(worker)
+    calm(worker)
     with torch_threads.LearnerThreads(*_torch_threads(spec, worker)) as threads:
         learner = Learner(spec, worker, client, worker.get_current_task(), threads)
         return learner.result(learner.run_or_reschedule())
@@ -308,7 +308,7 @@ class Learner(LongTask):
         self.stepper.settle()
         if synchronous:
             self.checkpointer.start_round(self.step)
-        if synchronous or not self.publisher.busy:
+        if synchronous or self.publisher.ready:
             self.publisher.offer(self.trainer.model, self.step)
         if synchronous and not self.spec.sampling.uniform:
             self.publisher.finish()

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import dask.config
 from dask.typing import Key
 from distributed import Scheduler, SpecCluster, Status, Worker, get_worker
+from distributed.core import Server
 from distributed.scheduler import NoValidWorkerError as NoValidWorkerError  # what ends a task without a worker
 from distributed.utils import NoOpAwaitable
 
-_PROFILE_EVERY = 100.0
-"""Milliseconds."""
+_DIAGNOSTICS = {"profile": 100.0, "tick": 500.0, "monitor": 1000.0}
+"""Milliseconds between two looks of the profiler, of the clock that finds a blocked event loop, and at the system."""
 
 # Tasks ------------------------------------------------------------------------------------------
 
@@ -152,15 +153,18 @@ def threads_per_process(cluster: Any) -> int:
     return int(cluster._dummy_job.worker_process_threads)
 
 
-def slow_profiler(worker: Worker) -> None:
-    """Let the worker's profiler look at its tasks ten times per second at most, instead of a hundred times.
+def calm(server: Server) -> None:
+    """Let the event loop of a scheduler, nanny or worker wake seldom: for diagnostics ten times per second at most.
 
-    Each look takes the interpreter's lock from the task: 2 to 3 % of a training loop of small steps. The interval is
-    read from the configuration only when a worker starts. The pages of the dashboard that show the profile remain.
+    Otherwise a worker's profiler wakes it a hundred times per second and the loop's own clock fifty times. In a
+    learner's process each time takes the interpreter's lock, 2 to 3 % of a training loop of small steps; on a machine
+    whose every core has a torch thread, each also takes a core from one thread while the others wait for it. The
+    intervals are read from the configuration only when a server starts. All pages of the dashboard remain.
     """
-    profiler = worker.periodic_callbacks.get("profile")
-    if profiler is not None:
-        profiler.callback_time = max(profiler.callback_time, _PROFILE_EVERY)
+    for name, interval in _DIAGNOSTICS.items():
+        callback = server.periodic_callbacks.get(name)
+        if callback is not None:
+            callback.callback_time = max(callback.callback_time, interval)
 
 
 def memory_limit() -> int | None:
