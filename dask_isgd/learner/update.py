@@ -20,6 +20,7 @@ from dask_isgd.config import Learning
 from dask_isgd.errors import ModelError
 from dask_isgd.learner.clip_bias import ClipBias
 from dask_isgd.learner.clipping import Clipping
+from dask_isgd.learner.gradient_norm import GradientNorm
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Update:
         device = parameters[0].device
         self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor if weighted else None, device)
         self._clip_bias = ClipBias(parameters)
+        self._gradient_norm = GradientNorm(parameters)
         self._refused, self._zero, self._one = (torch.tensor(value, device=device) for value in (0.0, 0.0, 1.0))
         self._nan = torch.tensor(torch.nan, device=device)
         self.waits = not _takes_predicate(self.optimizer)
@@ -65,8 +67,7 @@ class Update:
 
         ``largest_coefficient`` is that of the minibatch. ``measure``: estimate the bias of clipping.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self._gradient_norm()
         sum_of_both = norm + loss
         # NaN differs from itself, and so does the difference of infinities
         self._refused = torch.maximum(self._refused, torch.ne(sum_of_both - sum_of_both, 0.0).float())
@@ -77,7 +78,7 @@ class Update:
             self._clip_bias.observe([p.grad for p in self.parameters], self._one if divisor is None else divisor)
             bias = self._clip_bias.value()
         if self.waits or not self.optimizer.state:  # the first step makes the optimizer's state
-            moved = self._step_on_host(gradients, divisor)
+            moved = self._step_on_host(divisor)
         else:
             moved = self._step_on_device(divisor)
         if self.scheduler is not None and moved:
@@ -97,11 +98,11 @@ class Update:
                 del optimizer.grad_scale
         return True
 
-    def _step_on_host(self, gradients: list[Tensor], divisor: Tensor | None) -> bool:
+    def _step_on_host(self, divisor: Tensor | None) -> bool:
         if self._refused:
             return False
         if divisor is not None and divisor > 1.0:
-            torch._foreach_div_(gradients, divisor)
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], divisor)
         self.optimizer.step()
         return True
 
