@@ -8,5 +8,5 @@ from dask_isgd.runtime.dask_internals import calm
 
 
 def dask_setup(server: Any) -> None:
-    """Dask calls this in the server's process (``--preload`` or ``--preload-nanny dask_isgd.clusters.calm_preload``)."""
+    """Dask calls this in the server's process (``--preload`` and ``--preload-nanny``)."""
     calm(server)

@@ -16,14 +16,15 @@ from dask_isgd.errors import RunMismatchError
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.departure import GRACE, DepartureWatcher
+from dask_isgd.learner.pauses import Pauses
 from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.storage import History
 from dask_isgd.storage.run.leases import Lease
 
 logger = logging.getLogger(__name__)
-_PAUSE_FACTOR, _LONGEST_PAUSE = 50.0, 10.0
-"""The pause after a write of the history, as a multiple of the write's duration, and at most in seconds.
+_WRITING = 0.02
+"""The share of the time that writes of the history may take.
 
 A write replaces a chunk: it holds up the learner's interpreter, and a store may charge for each request.
 """
@@ -83,7 +84,8 @@ class Checkpointer:
         self._committer = LatestJobWorker("checkpoint", timeout)
         self._departure = DepartureWatcher(is_leaving, lambda: self.lease.leaving())
         self._parts = ExitStack()
-        self._earlier_seconds = self._began = self._committed = self._next_write = 0.0
+        self._earlier_seconds = self._began = self._committed = 0.0
+        self._pauses = Pauses(_WRITING)
         self._committed_step = 0
 
     def open(self) -> Self:
@@ -95,7 +97,7 @@ class Checkpointer:
         self.lease = directory.acquire_lease("learner", owner)
         incarnation = self.lease.incarnation
         self._restore()
-        self._began = self._committed = self._next_write = time.monotonic()
+        self._began = self._committed = time.monotonic()
         self._committed_step = self.step
         self.history = directory.create_history(
             f"learner-{incarnation:04d}",
@@ -175,7 +177,7 @@ class Checkpointer:
     def report(self, row: Mapping[str, float], *, write: bool) -> None:
         """Append a row to the history; with ``write``, write the rows that wait in the background."""
         self.history.append(row)
-        if write and time.monotonic() >= self._next_write and not self._committer.busy:  # a checkpoint writes them too
+        if write and self._pauses.over and not self._committer.busy:  # a checkpoint writes them too
             self._committer.offer(self._write_history)
 
     def _write_last_rows(self) -> None:
@@ -184,10 +186,8 @@ class Checkpointer:
 
     def _write_history(self) -> None:
         self.lease.check()
-        began = time.monotonic()
-        self.history.flush()
-        ended = time.monotonic()
-        self._next_write = ended + min(_PAUSE_FACTOR * (ended - began), _LONGEST_PAUSE)
+        with self._pauses.timed():
+            self.history.flush()
 
     def _state(self, *, finished: bool = False) -> dict[str, Any]:
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from typing import Any, Self
@@ -13,22 +12,21 @@ from torch import nn
 from dask_isgd.core import models
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.checkpointing import Checkpointer
+from dask_isgd.learner.pauses import Pauses
 from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.runtime import codec
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.parameters import publish
 
-
 _SHARE = 0.05
 """The share of the time that publications may take."""
-_LONGEST_PAUSE = 10.0
-"""Seconds between two publications, at most, however long they take."""
 
 
 class Publisher:
     """Publishes a model's parameters in a Dask ``variable``, only the latest version if several wait.
 
-    After a publication it is not ``ready`` for so long that publications take a twentieth of the time, at most 10 s.
+    After a publication it is not ``ready`` for so long that publications take a twentieth of the time, at most 10 s:
+    they take cores and the interpreter's lock from the learner.
 
     The last two versions are held, so that a scorer that is late finds them. ``dtype`` is that of
     published floats (None: their own). If ``strict``, every version that cannot be published is an error.
@@ -51,8 +49,7 @@ class Publisher:
         self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots(codec.pack)
         self._held: deque[Future[Any]] = deque(maxlen=2)
         self._last_published = time.monotonic()
-        self._next = -math.inf
-        """The moment before which no version is wanted."""
+        self._pauses = Pauses(_SHARE)
 
     def open(self) -> Self:
         """Start the thread."""
@@ -62,7 +59,7 @@ class Publisher:
     @property
     def ready(self) -> bool:
         """Whether a version may be offered: none is being published, and the pause after the last one is over."""
-        return time.monotonic() >= self._next and not self._background.busy
+        return self._pauses.over and not self._background.busy
 
     def offer(self, model: nn.Module, version: int, *, final: bool = False) -> None:
         """Publish the current parameters soon. Raises the error of an earlier publication."""
@@ -70,23 +67,22 @@ class Publisher:
 
         def job() -> None:
             self._lease.check()
-            began = time.monotonic()
             try:
-                parameters = publish(
-                    self._client,
-                    self._variable,
-                    tensors,
-                    run=self._announcer.run,
-                    incarnation=self._lease.incarnation,
-                    version=version,
-                    timeout=self._timeout,
-                )
+                with self._pauses.timed():
+                    parameters = publish(
+                        self._client,
+                        self._variable,
+                        tensors,
+                        run=self._announcer.run,
+                        incarnation=self._lease.incarnation,
+                        version=version,
+                        timeout=self._timeout,
+                    )
             except (OSError, TimeoutError) as error:
                 self._tolerate(version, error, final=final)
                 return
             self._lease.check()  # a process that hung meanwhile announces nothing after its successor
-            self._last_published = now = time.monotonic()
-            self._next = now + min((now - began) * (1.0 / _SHARE - 1.0), _LONGEST_PAUSE)
+            self._last_published = time.monotonic()
             self._held.append(parameters.future)
             self._announcer.published(version, checkpoint=self._checkpointer.latest, final=final)
 

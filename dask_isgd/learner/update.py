@@ -77,10 +77,8 @@ class Update:
         if measure:
             self._clip_bias.observe([p.grad for p in self.parameters], self._one if divisor is None else divisor)
             bias = self._clip_bias.value()
-        if self.waits or not self.optimizer.state:  # the first step makes the optimizer's state
-            moved = self._step_on_host(divisor)
-        else:
-            moved = self._step_on_device(divisor)
+        on_host = self.waits or not self.optimizer.state  # the first step makes the optimizer's state
+        moved = self._step_on_host(divisor) if on_host else self._step_on_device(divisor)
         if self.scheduler is not None and moved:
             self.scheduler.step()
         return Moved(norm, self._zero if clipped is None else clipped.clipped, self._refused, bias)

@@ -18,7 +18,7 @@ from distributed.core import Server
 from distributed.scheduler import NoValidWorkerError as NoValidWorkerError  # what ends a task without a worker
 from distributed.utils import NoOpAwaitable
 
-_DIAGNOSTICS = {"profile": 100.0, "tick": 500.0, "monitor": 1000.0}
+_DIAGNOSTICS = {"profile": 250.0, "tick": 500.0, "monitor": 1000.0}
 """Milliseconds between two looks of the profiler, of the clock that finds a blocked event loop, and at the system."""
 
 # Tasks ------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def threads_per_process(cluster: Any) -> int:
 
 
 def calm(server: Server) -> None:
-    """Let the event loop of a scheduler, nanny or worker wake seldom: for diagnostics ten times per second at most.
+    """Let the event loop of a scheduler, nanny or worker wake seldom: for diagnostics a few times per second.
 
     Otherwise a worker's profiler wakes it a hundred times per second and the loop's own clock fifty times. In a
     learner's process each time takes the interpreter's lock, 2 to 3 % of a training loop of small steps; on a machine

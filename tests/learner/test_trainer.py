@@ -15,6 +15,7 @@ import dask_isgd as isgd
 from dask_isgd.core import models
 from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import ConfigError, ModelError, NonFiniteLossError
+from dask_isgd.learner import gradient_norm
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.sampling import ImportanceSampler
 
@@ -272,3 +273,23 @@ def test_a_gradient_that_is_not_finite_moves_nothing(settings):
         made.step(7, (torch.ones(2, 1),), torch.zeros(2), np.ones(2), indices=np.array([5, 6]))
     assert made.tensors().keys() == before.keys(), "the optimizer made no state"
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
+
+
+def test_the_norm_taken_in_the_backward_pass_is_that_of_all_gradients(monkeypatch):
+    """Large and small, contiguous and not, used twice and unused, of several dtypes, also when passes add up."""
+    monkeypatch.setattr(gradient_norm, "_LARGE", 30)
+    model = models.build(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 6)), 1)
+    model.unused = nn.Linear(6, 6)
+    model.coarse = nn.Parameter(torch.ones(40, dtype=torch.bfloat16))
+    model.fine = nn.Parameter(torch.ones(40, dtype=torch.float64))
+    parameters = list(model.parameters())
+    norm = gradient_norm.GradientNorm(parameters)
+    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    for passes in (1, 2, 1):
+        for parameter in parameters:
+            parameter.grad = None
+        for _ in range(passes):
+            loss = model[2](model[1](model[0](x))).square().sum()
+            (loss + (model.coarse * 3).sum() + (model.fine * 0.1).sum()).backward()
+        expected = sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None) ** 0.5
+        assert float(norm()) == pytest.approx(expected, rel=1e-5)

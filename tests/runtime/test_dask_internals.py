@@ -305,3 +305,22 @@ def test_a_topic_is_forgotten_unless_someone_listens(client):
     await_subscribers(0)
     client.run_on_scheduler(forget)
     assert client.run_on_scheduler(subscribers) == -1
+
+
+def test_event_loops_wake_seldom_for_diagnostics_once_calmed():
+    def intervals(server) -> dict[str, float]:
+        return {name: callback.callback_time for name, callback in server.periodic_callbacks.items()}
+
+    async def run() -> None:
+        async with (
+            Scheduler(**SCHEDULER["options"]) as scheduler,
+            Worker(scheduler.address, host="127.0.0.1") as worker,
+        ):
+            for server, names in ((scheduler, {"tick", "monitor"}), (worker, {"tick", "monitor", "profile"})):
+                before = intervals(server)
+                dask_internals.calm(server)
+                after = intervals(server)
+                assert {name for name in before if after[name] > before[name]} == names
+                assert all(after[name] >= 250 for name in names)
+
+    asyncio.run(run())

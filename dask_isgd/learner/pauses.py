@@ -1,0 +1,32 @@
+"""Pauses after what the learner does beside its loop, so that this takes a small share of the time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LONGEST = 10.0
+"""Seconds of a pause, at most."""
+
+
+class Pauses:
+    """Limits what is done now and then to a ``share`` of the time, by a pause of at most 10 s after each time."""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._factor, self._clock = 1.0 / share - 1.0, clock
+        self._until = -math.inf
+
+    @property
+    def over(self) -> bool:
+        """Whether the latest pause is over."""
+        return self._clock() >= self._until
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time what is done inside; the pause begins with its end."""
+        began = self._clock()
+        yield
+        ended = self._clock()
+        self._until = ended + min(self._factor * (ended - began), _LONGEST)

@@ -1,0 +1,31 @@
+"""What is done now and then takes its share of the time, unless it takes so long that the longest pause applies."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from dask_isgd.learner.pauses import Pauses
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(0.01, 0.19), (0.4, 7.6), (5.0, 10.0)])
+def test_a_pause_leaves_a_share_of_the_time_and_is_not_longer_than_ten_seconds(seconds, pause):
+    now = 100.0
+    pauses = Pauses(0.05, clock=lambda: now)
+    assert pauses.over
+    with pauses.timed():
+        now += seconds
+    now += pause - 1e-6
+    assert not pauses.over
+    now += 2e-6
+    assert pauses.over
+
+
+def test_what_fails_is_followed_by_no_pause():
+    now = 0.0
+    pauses = Pauses(0.05, clock=lambda: now)
+    with contextlib.suppress(OSError), pauses.timed():
+        now += 1.0
+        raise OSError
+    assert pauses.over
