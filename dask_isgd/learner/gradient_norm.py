@@ -29,7 +29,7 @@ class GradientNorm:
         self._squares: dict[nn.Parameter, Tensor] = {}
         if parameters[0].device.type == "cpu":
             for parameter in (p for p in parameters if p.numel() >= _LARGE):
-                parameter.register_post_accumulate_grad_hook(self._take)
+                parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
 
     def _take(self, parameter: Tensor) -> None:
         gradient = parameter.grad
@@ -44,4 +44,4 @@ class GradientNorm:
         norm = nn.utils.get_total_norm(rest)
         if not squares:
             return norm
-        return torch.stack([norm.square(), *(part.to(norm.dtype) for part in squares.values())]).sum().sqrt()
+        return torch.stack([part.double() for part in (norm.square(), *squares.values())]).sum().sqrt()
