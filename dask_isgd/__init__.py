@@ -26,6 +26,9 @@ _HOME = {
     "Draw": "sampling",
     "gradient_variance": "sampling.variance",
     "Variance": "sampling.variance",
+    "ImportanceBatchSampler": "loop",
+    "Weighted": "loop",
+    "weighted_mean": "loop.loss",
     "LocalCluster": "clusters",
     "attach_dashboard": "dashboard",
     "Dataset": "storage",
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from dask_isgd.config import Sampling as Sampling
     from dask_isgd.config import Scoring as Scoring
     from dask_isgd.dashboard import attach_dashboard as attach_dashboard
+    from dask_isgd.loop import ImportanceBatchSampler as ImportanceBatchSampler
+    from dask_isgd.loop import Weighted as Weighted
+    from dask_isgd.loop.loss import weighted_mean as weighted_mean
     from dask_isgd.norms import NormEngine as NormEngine
     from dask_isgd.norms import capture_norms as capture_norms
     from dask_isgd.norms import gradient_norms as gradient_norms

@@ -12,6 +12,7 @@ import dask_isgd as isgd
 PUBLIC = [
     "Dataset",
     "Draw",
+    "ImportanceBatchSampler",
     "ImportanceSampler",
     "Learning",
     "LocalCluster",
@@ -20,6 +21,7 @@ PUBLIC = [
     "Sampling",
     "Scoring",
     "Variance",
+    "Weighted",
     "__version__",
     "attach",
     "attach_dashboard",
@@ -28,6 +30,7 @@ PUBLIC = [
     "gradient_norms",
     "gradient_variance",
     "register_rule",
+    "weighted_mean",
 ]
 
 

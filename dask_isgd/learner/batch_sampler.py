@@ -10,8 +10,8 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,10 @@ class BatchSampler:
                 self._drawn = dict(zip(steps, self._draw(steps), strict=True))
             return self._drawn[step]
 
+    def is_drawn(self, step: int) -> bool:
+        """Whether the minibatch of a step was drawn with others of its block, so that ``draw`` only returns it."""
+        return step in self._drawn
+
     def _draw(self, steps: Sequence[int], attempt: int = 0) -> list[Draw]:
         at = [positions(self._kind(step), self._batch_size, self._generator(step, attempt)) for step in steps]
         draw_at = self.sampler.draw_at if self.open else self.sampler.draw_uniform_at
@@ -181,3 +185,24 @@ class BatchSampler:
             share = self._fed_back / self._steps if wanted else math.nan
             self._steps = self._fed_back = 0
             return {"feedback": share, **self.monitor.row(step)}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a sampler needs that has no weight array to continue from: arrays and plain values."""
+        with self._lock:
+            return {
+                "sampler": self.sampler.state(),
+                "monitor": self.monitor.state(),
+                "samples": self.monitor.samples(),
+                "drawn": {step: list(draw) for step, draw in self._drawn.items()},
+                "newest": self._newest,
+                "gate_step": self.gate_step,
+            }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state()``."""
+        with self._lock:
+            self.sampler.restore(state["sampler"])
+            self.monitor.restore(state["monitor"])
+            self.monitor.restore_samples(state["samples"])
+            self._drawn = {step: Draw(*arrays) for step, arrays in state["drawn"].items()}
+            self._newest, self.gate_step = state["newest"], state["gate_step"]

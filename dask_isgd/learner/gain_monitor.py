@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,3 +87,11 @@ class GainMonitor:
         self._gate.restore(state["gate"])
         self._variance.restore(state["monitor"])
         self._open = bool(state["open"])
+
+    def samples(self) -> list[Any]:
+        """Return what was collected since the last measurement, as arrays, for :meth:`restore_samples`."""
+        return self._samples.state()
+
+    def restore_samples(self, state: Sequence[Any]) -> None:
+        """Continue from ``samples()``."""
+        self._samples.restore(state)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,8 @@ class GainSamples:
     """Collects minibatches: all their draws for the curves, and for the gate those that the candidate covers.
 
     The candidate proposal is judged on examples in scored chunks; while the gate is closed, in those that were scored
-    last, which are as fresh as all would be if all were scored. Its probabilities are those before the
+    last, which are as fresh as all would be if all were scored. In a chunk that was never scored it is judged on the
+    examples that were fed back, so that the gate opens on feedback alone. Its probabilities are those before the
     minibatch's own norms are fed back: afterwards it would seem to have known them.
     """
 
@@ -44,7 +46,11 @@ class GainSamples:
         self._drawn.append((norms, draw.coefficients))
         if gate.forced_closed:
             return
-        known = self._sampler.versions.take(draw.indices // self._sampler.chunk_size) >= self._judged_from(gate)
+        versions = self._sampler.versions.take(draw.indices // self._sampler.chunk_size)
+        known = versions >= self._judged_from(gate)
+        never = np.isnan(versions)
+        if never.any():  # no scorer has been there: its examples are judged by the weights that feedback gave them
+            known |= never & self._sampler.has_weight(draw.indices)
         if not known.any():
             return
         # Draws made while the gate was closed have other probabilities than the proposal's.
@@ -62,6 +68,15 @@ class GainSamples:
         norms, coefficients = (np.concatenate(part) for part in zip(*drawn, strict=True))
         sample = Sample(*(np.concatenate(part) for part in zip(*candidate, strict=True))) if candidate else None
         return norms, coefficients, sample
+
+    def state(self) -> list[Any]:
+        """Return what was collected since the last ``take``, for :meth:`restore`."""
+        return [[list(pair) for pair in self._drawn], [list(sample) for sample in self._candidate]]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Continue from ``state()``."""
+        self._drawn = [(norms, coefficients) for norms, coefficients in state[0]]
+        self._candidate = [Sample(*arrays) for arrays in state[1]]
 
     def _judged_from(self, gate: Gate) -> float:
         """Return the version from which on a chunk's scores let the candidate be judged in it."""

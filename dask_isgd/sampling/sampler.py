@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_isgd.config import Sampling
-from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
+from dask_isgd.errors import ConfigError, DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.sampling.bad_norms import check_norms, is_bad
 from dask_isgd.sampling.draws import Draw, Floats, Integers, positions, select_shared, uniform
 from dask_isgd.sampling.example_ages import FRESHNESS, ExampleAges
@@ -145,6 +147,11 @@ class ImportanceSampler:
         proposal = self._proposal()
         return np.asarray(self._chunk_weights(chunk, proposal) * proposal.usable[chunk])
 
+    def has_weight(self, indices: Integers) -> NDArray[np.bool_]:
+        """Return (B,) whether each of ``indices`` (B,) was ever scored or fed back."""
+        w = self._weights
+        return np.asarray(~np.isnan(w.values.take(w.places(indices))))
+
     def leave_out(self, chunk: int) -> None:
         """Draw nothing from a chunk any more: from then on, estimates are of the mean over the others.
 
@@ -231,6 +238,41 @@ class ImportanceSampler:
     def stats(self, step: int) -> dict[str, float]:
         """Return plain floats about the proposal in force, described in ``sampler_stats``."""
         return sampler_stats(self._proposal(), self._weights, self.versions, step)
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of what the proposal follows from, for :meth:`restore`: 5 bytes per example, 16 per chunk."""
+        w, n = self._weights, self.n
+        places = w.places(np.arange(n)) if len(w.values) != n else slice(None)
+        return {
+            "chunk_size": self.chunk_size,
+            "half_life_steps": self.sampling.half_life_steps,
+            "step": self._step,
+            "weights": w.values[places].copy(),
+            "ages": w.codes[places].copy(),
+            "base": self._ages.base.copy(),
+            "versions": self.versions.copy(),
+            "left_out": self._left_out.copy(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state()``. Raises ConfigError if it has other chunks, or ages in other units."""
+        kept = {"chunk_size": self.chunk_size, "half_life_steps": self.sampling.half_life_steps}
+        for name, wanted in kept.items():
+            if state[name] != wanted:
+                raise ConfigError(
+                    f"restore: got a state with {name} {state[name]}, wanted {wanted}; resume with the same"
+                )
+        w = self._weights
+        self._ages.base[:], self.versions[:] = state["base"], state["versions"]
+        for chunk in range(self.n_chunks):
+            rows = slice(chunk * self.chunk_size, chunk * self.chunk_size + int(w.lengths[chunk]))
+            w.chunk_codes(chunk)[:] = state["ages"][rows]
+            w.put(chunk, state["weights"][rows])
+        for chunk in np.flatnonzero(state["left_out"]).tolist():
+            self.leave_out(chunk)
+        self.refresh(state["step"])
 
     # Internals
 

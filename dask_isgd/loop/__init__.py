@@ -1,0 +1,16 @@
+"""Importance sampling for a training loop that is not ours.
+
+::
+
+    batch_sampler   ImportanceBatchSampler: minibatches of indices with coefficients, for a DataLoader
+    drawn_ahead     which minibatches were handed out and are not consumed yet
+    shares          one global minibatch, shared by the processes of torch.distributed
+    weighted        Weighted and weighted_collate: what carries coefficients through a DataLoader
+    loss            weighted_mean: the loss of a minibatch
+"""
+
+from dask_isgd.loop.batch_sampler import ImportanceBatchSampler
+from dask_isgd.loop.loss import weighted_mean
+from dask_isgd.loop.weighted import Weighted, WeightedIndex, weighted_collate
+
+__all__ = ["ImportanceBatchSampler", "Weighted", "WeightedIndex", "weighted_collate", "weighted_mean"]

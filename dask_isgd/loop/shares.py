@@ -1,0 +1,109 @@
+"""One global minibatch, shared by the processes of ``torch.distributed``, and the scores of all of it.
+
+Every process draws the same global minibatch from the same weights, and takes its own share of the rows. Scores of
+all shares reach all processes through a process group of its own (gloo, on the host), so that they neither wait for the
+device nor mix with the collectives of DDP.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dask_isgd import config
+from dask_isgd.errors import ConfigError, WaitTimeoutError
+from dask_isgd.sampling.draws import Floats
+
+
+class Travelling(Protocol):
+    """Scores of a minibatch that may not have arrived yet."""
+
+    def arrived(self) -> Floats:
+        """Return the scores (B,) of the global minibatch, float64, in its order; waits for them if need be."""
+
+
+class Alone:
+    """The only process: the global minibatch is its own."""
+
+    rank, count = 0, 1
+
+    def agree(self, what: object) -> None:
+        return None
+
+    def gather(self, scores: Tensor, position: tuple[int, int]) -> Travelling:
+        return _Local(scores)
+
+
+class _Local:
+    def __init__(self, scores: Tensor) -> None:
+        # On the host a copy: the loop may reuse its tensor. Elsewhere the host waits for it only when it is needed.
+        self._scores = scores.detach().clone()
+
+    def arrived(self) -> Floats:
+        return np.asarray(self._scores.cpu().double().numpy())
+
+
+class Shares:
+    """The processes of ``group``, or all; every one of them has to make its own, at the same point of the program."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._timeout = config.seconds("cluster.timeout")
+        ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
+        self._group: Any = dist.new_group(
+            ranks, backend="gloo", timeout=timedelta(seconds=self._timeout), use_local_synchronization=True
+        )
+        self.rank, self.count = dist.get_rank(self._group), dist.get_world_size(self._group)
+
+    def agree(self, what: object) -> None:
+        """Raise ConfigError unless all processes pass the same."""
+        found: list[object] = [None] * self.count
+        dist.all_gather_object(found, what, group=self._group)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise ConfigError(
+                    f"ImportanceBatchSampler: process 0 has {found[0]} and process {rank} {other}; wanted the same in "
+                    "all, as they share each minibatch"
+                )
+
+    def gather(self, scores: Tensor, position: tuple[int, int]) -> Travelling:
+        """Send ``scores`` (B,) to all processes and receive theirs; returns at once.
+
+        ``position``: the minibatch's step, and how many were drawn so far; they have to be those of all processes.
+        """
+        return _Gathered(self._group, scores, position, self.count, self._timeout)
+
+
+class _Gathered:
+    def __init__(self, group: Any, scores: Tensor, position: tuple[int, int], count: int, timeout: float) -> None:
+        own = torch.cat([torch.tensor(position, dtype=torch.float64), scores.detach().to("cpu", torch.float64)])
+        self._parts = [torch.empty_like(own) for _ in range(count)]
+        self._timeout, self._own, self._result = timeout, own, None
+        self._work: Any = dist.all_gather(self._parts, own, group=group, async_op=True)
+
+    def arrived(self) -> Floats:
+        if self._work is not None:
+            try:
+                self._work.wait(timedelta(seconds=self._timeout))
+            except RuntimeError as error:
+                raise WaitTimeoutError(
+                    f"update: the scores of the other processes did not arrive within {self._timeout:g} s ({error}); "
+                    "did all of them call update for this minibatch, and with scores?"
+                ) from error
+            self._work = None
+            self._check()
+        return np.concatenate([part[2:].numpy() for part in self._parts])
+
+    def _check(self) -> None:
+        positions = [part[:2].tolist() for part in self._parts]
+        for rank, position in enumerate(positions):
+            if position != positions[0]:
+                raise ConfigError(
+                    f"update: process 0 reports minibatch {positions[0][0]:.0f} with {positions[0][1]:.0f} drawn, "
+                    f"process {rank} minibatch {position[0]:.0f} with {position[1]:.0f} drawn; wanted the same in "
+                    "all: give their DataLoaders the same num_workers and prefetch_factor, and update in the same steps"
+                )
