@@ -208,3 +208,51 @@ def plot(run: str, path: str | None) -> None:
     if path is not None and Path(path).suffix.lower() not in show.FORMATS:
         raise click.BadParameter(f"got {path!r}, wanted a file ending in {', '.join(show.FORMATS)}.", param_hint="--to")
     click.echo(show.plot(run, path))
+
+
+def _over_data(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the arguments of a pass over a dataset."""
+    options = (
+        click.argument("run", metavar="RUN"),
+        click.option("--data", metavar="URL", required=True, help="Path or URL of the dataset."),
+        click.option("--group", metavar="NAME", help="Split of the dataset, such as train or test."),
+        click.option("--to", metavar="URL", required=True, help="Path or URL of the Zarr group to write."),
+        click.option("--model", metavar="PACKAGE:NAME", help="What builds the model.  [default: the run's]"),
+        click.option("--scheduler", metavar="ADDRESS", help="Address of a running Dask cluster."),
+        click.option("--workers", type=click.IntRange(min=1), help="Number of worker processes to start here."),
+        click.option("--overwrite", is_flag=True, help="Replace the output of another pass."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _one_pass(method: str | None, **options: Any) -> None:
+    if options["scheduler"] and options["workers"]:
+        raise click.UsageError("--scheduler and --workers cannot be used together; pass one of them.")
+    from dask_isgd.pipelines.commands.one_pass import Options, one_pass
+
+    one_pass(Options(method=method, debug=click.get_current_context().meta[_DEBUG], **options))
+
+
+@isgd.command(short_help="Write a score of every example.")
+@_over_data
+@click.option("--method", type=click.Choice(["exact", "bound", "loss"]), default="exact", show_default=True)
+@_clean
+def score(method: str, **options: Any) -> None:
+    """Write gradient norms or losses of the run's latest checkpoint, one per example.
+
+    If it is interrupted, the same command does what is left.
+    """
+    _one_pass(method, **options)
+
+
+@isgd.command(short_help="Write the model's output for every example.")
+@_over_data
+@_clean
+def predict(**options: Any) -> None:
+    """Write the outputs of the run's latest checkpoint, one row per example.
+
+    If it is interrupted, the same command does what is left.
+    """
+    _one_pass(None, **options)

@@ -7,6 +7,7 @@ from dask_isgd.storage.run.checkpoints import Checkpoint, Checkpoints
 from dask_isgd.storage.run.directory import RunDirectory
 from dask_isgd.storage.run.history import History, read_history
 from dask_isgd.storage.run.leases import Leases
+from dask_isgd.storage.run.outputs import OutputArray
 from dask_isgd.storage.run.weights import WeightArray
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Dataset",
     "History",
     "Leases",
+    "OutputArray",
     "RawArray",
     "Rows",
     "RunDirectory",

@@ -29,7 +29,9 @@ PUBLIC = [
     "fit",
     "gradient_norms",
     "gradient_variance",
+    "predict",
     "register_rule",
+    "score",
     "weighted_mean",
 ]
 

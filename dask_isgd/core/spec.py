@@ -9,7 +9,7 @@ from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core.loss import Loss, cross_entropy
 from dask_isgd.core.models import ModelSource
 from dask_isgd.events import topic_of
-from dask_isgd.storage import Dataset, RunDirectory
+from dask_isgd.storage import Dataset, OutputArray, RunDirectory, WeightArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,10 @@ class RunSpec:
     def directory(self) -> RunDirectory:
         return RunDirectory(self.url, storage_options=self.storage_options)
 
+    def open_weights(self) -> WeightArray | OutputArray:
+        """Open what scoring tasks write to."""
+        return self.directory.open_weights()
+
     @property
     def examples(self) -> int:
         return len(self.data)
@@ -59,3 +63,11 @@ class RunSpec:
     def variable(self) -> str:
         """The Dask ``Variable`` that holds the latest parameters."""
         return f"isgd-params-{self.run}-{self.attempt}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSpec(RunSpec):
+    """One pass of scoring tasks over a dataset, without a run: they write to the output at ``url``."""
+
+    def open_weights(self) -> OutputArray:
+        return OutputArray(self.url, storage_options=self.storage_options)

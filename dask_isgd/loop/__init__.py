@@ -7,6 +7,7 @@
     shares          one global minibatch, shared by the processes of torch.distributed
     weighted        Weighted and weighted_collate: what carries coefficients through a DataLoader
     loss            weighted_mean: the loss of a minibatch
+    one_pass        score and predict: one pass of a trained model over a dataset, on a cluster
 """
 
 from dask_isgd.loop.batch_sampler import ImportanceBatchSampler

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import CorruptChunkError
+from dask_isgd.errors import CorruptChunkError, ModelError
 from dask_isgd.norms import NormEngine, checked_losses
 from dask_isgd.order import Order
 from dask_isgd.runtime import codec, torch_threads
@@ -33,7 +33,7 @@ from dask_isgd.sampling.bad_norms import check_norms
 from dask_isgd.scorer.adaptive_batch import AdaptiveBatch
 from dask_isgd.scorer.chunk_reader import begin, shared_reader
 from dask_isgd.scorer.scoring_threads import compute_in_turn
-from dask_isgd.storage import Dataset, Rows, WeightArray
+from dask_isgd.storage import Dataset, OutputArray, Rows, WeightArray
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ class _OpenRun:
         """The first one of this process."""
 
     @cached_property
-    def weights(self) -> WeightArray:
+    def weights(self) -> WeightArray | OutputArray:
         """The weight array, opened once: that takes longer than to write a chunk."""
-        return self.spec.directory.open_weights()
+        return self.spec.open_weights()
 
 
 class _Replica:
@@ -109,6 +109,12 @@ class _Replica:
         with torch.no_grad():
             output = self.model(*inputs)
             return checked_losses(self.loss, output, targets, len(targets)), _wrong(output, targets)
+
+    def predictions(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor]:
+        """Return the outputs of a batch, (B, ...) float32. Raises ModelError if they are anything else."""
+        with torch.no_grad():
+            output = self.model(*inputs)
+        return (one_output(output, len(targets)),)
 
     def load(self, tensors: dict[str, Tensor], order: Order) -> None:
         """Load a version into the model unless it is there already."""
@@ -191,7 +197,9 @@ def _read(run: _OpenRun, dataset: Dataset, start: int, stop: int) -> Iterator[Ro
     return begin(reader.batches(dataset, start, stop, scoring.batch_size, tag=run.spec.run))
 
 
-def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, start: int, *, strict: bool) -> int:
+def _keep_former(
+    norms: NDArray[np.float32], weights: WeightArray | OutputArray, chunk: int, start: int, *, strict: bool
+) -> int:
     """Replace bad norms by the former weights, or NaN if those are corrupt and not ``strict``; return how many."""
     bad = np.flatnonzero(check_norms(norms, f"chunk {chunk}", start))
     if len(bad):
@@ -203,6 +211,38 @@ def _keep_former(norms: NDArray[np.float32], weights: WeightArray, chunk: int, s
             logger.warning("%s; its %d bad norms count as never scored", error, len(bad))
             norms[bad] = np.nan
     return len(bad)
+
+
+def predict(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: int, version: int) -> ScoreReport:
+    """Write the outputs of one version, in eval mode, for one scoring chunk as a whole; loss and bad are not known."""
+    began = time.perf_counter()
+    run = _opened(spec)
+    start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)
+    batches = _read(run, spec.data, start, stop)
+    compute = partial(_predictions, run, tensors, (incarnation, version), batches)
+    run.weights.write(chunk, compute_in_turn(compute, spec.scoring.resources))
+    return ScoreReport(chunk, incarnation, version, stop - start, time.perf_counter() - began, math.nan, 0)
+
+
+def _predictions(
+    run: _OpenRun, tensors: dict[str, Tensor], order: Order, batches: Iterator[Rows]
+) -> NDArray[np.float32]:
+    torch_threads.start_scorer(run.spec.scoring.threads)
+    replica = _replica_for(run.spec, tensors, order)
+    replica.model.eval()
+    found = []
+    for rows in batches:
+        inputs, targets = replica.prepare(rows.inputs, rows.target)
+        found.append(replica.adaptive_batch(replica.predictions, inputs, targets)[0].cpu().numpy())
+    return np.concatenate(found)
+
+
+def one_output(output: object, size: int) -> Tensor:
+    """Return a model's output as float32. Raises ModelError if it is not one tensor, (``size``, ...)."""
+    if not isinstance(output, Tensor) or output.ndim < 1 or len(output) != size:
+        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ModelError(f"model: got an output of {got} for {size} examples, wanted one tensor with the batch first")
+    return output.float()
 
 
 def evaluate(
