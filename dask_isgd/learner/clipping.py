@@ -4,6 +4,10 @@ An example whose weight is too low is drawn with a coefficient above 1. If its g
 the step is longer than usual: the one kind of accident that importance sampling adds to SGD. ``Clipping`` shortens such
 steps, and the less the closer the minibatch's largest coefficient is to 1. Uniform draws have coefficients of 1, so the
 relative bound never clips them: a mean may consist of rare large gradients, and clipping those would move the optimum.
+
+The bound is a mean of norms: of recent ones, or of those of about the last quarter of the run if that is larger. Where
+noise vanishes (examples that can all be fitted), norms fall as steadily as the loss, and every cut from a step is a loss
+of progress; but a step that was usual a moment ago is no accident.
 """
 
 from __future__ import annotations
@@ -16,6 +20,10 @@ from torch import Tensor
 
 DECAY = 0.98
 """Share of the running mean that each step leaves in place: a memory of about 50 steps."""
+MEMORY = round(1.0 / (1.0 - DECAY))
+"""Steps between two updates of the long mean."""
+LONG_SHARE = 4.0
+"""The latest of n steps enters the long mean with weight ``LONG_SHARE``/n: a memory of about a quarter of them."""
 WARM_UP = 20
 """Steps whose norms are averaged before the relative bound applies."""
 GROWTH = 2.0
@@ -36,19 +44,21 @@ class Clipped(NamedTuple):
 
 
 class Clipping:
-    """Holds gradients to an absolute bound and to one that follows the running mean of their norm.
+    """Holds gradients to an absolute bound and to one that follows the running means of their norm.
 
     ``norm``: bound on the norm of every gradient, as in ``torch.nn.utils.clip_grad_norm_``. ``mean_factor``:
-    bound as a multiple of the running mean of the norm; a gradient is divided by no more than the power ``POWER``
+    bound as a multiple of the larger running mean of the norm; a gradient is divided by no more than the power ``POWER``
     of its minibatch's largest coefficient, hence by 1 if draws are uniform. None: no such bound.
     """
 
     def __init__(self, norm: float | None, mean_factor: float | None, device: torch.device | str = "cpu") -> None:
         self.norm, self.mean_factor = norm, mean_factor
         self._mean = torch.zeros((), dtype=torch.float32, device=device)
+        self._long = torch.zeros_like(self._mean)
+        """The mean over about the last quarter of the run."""
         self._tiny = torch.full_like(self._mean, torch.finfo(torch.float32).tiny)
         self._counted = 0
-        """Norms in the running mean."""
+        """Norms in the running means."""
 
     def __call__(self, norm: Tensor, largest_coefficient: float) -> Clipped | None:
         """Return how a gradient of total ``norm`` (0-d, on its device) is clipped; None if there is no bound.
@@ -69,18 +79,22 @@ class Clipping:
         warm = self._counted >= WARM_UP
         divisor = None
         if warm:
-            divisor = (norm / torch.add(self._tiny, self._mean, alpha=mean_factor)).clamp_(1.0, most)
+            level = torch.maximum(self._mean, self._long)
+            divisor = (norm / torch.add(self._tiny, level, alpha=mean_factor)).clamp_(1.0, most)
             counted = torch.fmin(norm, GROWTH * self._mean)
         else:
             counted = torch.where(torch.isfinite(norm), norm, self._mean)
         self._counted += 1
         # The first norm's share is 1: the zero that the mean starts from doesn't count.
         self._mean = torch.lerp(self._mean, counted, (1.0 - DECAY) / (1.0 - DECAY**self._counted))
+        if self._counted % MEMORY == 0:
+            updates = self._counted // MEMORY
+            self._long = torch.lerp(self._long, self._mean, LONG_SHARE / (updates - 1.0 + LONG_SHARE))
         return divisor
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the running mean as a 0-d tensor, for a checkpoint."""
-        return {"mean": self._mean}
+        """Return the running means as 0-d tensors, for a checkpoint."""
+        return {"mean": self._mean, "long": self._long}
 
     def state(self) -> dict[str, int]:
         """Return the rest, as plain JSON."""
@@ -88,4 +102,5 @@ class Clipping:
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, int]) -> None:
         """Continue from ``tensors()`` and ``state()``, to the bit."""
-        self._mean, self._counted = tensors["mean"].to(self._mean), state["counted"]
+        self._mean, self._long = (tensors[name].to(self._mean) for name in ("mean", "long"))
+        self._counted = state["counted"]

@@ -74,6 +74,34 @@ def test_an_outlier_hardly_raises_the_bound_and_a_lasting_rise_is_followed():
     assert steps < 200, "tenfold"
 
 
+NOISE = [math.exp(0.25 * math.sin(1.7 * k * k)) for k in range(4000)]
+"""Norms that scatter by about 17 %."""
+
+
+@pytest.mark.parametrize(
+    ("trend", "most", "least"),
+    [
+        pytest.param(lambda k: 1.0, 0.97, 0.90, id="level: about half of the steps are cut to the mean"),
+        pytest.param(lambda k: 100.0 / (100.0 + k), 1.0, 0.995, id="falling as a loss without noise falls: hardly any is"),
+        pytest.param(lambda k: 1.0 + k / 1000.0, 0.97, 0.90, id="rising: the recent mean bounds them"),
+    ],
+)
+def test_the_mean_step_loses_little_of_its_length_where_norms_fall(trend, most, least):
+    clipping = Clipping(None, 1.0)
+    norms = [trend(k) * noise for k, noise in enumerate(NOISE)]
+    after = [clip(clipping, norm)[1] for norm in norms]
+    late = range(2000, 4000)
+    assert least < sum(after[k] for k in late) / sum(norms[k] for k in late) <= most
+
+
+def test_a_blow_up_is_held_where_norms_fall():
+    clipping = Clipping(None, 1.0)
+    for k, noise in enumerate(NOISE[:2000]):
+        clip(clipping, noise * 100.0 / (100.0 + k))
+    usual = 100.0 / 2100.0
+    assert clip(clipping, 10.0 * usual)[1] < 1.5 * usual
+
+
 def test_norms_of_many_zeros_do_not_end_in_nan():
     clipping = warm()
     for k in range(1000):
