@@ -44,6 +44,13 @@ HISTORY = (
     Column("variance_ideal", "ideal", "", "trace of the gradient's covariance for one draw from the best proposal"),
     Column("variance_stale", "as drawn", "", "the same for one draw from the proposal in force"),
     Column("variance_uniform", "uniform", "", "the same for one uniform draw"),
+    Column(
+        "noise_scale",
+        "noise scale",
+        "examples",
+        "minibatch size at which the noise of uniform draws equals the mean gradient, variance_uniform over its squared "
+        "norm; below the minibatch size, variance is not what holds training back",
+    ),
     Column("gain", "gain", "ratio", "second moment under uniform draws over that under the proposal in force"),
     Column("candidate_gain", "gain if drawn by weight", "ratio", "gain that draws by weight have or would have"),
     Column("ideal_gain", "ideal gain", "ratio", "gain of the stored weights if none of them were stale"),

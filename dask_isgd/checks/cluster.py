@@ -60,7 +60,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
     The workers' tasks continue meanwhile. Raises ClusterMismatchError with each worker and what differs there.
     """
     workers = wait_for_workers(client)
-    if lacking := missing_resources(workers, prepared.spec.scoring):
+    if prepared.spec.scores and (lacking := missing_resources(workers, prepared.spec.scoring)):
         raise ConfigError(f"Scoring.resources: {lacking}; no worker could score. Change it or start such a worker")
     timeout = config.seconds("cluster.timeout")
     here = _versions()

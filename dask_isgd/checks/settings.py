@@ -27,6 +27,7 @@ def check_settings(learning: Learning, scoring: Scoring, sampling: Sampling, dat
     ]
     if not mistakes:
         mistakes += [*_device(learning), *_chunk(scoring, dataset), *_skipping(learning, scoring)]
+        mistakes += _without_scores(learning, scoring, sampling)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     if learning.batch_size > len(dataset):
@@ -76,3 +77,17 @@ def _chunk(scoring: Scoring, dataset: Dataset) -> Iterator[str]:
 def _skipping(learning: Learning, scoring: Scoring) -> Iterator[str]:
     if learning.synchronous and scoring.skip_bad_chunks:
         yield "Scoring.skip_bad_chunks: got True, wanted False: Learning.synchronous waits for every chunk"
+
+
+def _without_scores(learning: Learning, scoring: Scoring, sampling: Sampling) -> Iterator[str]:
+    if scoring.passes != 0 or sampling.uniform:
+        return
+    if learning.synchronous:
+        yield "Scoring.passes: got 0, wanted 'auto': Learning.synchronous has everything scored in each round"
+    if not sampling.feedback:
+        yield "Sampling.feedback: got False, wanted True: with Scoring.passes=0 all weights come from feedback"
+    if sampling.max_age_steps is not None:
+        yield (
+            f"Sampling.max_age_steps: got {sampling.max_age_steps}, wanted None: with Scoring.passes=0 no chunk is ever "
+            "scored, and none would be drawn"
+        )

@@ -94,7 +94,7 @@ class Coordinator(LongTask):
         self.events = parts.add(pubsub.subscribe(client, spec.topic))
         interval = config.seconds("cluster.topic-interval")
         self.score_reporter = ScoreReporter(spec.directory.open_weights(), self.announcer, lease, interval)
-        self.scorers = ScorerPool(client, spec.scoring)
+        self.scorers = ScorerPool(client, spec.scoring, alone=not spec.feedback_suffices)
         self.fair_share = parts.open(FairShare(client, self.worker, spec.run))
         self.tasks = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
         evaluations = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
@@ -208,7 +208,7 @@ class Coordinator(LongTask):
     # Scoring --------------------------------------------------------------------------------
 
     def _submit(self) -> None:
-        if self.parameters is None or self.paused or self.spec.sampling.uniform or self.learner_ended is not None:
+        if self.parameters is None or self.paused or not self.spec.scores or self.learner_ended is not None:
             return
         room = self._room()
         if room <= 0:

@@ -56,6 +56,16 @@ class RunSpec:
         return -(-self.examples // self.chunk)
 
     @property
+    def scores(self) -> bool:
+        """Whether anything is scored, if there is a worker for it."""
+        return self.scoring.passes != 0 and not self.sampling.uniform
+
+    @property
+    def feedback_suffices(self) -> bool:
+        """Whether weights may come from the learner's own minibatches alone."""
+        return self.sampling.feedback and not self.learning.synchronous
+
+    @property
     def topic(self) -> str:
         return topic_of(self.run)
 

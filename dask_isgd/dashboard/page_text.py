@@ -19,7 +19,7 @@ def header(record: RunRecord | None, now: float) -> str:
     shown = [
         ("run", record.run),
         figure("step", latest),
-        *figures(latest, gate=True),
+        *figures(latest, more=True),
         ("restarts", str(max(0, int(latest.get("incarnation", 1)) - 1))),
         ("faults", str(record.faults)),
     ]

@@ -33,5 +33,5 @@ def card(run: str, status: str, values: Mapping[str, Any]) -> str:
         colour=_COLOURS.get(status, "#6b6b6b"),
         progress=f"step {number(step)} of {number(steps)}" if steps else f"step {number(step)}",
         percent=100 * min(1.0, step / steps) if steps else 0.0,
-        figures=[(name, text) for name, text in figures(values, gate=True) if text != DASH],
+        figures=[(name, text) for name, text in figures(values, more=True) if text != DASH],
     )

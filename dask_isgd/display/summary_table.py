@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dask_isgd.columns import label
-from dask_isgd.display.text import DASH, duration, factor, known, number, percent
+from dask_isgd.display.text import DASH, duration, factor, known, noise_scale, number, percent
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -29,6 +29,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         (label("loss"), number(summary.get("train_loss"))),
         (label("validation_error"), percent(summary.get("validation_error"))),
         (label("gain"), factor(summary.get("gain"))),
+        (label("noise_scale"), noise_scale(summary.get("noise_scale"), summary.get("batch_size"))),
         (f"√Tr Σ {names}", DASH if set(roots) == {DASH} else " / ".join(roots)),
         (label("examples_scored"), number(summary.get("examples_scored"))),
         (label("steps_per_second"), number(summary.get("steps_per_second"))),

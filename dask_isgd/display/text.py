@@ -13,6 +13,7 @@ from dask_isgd.columns import COLUMNS
 
 DASH = "–"
 FIGURES = ("loss", "validation_error", "gain", "steps_per_second", "scored_per_second", "mean_age")
+_MORE = ("noise_scale", "gate")
 
 
 def known(value: Any) -> TypeGuard[float]:
@@ -66,18 +67,34 @@ def duration(value: Any) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def noise_scale(scale: Any, batch_size: Any) -> str:
+    """Return a noise scale beside the minibatch size.
+
+    >>> noise_scale(812.4, 64), noise_scale(20.0, 64)
+    ('812 (minibatch 64)', '20 (minibatch 64: variance is not what holds training back)')
+    """
+    if not known(scale) or not known(batch_size):
+        return number(scale)
+    below = ": variance is not what holds training back" if scale < batch_size else ""
+    return f"{number(scale)} (minibatch {number(int(batch_size))}{below})"
+
+
 _FORMATS = {"fraction": percent, "ratio": factor, "switch": switch, "seconds": duration}
 
 
 def figure(name: str, values: Mapping[str, Any]) -> tuple[str, str]:
     """Return the label of a column of ``Run.latest`` and its value as text."""
     column = COLUMNS[name]
+    if name == "noise_scale":
+        step, examples = values.get("step"), values.get("examples")
+        batch_size = round(examples / step) if known(examples) and known(step) and step else None
+        return column.label, noise_scale(values.get(name), batch_size)
     return column.label, _FORMATS.get(column.unit, number)(values.get(name))
 
 
-def figures(values: Mapping[str, Any], *, gate: bool = False) -> list[tuple[str, str]]:
-    """Return the main figures of a run as (label, text), in the order of every display."""
-    return [figure(name, values) for name in (*FIGURES, *(["gate"] if gate else []))]
+def figures(values: Mapping[str, Any], *, more: bool = False) -> list[tuple[str, str]]:
+    """Return the main figures of a run as (label, text), in the order of every display; ``more``: where there is room."""
+    return [figure(name, values) for name in (*FIGURES, *(_MORE if more else ()))]
 
 
 def figures_line(values: Mapping[str, Any]) -> str:

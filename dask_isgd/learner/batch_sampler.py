@@ -47,7 +47,8 @@ class BatchSampler:
 
     ``report_every``: at every such step the draws are independent, so that the report's estimates are unbiased.
     ``reproducible``: a resumed run draws what an uninterrupted one does. ``skip_bad_chunks``: scoring chunks whose
-    rows cannot be read are left out; otherwise they raise their error.
+    rows cannot be read are left out; otherwise they raise their error. ``scored``: whether scorers bring weights; if
+    not, they all come from the minibatches themselves.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class BatchSampler:
         report_every: int,
         reproducible: bool = False,
         skip_bad_chunks: bool = False,
+        scored: bool = True,
     ) -> None:
         self._batch_size, self._seed, self._report_every = batch_size, seed, report_every
-        self._sampling, self._skip_bad_chunks = sampling, skip_bad_chunks
+        self._sampling, self._skip_bad_chunks, self._scored = sampling, skip_bad_chunks, scored
         self._lock = threading.Lock()
         if reproducible:  # fresh norms only: a resumed run has no former norms to average with
             sampling = dataclasses.replace(sampling, ema_decay=0.0)
@@ -88,8 +90,8 @@ class BatchSampler:
 
     @property
     def idle(self) -> bool:
-        """Whether scorers are nearly idle: draws are uniform, or the gate is closed and few chunks are scored."""
-        return self._sampling.uniform or self.gate.probing
+        """Whether scorers are idle, or nearly: nothing is to be scored, or the gate is closed and a probe is enough."""
+        return not self._scored or self._sampling.uniform or self.gate.probing
 
     def draw(self, step: int, attempt: int = 0) -> Draw:
         """Return the minibatch of a step; each ``attempt`` draws another one.
@@ -185,6 +187,18 @@ class BatchSampler:
             share = self._fed_back / self._steps if wanted else math.nan
             self._steps = self._fed_back = 0
             return {"feedback": share, **self.monitor.row(step)}
+
+    def feedback_state(self) -> dict[str, Any]:
+        """Return the state of a sampler whose weights all come from feedback, for a checkpoint; otherwise nothing."""
+        with self._lock:
+            return self.sampler.state() if self.sampler.from_feedback else {}
+
+    def restore_feedback(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``feedback_state()``, unless a chunk was scored since, or ages are now kept in other units."""
+        with self._lock:
+            same = state and state["half_life_steps"] == self._sampling.half_life_steps
+            if same and np.isnan(self.sampler.versions).all():
+                self.sampler.restore(state)
 
     def state(self) -> dict[str, Any]:
         """Return all that a sampler needs that has no weight array to continue from: arrays and plain values."""

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+import torch
+
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import RunMismatchError
@@ -23,6 +26,8 @@ from dask_isgd.storage import History
 from dask_isgd.storage.run.leases import Lease
 
 logger = logging.getLogger(__name__)
+_FEEDBACK = "feedback."
+"""Prefix of the weights of a run in which nothing was scored."""
 _WRITING = 0.02
 """The share of the time that writes of the history may take.
 
@@ -120,6 +125,8 @@ class Checkpointer:
         tensors = models.from_arrays(found.tensors, found.state["dtypes"])
         self._trainer.restore(tensors, found.state["trainer"])
         self._batch_sampler.monitor.restore(found.state["drawing"])
+        weights = {n.removeprefix(_FEEDBACK): a for n, a in found.tensors.items() if n.startswith(_FEEDBACK)}
+        self._batch_sampler.restore_feedback({**weights, **found.state.get("feedback", {})})
         self.step, self._earlier_seconds, self.latest = found.step, float(found.state["seconds"]), found.name
         self.finished = bool(found.state["finished"]) and found.step >= self._spec.learning.steps
 
@@ -132,7 +139,8 @@ class Checkpointer:
         self.round_start = self._snapshot(step)
 
     def _snapshot(self, step: int) -> TrainingState:
-        return TrainingState(step, self._snapshots.take(self._trainer.tensors()), self._state())
+        state = self._now(step)
+        return state._replace(tensors=self._snapshots.take(state.tensors))
 
     def leave(self, step: int) -> None:
         """Commit the last step of a learner that leaves; its successor waits for it."""
@@ -161,7 +169,7 @@ class Checkpointer:
         """Commit and wait for it, unless this very step was committed already."""
         self._committer.finish()
         self.lease.check()
-        state = self.round_start or TrainingState(step, self._trainer.tensors(), self._state(finished=finished))
+        state = self.round_start or self._now(step, finished=finished)
         if state.step > self._committed_step or finished:
             self._commit(state)
             self._committed, self._committed_step = time.monotonic(), state.step
@@ -189,15 +197,20 @@ class Checkpointer:
         with self._pauses.timed():
             self.history.flush()
 
-    def _state(self, *, finished: bool = False) -> dict[str, Any]:
-        return {
+    def _now(self, step: int, *, finished: bool = False) -> TrainingState:
+        weights = self._batch_sampler.feedback_state()
+        arrays = {name: value for name, value in weights.items() if isinstance(value, np.ndarray)}
+        tensors = self._trainer.tensors() | {f"{_FEEDBACK}{n}": torch.from_numpy(a) for n, a in arrays.items()}
+        state = {
             "run": self._spec.run,
             "seconds": self.seconds(),
             "seed": self._spec.learning.seed,
             "trainer": self._trainer.state(),
             "drawing": self._batch_sampler.monitor.state(),
+            "feedback": {name: value for name, value in weights.items() if name not in arrays},
             "finished": finished,
         }
+        return TrainingState(step, tensors, state)
 
     def close(self) -> None:
         """End the threads, write the last rows of the history and announce a departure as complete."""

@@ -53,7 +53,7 @@ class GainMonitor:
             step,
             latest=variance.latest_candidate_gain,
             ideal=variance.variance.ideal_gain,
-            all_scored=sampler.all_scored(gate.scored_since),
+            all_known=sampler.all_known(gate.scored_since),
         )
 
     def row(self, step: int) -> dict[str, float]:
@@ -66,6 +66,7 @@ class GainMonitor:
             "variance_ideal_error": errors.ideal,
             "variance_stale_error": errors.stale,
             "variance_uniform_error": errors.uniform,
+            "noise_scale": variance.noise_scale,
             "gain": self._variance.gain,
             "gain_error": errors.gain,
             "smoothing_factor": factors.smoothing,

@@ -113,6 +113,7 @@ class Learner(LongTask):
             report_every=spec.learning.report_every,
             reproducible=spec.learning.synchronous,
             skip_bad_chunks=spec.scoring.skip_bad_chunks,
+            scored=spec.scores,
         )
         self.weights = spec.directory.open_weights()
         if not learning.synchronous:

@@ -90,8 +90,10 @@ def start(client: Client, prepared: PreparedRun) -> Run:
         raise
     begin(prepared)
     spec = prepared.spec
-    if len(workers) == 1:
-        logger.warning("run %s: the cluster has one worker, so scoring shares it with the learner", spec.run)
+    if len(workers) == 1 and spec.scores:
+        what = "nothing is scored, and weights come from the learner's minibatches"
+        shared = "scoring shares it with the learner"
+        logger.info("run %s: the cluster has one worker: %s", spec.run, what if spec.feedback_suffices else shared)
     run = Run(client, spec.directory, spec.model)
     run._monitor.forget()
     open_variable(client, spec.variable)

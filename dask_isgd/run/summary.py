@@ -19,7 +19,8 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
 
     train_loss: mean of the unbiased estimates in the last tenth of the reports; validation_error: fraction of the
     validation data that is misclassified at the last version evaluated; variance: traces for one draw, a mean like
-    train_loss; examples_scored: as the coordinator reported it, since the directory does not record it.
+    train_loss; noise_scale: variance.uniform over the squared norm of the mean gradient, in examples like batch_size, the
+    minibatch size (below it, variance is not what holds training back); examples_scored: as the coordinator reported it, since the directory does not record it.
     Raises RunNotFoundError if the run has neither a report nor a checkpoint.
     """
     document = directory.document("config.sampling.uniform")
@@ -40,14 +41,18 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
     step = found.step if found is not None else int(last("step") or 0)
     uniform = bool(document["config"]["sampling"]["uniform"])
     error = float(evaluations["error"][-1]) if len(evaluations["step"]) else math.nan
+    variance = {kind: last(f"variance_{kind}", mean=True) for kind in ("ideal", "stale", "uniform")}
+    square, trace = last("mean_gradient_sq_norm", mean=True), variance["uniform"]
     return {
         "run": str(directory.url),
         "steps": step,
         "seconds": round(seconds, 3),
         "train_loss": last("loss", mean=True),
         "validation_error": error if math.isfinite(error) else None,
-        "variance": {kind: last(f"variance_{kind}", mean=True) for kind in ("ideal", "stale", "uniform")},
+        "variance": variance,
         "gain": last("gain", mean=True),
+        "noise_scale": trace / square if trace is not None and square is not None and square > 0 else None,
+        "batch_size": document["config"].get("learning", {}).get("batch_size"),
         "examples_scored": 0 if uniform else examples_scored,
         "steps_per_second": round(step / seconds, 3) if seconds else None,
         "sampling": "uniform" if uniform else "importance",

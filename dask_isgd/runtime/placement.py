@@ -71,10 +71,13 @@ def coordinator_placement(workers: Mapping[str, Mapping[str, Any]], learner: Map
 
 
 class ScorerPool:
-    """The workers that score: how many tasks they can hold, and how to submit one."""
+    """The workers that score: how many tasks they can hold, and how to submit one.
 
-    def __init__(self, client: Client, scoring: Scoring) -> None:
-        self._client, self._scoring = client, scoring
+    ``alone``: whether the learner's worker scores if there is no other.
+    """
+
+    def __init__(self, client: Client, scoring: Scoring, *, alone: bool = True) -> None:
+        self._client, self._scoring, self._alone = client, scoring, alone
         self.learner: str | None = None
         """Address of the learner's worker, which scoring tasks avoid if they can."""
         self._workers: dict[str, Mapping[str, Any]] = {}
@@ -116,6 +119,8 @@ class ScorerPool:
     def capacity(self) -> int:
         """Return how many scoring tasks may be in flight: ``in_flight`` per place of each scorer."""
         addresses, slots = self.addresses(), 0  # first: it refreshes the workers, which decide on the resources
+        if addresses == [self.learner] and not self._alone:
+            return 0
         wanted = self._resources()
         for address in addresses:
             worker = self._workers[address]

@@ -15,7 +15,7 @@ OPENS_AFTER = 5
 CLOSES_AFTER = 4
 """Reports in a row, each with too small a gain of its own, after which an open gate closes."""
 PROBES_AFTER = 20
-"""Observations with every chunk scored before a closed gate reduces scoring to a probe."""
+"""Observations with all weights known before a closed gate reduces scoring to a probe."""
 WELL_ABOVE = 4.0
 """The ideal gain's excess over 1, in units of that at which the gate opens, for which a probe is not enough."""
 STATES = ("uniform by configuration", "open by configuration", "measuring", "closed: does not pay", "open: pays")
@@ -93,24 +93,22 @@ class Gate:
             return f"open since step {self._since}: gain {self.gain:.2f}, closes below {self.closes_below:.2f}"
         if not self.probing:
             again = f" again since step {self.scored_since}" if self.scored_since else ""
-            return (
-                f"measuring{again}, {self._complete_observations} of {PROBES_AFTER} observations with all chunks scored"
-            )
+            return f"measuring{again}, {self._complete_observations} of {PROBES_AFTER} reports with all weights known"
         return f"closed since step {self._since}: gain {self.gain:.2f}, opens above {self.opens_above:.2f}"
 
     def observe(
-        self, gain: float, step: int, *, latest: float = math.nan, ideal: float = math.nan, all_scored: bool = True
+        self, gain: float, step: int, *, latest: float = math.nan, ideal: float = math.nan, all_known: bool = True
     ) -> None:
         """Add the report of ``step``.
 
         ``gain``: the candidate's, averaged over reports; ``latest``: its gain in this report alone; ``ideal``: the gain
-        of the best possible proposal. What is not finite and positive is ignored. ``all_scored``: every chunk was
-        scored at version ``scored_since`` or later.
+        of the best possible proposal. What is not finite and positive is ignored. ``all_known``: every chunk was
+        scored at version ``scored_since`` or later, or else fed back.
         """
         before = self.code
         self._reports += 1
         if math.isfinite(gain) and gain > 0:
-            self._complete_observations += all_scored
+            self._complete_observations += all_known
             self._log_gain = DECAY * self._log_gain + (1.0 - DECAY) * math.log(gain)
             self._observations += 1
             self._small = self._small + 1 if 0 < latest < self.closes_below else 0

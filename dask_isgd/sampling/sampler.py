@@ -24,6 +24,8 @@ logger = logging.getLogger("dask_isgd.sampling")
 
 _SLICE = 4096
 """Examples whose probabilities are computed at once."""
+_NEARLY_ALL = 0.9
+"""Share of the examples that count as all of them if weights come from feedback alone: two or three epochs."""
 
 
 class ImportanceSampler:
@@ -137,9 +139,20 @@ class ImportanceSampler:
         proposal = self._proposal()
         return min(1.0, proposal.constant * proposal.count / proposal.total)
 
-    def all_scored(self, since: int = 0) -> bool:
-        """Return whether every chunk that can be drawn from was scored at version ``since`` or later."""
+    def all_known(self, since: int = 0) -> bool:
+        """Return whether every chunk that can be drawn from was scored at version ``since`` or later.
+
+        If none was ever scored: whether nine tenths of the examples were fed back.
+        """
+        if np.isnan(self.versions).all():
+            chunks = self._states(Sampling(uniform=True))
+            return chunks.known >= _NEARLY_ALL * chunks.count
         return bool(((self.versions >= since) | self._left_out).all())
+
+    @property
+    def from_feedback(self) -> bool:
+        """Whether there are weights and all of them come from feedback, so that no weight array holds them."""
+        return self._weights.unscored < self.n and bool(np.isnan(self.versions).all())
 
     def weights(self, chunk: int) -> Floats:
         """Return (chunk_len,) the proposal weights s in force, float64; zero in a dropped chunk."""

@@ -52,6 +52,14 @@ class Variance(NamedTuple):
         return SecondMoments(*(trace + self.mean_gradient_sq_norm for trace in self[:3]))
 
     @property
+    def noise_scale(self) -> float:
+        """Uniform's trace over ||μ||²: minibatches of so many uniform draws have as much noise as mean gradient.
+
+        NaN if ||μ||² cannot be told from zero.
+        """
+        return self.uniform / self.mean_gradient_sq_norm if self.mean_gradient_sq_norm > 0 else math.nan
+
+    @property
     def gain(self) -> float:
         """Uniform's second moment over the proposal's; 1 if every norm is zero."""
         moments = self.second_moments

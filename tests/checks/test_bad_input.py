@@ -77,7 +77,7 @@ class TestSettings:
         [
             (isgd.Learning, {"steps": 1, "bach_size": 3}, "unknown key 'bach_size'; did you mean 'batch_size'?"),
             (isgd.Sampling, {"smoothin": 1.0}, "did you mean 'smoothing'?"),
-            (isgd.Scoring, {"zzz": 1}, "unknown key 'zzz'; known: method"),
+            (isgd.Scoring, {"zzz": 1}, "unknown key 'zzz'; known: passes, method"),
         ],
     )
     def test_the_nearest_key_is_suggested(self, kind, values, says):
@@ -110,6 +110,21 @@ class TestSettings:
                 learning=isgd.Learning(steps=1, synchronous=True),
                 scoring=isgd.Scoring(skip_bad_chunks=True),
             )
+
+    @pytest.mark.parametrize(
+        ("learning", "sampling", "message"),
+        [
+            ({"synchronous": True}, {}, "Scoring.passes: got 0, wanted 'auto': Learning.synchronous"),
+            ({}, {"feedback": False}, "Sampling.feedback: got False, wanted True: with Scoring.passes=0"),
+            ({}, {"max_age_steps": 9}, "Sampling.max_age_steps: got 9, wanted None: with Scoring.passes=0"),
+        ],
+    )
+    def test_without_scores_the_weights_must_come_from_feedback(self, tmp_path, learning, sampling, message):
+        settings = {"learning": isgd.Learning(steps=1, **learning), "scoring": isgd.Scoring(passes=0)}
+        dataset = data(tmp_path)
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            check(tmp_path, dataset, sampling=isgd.Sampling(**sampling), **settings)
+        check(tmp_path, dataset, sampling=isgd.Sampling(uniform=True), **settings)
 
     def test_a_minibatch_larger_than_the_data_is_said(self, tmp_path, caplog):
         check(tmp_path)

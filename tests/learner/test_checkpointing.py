@@ -166,12 +166,42 @@ def spec(data: Dataset, tmp_path: Path) -> RunSpec:
 
 def incarnation(spec: RunSpec) -> tuple[Trainer, Checkpointer]:
     """What a learner trains with, once it has resumed from the latest checkpoint."""
+    trainer, _, checkpointer = parts_of(spec)
+    return trainer, checkpointer
+
+
+def parts_of(spec: RunSpec) -> tuple[Trainer, BatchSampler, Checkpointer]:
     trainer = Trainer(models.build(spec.model, 1), spec.loss_function, spec.learning)
     batch_sampler = BatchSampler(
         spec.examples, spec.chunk, spec.learning.batch_size, spec.sampling, seed=0, report_every=20
     )
     made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=WAIT, is_leaving=lambda: False)
-    return trainer, made.open()
+    return trainer, batch_sampler, made.open()
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_weights_that_come_from_feedback_alone_are_resumed_from(spec, background):
+    """No store has them. Weights that were scored are in the weight array, not in checkpoints."""
+    _, batch_sampler, checkpointer = parts_of(spec)
+    rng = np.random.default_rng(0)
+    for step in range(0, 30, 10):
+        fed = rng.integers(64, size=8)
+        batch_sampler.sampler.feedback(fed, rng.exponential(size=8), step)
+    if background:
+        checkpointer.commit_soon(30)
+        before = batch_sampler.sampler.probabilities()
+        batch_sampler.sampler.feedback([5], [1e6], 30)
+        checkpointer.commit_now(30)
+    else:
+        before = batch_sampler.sampler.probabilities()
+        checkpointer.commit_now(30)
+    checkpointer.close()
+    _, resumed, checkpointer = parts_of(spec)
+    checkpointer.close()
+    np.testing.assert_array_equal(resumed.sampler.probabilities(), before)
+    assert before.max() > 1.5 / 64
+    resumed.update(0, np.ones(spec.chunk, "f4"), 40)
+    assert resumed.feedback_state() == {}
 
 
 def one_step(trainer: Trainer, step: int) -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from gate_simulation import CHUNK, Simulation
+from gate_simulation import BATCH, CHUNK, Simulation
 
 from dask_isgd.sampling.schedule import PROBE_SHARE
 
@@ -137,3 +137,40 @@ def test_fading_keeps_what_feedback_alone_gains_after_the_scorers_have_died(seed
         gains[half_life] = simulation.gain()
     assert gains[500.0] > 1.8
     assert gains[500.0] / gains[None] > 0.9
+
+
+EPOCH = N // BATCH
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_feedback_alone_opens_the_gate_within_an_epoch(seed):
+    """Nothing is ever scored. The ideal gain is 2.7; smoothing leaves 2.0 of it."""
+    norms = np.random.default_rng(seed).lognormal(sigma=1.0, size=N)
+    simulation = Simulation(lambda _: norms, seed=seed, speed=0.0)
+    assert simulation.run(EPOCH, until=lambda s: s.gate.open) < EPOCH
+    simulation.run(3 * EPOCH)
+    assert simulation.gain() > 1.8
+    assert np.mean(simulation.open[EPOCH:]) == 1.0
+    assert np.isnan(simulation.sampler.versions).all()
+
+
+@pytest.mark.parametrize("jitter", [0.0, 1.5])
+@pytest.mark.parametrize("seed", range(2))
+def test_feedback_alone_of_norms_that_cannot_be_predicted_leaves_the_gate_closed(seed, jitter):
+    simulation = Simulation(jittered(EQUAL, jitter, seed), seed=seed, speed=0.0)
+    simulation.run(8 * EPOCH)
+    assert np.mean(simulation.open) <= 0.02
+    assert simulation.gate.probing, "that it does not pay is known once nearly all examples were fed back"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_feedback_alone_closes_the_gate_and_opens_it_again(seed):
+    skewed = np.random.default_rng(seed).lognormal(sigma=1.0, size=N)
+    changes = 3 * EPOCH, 7 * EPOCH
+    simulation = Simulation(lambda step: EQUAL if changes[0] <= step < changes[1] else skewed, seed=seed, speed=0.0)
+    simulation.run(changes[0])
+    assert simulation.gate.open
+    assert simulation.run(300, until=lambda s: not s.gate.open) < 300
+    simulation.run(changes[1] - simulation.step)
+    assert not simulation.gate.open
+    assert simulation.run(2 * EPOCH, until=lambda s: s.gate.open) < 2 * EPOCH

@@ -10,7 +10,7 @@ from dask_isgd.errors import RunNotFoundError
 from dask_isgd.run.summary import summarise
 from dask_isgd.storage import History, RunDirectory
 
-COLUMNS = ("seconds", "loss", "gain", "variance_ideal", "variance_stale", "variance_uniform")
+COLUMNS = ("seconds", "loss", "gain", "variance_ideal", "variance_stale", "variance_uniform", "mean_gradient_sq_norm")
 
 
 def make_run(folder, *, rows: int, uniform: bool = False, errors: tuple[float, ...] = (), **values) -> RunDirectory:
@@ -57,7 +57,14 @@ def test_a_value_that_is_not_known_is_none(tmp_path, unknown):
     summary = summarise(make_run(tmp_path / "r", rows=2, gain=unknown))
     assert summary["gain"] is None
     assert summary["validation_error"] is None
+    assert (summary["noise_scale"], summary["batch_size"]) == (None, None)
     assert summary["variance"] == {"ideal": None, "stale": None, "uniform": None}
+
+
+@pytest.mark.parametrize(("square", "scale"), [(0.25, 32.0), (-0.25, None), (math.nan, None)])
+def test_the_noise_scale_is_the_ratio_of_means_if_the_mean_gradient_can_be_told_from_noise(tmp_path, square, scale):
+    run = make_run(tmp_path / "r", rows=20, variance_uniform=8.0, mean_gradient_sq_norm=square)
+    assert summarise(run)["noise_scale"] == scale
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,14 @@ def test_without_resources_the_learner_is_kept_off(there):
     assert (scorers.addresses(), scorers.capacity()) == (["b"], 4)
     del there["b"]
     assert scorers.capacity() == 4
+
+
+@pytest.mark.parametrize("resources", [{}, {"learner": 1.0, "scorer": 1.0}])
+def test_the_only_worker_scores_nothing_if_feedback_is_enough(there, resources):
+    worker = {"nthreads": 4, "resources": resources}
+    scorers = ScorerPool(None, isgd.Scoring(in_flight=1), alone=False)
+    scorers.learner = "a"
+    there.update(a=worker)
+    assert (scorers.addresses(), scorers.capacity()) == (["a"], 0), "it still evaluates"
+    there.update(b=worker)
+    assert (scorers.addresses(), scorers.capacity()) == (["b"], 1 if resources else 4)

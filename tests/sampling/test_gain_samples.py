@@ -85,6 +85,20 @@ def test_the_candidate_is_judged_on_the_chunks_it_covers(gate, draw, known):
     np.testing.assert_allclose(candidate.candidate, N * sampler.probabilities(drawn.indices[mask]), rtol=1e-12)
 
 
+def test_in_chunks_never_scored_the_candidate_is_judged_on_what_was_fed_back():
+    norms = np.random.default_rng(0).exponential(size=N)
+    for chunks in ((), range(20)):
+        sampler, rng = scored(norms, chunks=chunks), np.random.default_rng(1)
+        fed = rng.permutation(N)[: N // 4]
+        sampler.feedback(fed, norms[fed], 3)
+        samples, drawn = GainSamples(sampler), sampler.draw_uniform(512, rng)
+        samples.add(drawn, norms[drawn.indices], Gate(Sampling()))
+        mask = np.isin(drawn.indices, fed) | np.isin(drawn.indices // CHUNK, chunks)
+        candidate = samples.take()[2]
+        np.testing.assert_array_equal(candidate.norms, norms[drawn.indices[mask]])
+        np.testing.assert_allclose(candidate.candidate, N * sampler.probabilities(drawn.indices[mask]), rtol=1e-12)
+
+
 def test_draws_of_another_proposal_count_with_the_proposal_of_the_sampler():
     """Their coefficients are not those of N examples."""
     norms = np.random.default_rng(0).exponential(size=N)

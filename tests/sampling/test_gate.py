@@ -19,7 +19,7 @@ def feed(gate, gain, times=40, step=0):
 def test_closed_until_measured():
     gate = Gate(Sampling(gate="auto"))
     assert not gate.open
-    assert gate.reason == "measuring, 0 of 20 observations with all chunks scored"
+    assert gate.reason == "measuring, 0 of 20 reports with all weights known"
     assert not feed(gate, 50.0, times=4)
     assert feed(gate, 50.0, times=1)
 
@@ -40,7 +40,7 @@ def test_part_of_the_chunks_may_open_it_but_does_not_reduce_scoring():
     """The weights of unscored chunks are a prior: a gain below one is no verdict on importance sampling."""
     gate = Gate(Sampling())
     for step in range(100):
-        gate.observe(0.96, step, all_scored=False)
+        gate.observe(0.96, step, all_known=False)
     assert not gate.open
     assert not gate.probing
     assert STATES[gate.code] == "measuring"
@@ -53,7 +53,7 @@ def test_part_of_the_chunks_may_open_it_but_does_not_reduce_scoring():
     assert again.probing
     assert again.reason.startswith("closed since")
     for step in range(20):
-        gate.observe(1.5, step, all_scored=False)
+        gate.observe(1.5, step, all_known=False)
     assert gate.open
 
 
@@ -156,9 +156,9 @@ def test_the_second_measurement_ends_when_all_is_scored_since():
     feed(gate, 1.0, times=20)
     for step in range(20):
         gate.observe(1.0, step, ideal=9.0)
-    assert gate.reason == "measuring again since step 20, 0 of 20 observations with all chunks scored"
+    assert gate.reason == "measuring again since step 20, 0 of 20 reports with all weights known"
     for _ in range(50):
-        gate.observe(1.0, 50, ideal=9.0, all_scored=False)
+        gate.observe(1.0, 50, ideal=9.0, all_known=False)
         assert not gate.probing
     feed(gate, 1.0, times=20)
     assert gate.probing

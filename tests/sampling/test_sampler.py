@@ -588,3 +588,16 @@ def test_probabilities_of_some_are_those_of_all():
 def test_mistakes_are_named(mistake, error, match):
     with pytest.raises(error, match=match):
         mistake()
+
+
+def test_all_is_known_once_all_chunks_are_scored_or_nearly_all_examples_were_fed_back():
+    sampler = ImportanceSampler(100, 10, Sampling())
+    sampler.feedback(range(89), np.ones(89), 5)
+    assert not sampler.all_known()
+    sampler.leave_out(9)
+    assert sampler.all_known(since=100), "89 of 90; feedback has no versions"
+    assert sampler.has_weight([0, 88, 89]).tolist() == [True, True, False]
+    for chunk in range(9):
+        sampler.update(chunk, np.ones(10), chunk)
+        assert sampler.all_known() == (chunk == 8), "chunks that are not scored yet will be"
+    assert not sampler.all_known(since=1)

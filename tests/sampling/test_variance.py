@@ -188,3 +188,9 @@ def test_costs_divide_the_ideal_gain():
     )
     assert np.isnan(VarianceMonitor().factors).all()
     assert monitor.factors.smoothing >= 1
+
+
+@pytest.mark.parametrize(("square", "scale"), [(0.5, 7.0), (0.0, None), (-0.1, None)])
+def test_the_noise_scale_is_known_if_the_mean_gradient_can_be_told_from_noise(square, scale):
+    found = Variance(1.0, 2.0, 3.5, square).noise_scale
+    assert math.isnan(found) if scale is None else found == scale
