@@ -3,10 +3,10 @@
     python benchmarks/separable.py            # five minutes on one core
     python benchmarks/separable.py --tiny     # what the tests run
 
-There the noise of the gradient vanishes with the loss, so a smaller variance wins nothing in the end; what this shows is
-whether weights and clipping cost progress. Real ``Trainer``, ``BatchSampler`` and gate; a chunk of 64 is scored every other
-step, every twentieth while the gate is closed. Prints one line of JSON per problem: the mean final loss over the
-seeds, and the share of steps that were clipped.
+There the noise of the gradient vanishes with the loss, so a smaller variance wins nothing in the end; what this shows
+is whether weights and clipping cost progress. Real ``Trainer``, ``BatchSampler`` and gate; a chunk of 64 is scored
+every other step, every twentieth while the gate is closed. Prints one line of JSON per problem: the mean final loss
+over the seeds, and the share of steps that were clipped.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def digits() -> Problem:
     data = load_digits()
     chosen = np.random.default_rng(42).permutation(len(data.target))[:1438]
     x = ((data.images - data.images.mean()) / data.images.std()).astype(np.float32)[chosen]
-    return Problem(
-        torch.from_numpy(x), torch.from_numpy(data.target[chosen].astype(np.int64)), models.digits(), 0.1, 64
-    )
+    y = data.target[chosen].astype(np.int64)
+    return Problem(torch.from_numpy(x), torch.from_numpy(y), models.digits(), 0.1, 64)
 
 
 def two_classes() -> Problem:

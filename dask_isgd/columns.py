@@ -48,8 +48,8 @@ HISTORY = (
         "noise_scale",
         "noise scale",
         "examples",
-        "minibatch size at which the noise of uniform draws equals the mean gradient, variance_uniform over its squared "
-        "norm; below the minibatch size, variance is not what holds training back",
+        "minibatch size at which the noise of uniform draws equals the mean gradient: variance_uniform over its "
+        "squared norm; below the minibatch size, variance is not what holds training back",
     ),
     Column("gain", "gain", "ratio", "second moment under uniform draws over that under the proposal in force"),
     Column("candidate_gain", "gain if drawn by weight", "ratio", "gain that draws by weight have or would have"),

@@ -88,6 +88,6 @@ def _without_scores(learning: Learning, scoring: Scoring, sampling: Sampling) ->
         yield "Sampling.feedback: got False, wanted True: with Scoring.passes=0 all weights come from feedback"
     if sampling.max_age_steps is not None:
         yield (
-            f"Sampling.max_age_steps: got {sampling.max_age_steps}, wanted None: with Scoring.passes=0 no chunk is ever "
-            "scored, and none would be drawn"
+            f"Sampling.max_age_steps: got {sampling.max_age_steps}, wanted None: with Scoring.passes=0 no chunk is "
+            "ever scored, and none would be drawn"
         )

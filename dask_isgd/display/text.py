@@ -93,7 +93,10 @@ def figure(name: str, values: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def figures(values: Mapping[str, Any], *, more: bool = False) -> list[tuple[str, str]]:
-    """Return the main figures of a run as (label, text), in the order of every display; ``more``: where there is room."""
+    """Return the main figures of a run as (label, text), in the order of every display.
+
+    ``more``: those that need room, too.
+    """
     return [figure(name, values) for name in (*FIGURES, *(_MORE if more else ()))]
 
 

@@ -6,8 +6,8 @@ steps, and the less the closer the minibatch's largest coefficient is to 1. Unif
 relative bound never clips them: a mean may consist of rare large gradients, and clipping those would move the optimum.
 
 The bound is a mean of norms: of recent ones, or of those of about the last quarter of the run if that is larger. Where
-noise vanishes (examples that can all be fitted), norms fall as steadily as the loss, and every cut from a step is a loss
-of progress; but a step that was usual a moment ago is no accident.
+noise vanishes (examples that can all be fitted), norms fall as steadily as the loss, and every cut from a step costs
+progress; but a step that was usual a moment ago is no accident.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Clipping:
     """Holds gradients to an absolute bound and to one that follows the running means of their norm.
 
     ``norm``: bound on the norm of every gradient, as in ``torch.nn.utils.clip_grad_norm_``. ``mean_factor``:
-    bound as a multiple of the larger running mean of the norm; a gradient is divided by no more than the power ``POWER``
-    of its minibatch's largest coefficient, hence by 1 if draws are uniform. None: no such bound.
+    bound as a multiple of the larger running mean of the norm; a gradient is divided by no more than the power
+    ``POWER`` of its minibatch's largest coefficient, hence by 1 if draws are uniform. None: no such bound.
     """
 
     def __init__(self, norm: float | None, mean_factor: float | None, device: torch.device | str = "cpu") -> None:

@@ -19,8 +19,9 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
 
     train_loss: mean of the unbiased estimates in the last tenth of the reports; validation_error: fraction of the
     validation data that is misclassified at the last version evaluated; variance: traces for one draw, a mean like
-    train_loss; noise_scale: variance.uniform over the squared norm of the mean gradient, in examples like batch_size, the
-    minibatch size (below it, variance is not what holds training back); examples_scored: as the coordinator reported it, since the directory does not record it.
+    train_loss; noise_scale: variance.uniform over the squared norm of the mean gradient, in examples like batch_size,
+    the minibatch size (below it, variance is not what holds training back); examples_scored: as the coordinator
+    reported it, since the directory does not record it.
     Raises RunNotFoundError if the run has neither a report nor a checkpoint.
     """
     document = directory.document("config.sampling.uniform")

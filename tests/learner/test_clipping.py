@@ -82,9 +82,7 @@ NOISE = [math.exp(0.25 * math.sin(1.7 * k * k)) for k in range(4000)]
     ("trend", "most", "least"),
     [
         pytest.param(lambda k: 1.0, 0.97, 0.90, id="level: about half of the steps are cut to the mean"),
-        pytest.param(
-            lambda k: 100.0 / (100.0 + k), 1.0, 0.995, id="falling as a loss without noise falls: hardly any is"
-        ),
+        pytest.param(lambda k: 100.0 / (100.0 + k), 1.0, 0.995, id="falling with a loss without noise: hardly any is"),
         pytest.param(lambda k: 1.0 + k / 1000.0, 0.97, 0.90, id="rising: the recent mean bounds them"),
     ],
 )
