@@ -1,8 +1,8 @@
 """A training run in virtual time: one process acts as learner and scorers, for ``benchmarks/staleness.py``.
 
 The experiment: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64, plain SGD, scoring
-chunks of 512. The learner makes one update per unit of time; the scorers score ``speed`` examples
-per example learned, each chunk with the latest version when its scoring begins, and the norms
+chunks of 512. The learner makes one update per unit of time; the scorers score ``speed`` examples (0: weights
+come from the learner's own minibatches alone) per example learned, each chunk with the latest version when its scoring begins, and the norms
 arrive when it ends. Sampler, gate, monitor, schedule and clipping are the library's own.
 
 Scores are computed in bfloat16 (a score of any precision keeps the gradient unbiased), training and every
@@ -186,7 +186,7 @@ class Simulation:
 
     def _score(self, now: int) -> None:
         """Score until ``now``, in units of updates."""
-        while self.ready <= now:
+        while self.speed and self.ready <= now:
             if self.scoring is not None:
                 self._scored(*self.scoring)
             self.scoring = (next_chunks(self.versions, [], 1)[0], *self.published)

@@ -69,12 +69,13 @@ def grid() -> Iterator[Run]:
         for rate in RATES:
             for policy in ("default", "uniform"):
                 yield Run(policy, rate, seed, 4, UPDATES)
-    for speed in (1, 2, 8):
+    for speed in (0, 1, 2, 8):
         yield Run("default", ONE_RATE, 0, speed, UPDATES)
     for policy in POLICIES:
         yield Run(policy, ONE_RATE, 0, 4, UPDATES)
-    for seed in SEEDS:
-        yield Run("default", ONE_RATE, seed, 1, UPDATES)
+    for speed in (1, 0):
+        for seed in SEEDS:
+            yield Run("default", ONE_RATE, seed, speed, UPDATES)
 
 
 def simulate(run: Run, data: Images, **sizes: int) -> dict[str, Any]:
