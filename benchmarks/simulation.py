@@ -1,9 +1,10 @@
 """A training run in virtual time: one process acts as learner and scorers, for ``benchmarks/staleness.py``.
 
 The experiment: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64, plain SGD, scoring
-chunks of 512. The learner makes one update per unit of time; the scorers score ``speed`` examples (0: weights
-come from the learner's own minibatches alone) per example learned, each chunk with the latest version when its scoring begins, and the norms
-arrive when it ends. Sampler, gate, monitor, schedule and clipping are the library's own.
+chunks of 512. The learner makes one update per unit of time; the scorers score ``speed`` examples
+per example learned (0: weights come from the learner's own minibatches alone), each chunk with the
+latest version when its scoring begins, and the norms arrive when it ends. Sampler, gate, monitor,
+schedule and clipping are the library's own.
 
 Scores are computed in bfloat16 (a score of any precision keeps the gradient unbiased), training and every
 reported figure in float32. Letters: B examples, D features, H units.
