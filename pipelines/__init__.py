@@ -2,7 +2,7 @@
 
 >>> from dask_isgd.pipelines import PIPELINES
 >>> list(PIPELINES)
-['digits', 'fashion-mnist', 'svhn']
+['digits', 'fashion-mnist', 'svhn', 'shuttle', 'land-mask', 'relief']
 """
 
 from __future__ import annotations
@@ -61,6 +61,34 @@ def _svhn() -> Recipe:
     )
 
 
+def _shuttle() -> Recipe:
+    return Recipe(
+        data="shuttle",
+        model="dask_isgd.pipelines.models:shuttle",
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.02),
+        validation="test",
+    )
+
+
+def _land_mask() -> Recipe:
+    return Recipe(
+        data="land-mask",
+        model="dask_isgd.pipelines.models:land_mask",
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.02),
+        validation="test",
+    )
+
+
+def _relief() -> Recipe:
+    return Recipe(
+        data="relief",
+        model="dask_isgd.pipelines.models:relief",
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.005),
+        validation="test",
+        loss="dask_isgd.core.loss:mse",
+    )
+
+
 PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
     {
         pipeline.name: pipeline
@@ -82,6 +110,24 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
                 about="630,420 house numbers, 32×32 in colour: the paper's experiment; trains in hours",
                 module="dask_isgd.pipelines.datasets.svhn",
                 make_recipe=_svhn,
+            ),
+            Pipeline(
+                name="shuttle",
+                about="58,000 states of a space shuttle, four of seven classes rare; needs r-cran-mlbench",
+                module="dask_isgd.pipelines.datasets.shuttle",
+                make_recipe=_shuttle,
+            ),
+            Pipeline(
+                name="land-mask",
+                about="250,000 places on the Earth: land or sea; hard along the coasts",
+                module="dask_isgd.pipelines.datasets.land_mask",
+                make_recipe=_land_mask,
+            ),
+            Pipeline(
+                name="relief",
+                about="250,000 elevations of the Earth, where importance sampling hardly helps; needs ferret-datasets",
+                module="dask_isgd.pipelines.datasets.relief",
+                make_recipe=_relief,
             ),
         )
     }

@@ -47,6 +47,26 @@ def mlp(sizes: Sequence[int], *, first: nn.Module | None = None) -> nn.Sequentia
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
+class FourierFeatures(nn.Module):
+    """Sines and cosines of random projections: with them a perceptron learns fine structure in few dimensions.
+
+    Tancik et al. 2020, arXiv 2006.10739. Inputs (B, ``dimensions``), outputs (B, 2 ``features``). The projections are
+    drawn from N(0, ``scale``²) by a seed of their own and not trained; a larger scale resolves finer structure.
+    """
+
+    projections: Tensor
+
+    def __init__(self, dimensions: int, features: int, scale: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        projections = scale * torch.randn(dimensions, features, generator=generator)
+        self.register_buffer("projections", projections, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = x @ self.projections
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def digits() -> nn.Sequential:
     """Return a 64-512-10 perceptron for the 8×8 handwritten digits."""
     return mlp([64, 512, 10])
@@ -68,3 +88,18 @@ def svhn() -> nn.Sequential:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
     return model
+
+
+def shuttle() -> nn.Sequential:
+    """Return a 9-64-64-7 perceptron for the states of Statlog's shuttle."""
+    return mlp([9, 64, 64, 7])
+
+
+def land_mask() -> nn.Sequential:
+    """Return a 256-256-256-2 perceptron on random Fourier features of a unit vector."""
+    return mlp([256, 256, 256, 2], first=FourierFeatures(3, 128, 8.0))
+
+
+def relief() -> nn.Sequential:
+    """Return a 256-256-256-1 perceptron on random Fourier features of a unit vector."""
+    return mlp([256, 256, 256, 1], first=FourierFeatures(3, 128, 8.0))

@@ -24,8 +24,9 @@ class Source:
 
     name: str
     files: Mapping[str, str]
-    base_url: str
-    limit: int
+    base_url: str | None = None
+    """None: nothing is downloaded."""
+    limit: int = 0
     variable: str
     """Environment variable that may name a folder with the files."""
     folders: tuple[str, ...] = ()
@@ -64,6 +65,8 @@ class Source:
     def _download(self, name: str) -> Path:
         import pooch
 
+        if self.base_url is None:
+            raise DataError(f"{self.name}: {name} is not on this machine; {self._advice()}")
         url = f"{self.base_url}/{name}"
         try:
             path = pooch.retrieve(
