@@ -36,6 +36,9 @@ _HOME = {
     "Dataset": "storage",
 }
 
+_MODULES = {"lightning": "loop.lightning", "huggingface": "loop.huggingface"}
+"""Bridges to other packages, which need extras; ``import *`` does not load them."""
+
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

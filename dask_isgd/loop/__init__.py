@@ -8,6 +8,8 @@
     weighted        Weighted and weighted_collate: what carries coefficients through a DataLoader
     loss            weighted_mean: the loss of a minibatch
     one_pass        score and predict: one pass of a trained model over a dataset, on a cluster
+    lightning       ImportanceSampling, a callback (extra ``lightning``)
+    huggingface     ImportanceSampling, a mix-in for Trainer (extra ``transformers``)
 """
 
 from dask_isgd.loop.batch_sampler import ImportanceBatchSampler

@@ -41,11 +41,11 @@ class Alone:
 
 class _Local:
     def __init__(self, scores: Tensor) -> None:
-        # On the host a copy: the loop may reuse its tensor. Elsewhere the host waits for it only when it is needed.
-        self._scores = scores.detach().clone()
+        # A copy, as the loop may reuse its tensor; a device is not waited for before the scores are needed.
+        self._scores = scores.detach().to(torch.float64, copy=True)
 
     def arrived(self) -> Floats:
-        return np.asarray(self._scores.cpu().double().numpy())
+        return np.asarray(self._scores.cpu().numpy())
 
 
 class Shares:

@@ -15,8 +15,6 @@ LARGEST, SMALLEST = 1e36, 1e-36
 """Larger weights count as LARGEST, smaller ones as zero: squares of fourth powers, times N, still fit float64."""
 MAX_BLOCK = 64
 """Examples per block: larger blocks take longer to search, sums of smaller ones would outweigh the weights."""
-_MAX_CHANGES = 256
-"""Changes remembered before they are merged."""
 
 
 class WeightBlocks:
@@ -69,7 +67,8 @@ class WeightBlocks:
         self._newest = SumTree(k, self.g, self.f, np.uint8, 0, row_maxima)
         self._norms = [SumTree(k, self.g, self.f, np.float64) for _ in range(0 if exponent == 1 else 2)]
         """Σ w and Σ w², if they are not Σ u and Σ u²."""
-        self._changed: list[Integers] = []
+        self._changed: NDArray[np.bool_] = np.zeros(len(self.rows), bool)
+        """(K G F,) the blocks changed since the last report."""
 
     @property
     def arrays(self) -> list[NDArray[np.generic]]:
@@ -80,6 +79,7 @@ class WeightBlocks:
         return [
             self.values,
             self.codes,
+            self._changed,
             *(level for tree in trees for level in (tree.blocks, tree.groups, tree.chunks)),
         ]
 
@@ -143,7 +143,7 @@ class WeightBlocks:
         if self.faded:
             for tree, values in zip((self.fresh_sums, self.fresh), self._sum_fresh(rows, blocks), strict=True):
                 tree.put_chunk(chunk, values)
-        self._changed.append(blocks)
+        self._changed[blocks] = True
 
     def scatter(self, places: Integers, weights: NDArray[np.float32]) -> None:
         """Replace the weights at ``places`` (B,), none with NaN; if a place is given twice, its last weight counts."""
@@ -158,9 +158,7 @@ class WeightBlocks:
         if self.faded:
             for tree, values in zip((self.fresh_sums, self.fresh), self._sum_fresh(rows, blocks), strict=True):
                 tree.put(blocks, values)
-        self._changed.append(blocks)
-        if len(self._changed) > _MAX_CHANGES:  # no report is ever requested
-            self._changed = [np.unique(np.concatenate(self._changed))]
+        self._changed[blocks] = True
 
     def _sum(self, rows: NDArray[np.float32]) -> Floats:
         u = self.to_power(rows.astype(np.float64))
@@ -174,10 +172,10 @@ class WeightBlocks:
         return np.einsum("bl,bl->b", r, u), row_sums(r)
 
     def _recompute(self) -> None:
-        if not self._changed:
+        blocks = np.flatnonzero(self._changed)
+        if not len(blocks):
             return
-        blocks = np.unique(np.concatenate(self._changed))
-        self._changed = []
+        self._changed[:] = False
         # A slice of blocks at a time: a chunk of 10^8 examples must not become float64 at once.
         for part in np.array_split(blocks, -(-len(blocks) // 4096)):
             rows = self.rows.take(part, axis=0)

@@ -35,5 +35,5 @@ def test_is_committed_with_its_outputs(path):
     assert len(text) < 2_000_000
 
 
-def test_there_are_four():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+def test_there_are_five():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
