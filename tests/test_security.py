@@ -318,6 +318,51 @@ def test_no_secret_gets_out(tmp_path):
         assert SECRET not in str(caught.value)
 
 
+@pytest.fixture
+def signed(tmp_path):
+    """A dataset in a zip behind a presigned URL, and what makes its server refuse from then on."""
+    write_dataset(tmp_path / "d.zarr", "train", {"x": np.ones((20, 4), "f4"), "y": np.arange(20) % 2},
+                  inputs=["x"], target="y", chunk_size=10)  # fmt: skip
+    content, refused = io.BytesIO(), threading.Event()
+    with zipfile.ZipFile(content, "w") as archive:
+        for path in sorted((tmp_path / "d.zarr").rglob("*")):
+            archive.write(path, path.relative_to(tmp_path / "d.zarr").as_posix())
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            whole = content.getvalue()
+            first, last = map(int, self.headers.get("Range", f"bytes=0-{len(whole) - 1}")[6:].split("-"))
+            part = b"" if refused.is_set() else whole[first : last + 1]
+            self.send_response(500 if refused.is_set() else 206)
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(whole)}")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(part)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"zip::http://127.0.0.1:{server.server_port}/d.zip?X-Amz-Signature={SECRET}", refused.set
+    server.shutdown()
+    server.server_close()
+
+
+def test_no_error_holds_the_signature_of_a_url(signed):
+    url, refuse = signed
+    data = Dataset(url)
+    assert len(data) == 20
+    refuse()
+    for read in (lambda: pickle.loads(pickle.dumps(data)).read(0, 20), lambda: Dataset(url)):
+        with pytest.raises((OSError, DataError)) as caught:
+            read()
+        assert SECRET not in str(caught.value)
+
+
 def small():
     import torch
 

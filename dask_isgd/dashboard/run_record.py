@@ -129,7 +129,7 @@ class RunRecord:
 
     def apply(self, event: Event, at: float) -> None:
         """Update the record from an event that the scheduler received at ``at``, in seconds since 1970."""
-        self.updated = max(self.updated, at)
+        self.updated = at
         self.changes += not isinstance(event, Heartbeat)
         if self._values.outdated(event):
             return

@@ -10,6 +10,7 @@ from typing import Any
 from distributed import Worker
 
 from dask_isgd import events
+from dask_isgd.redaction import redact_urls
 from dask_isgd.runtime import pubsub
 
 _HEARTBEAT_EVERY = 1.0
@@ -78,7 +79,7 @@ class Announcer:
 
     def fault(self, what: str, detail: str) -> None:
         """Announce that something was lost and is being recovered."""
-        self._announce(events.Fault, what=what, detail=detail[:_LONGEST])
+        self._announce(events.Fault, what=what, detail=_shown(detail))
 
     def heartbeat(self) -> bool:
         """Announce a sign of life at most once per second. Return whether it was due."""
@@ -92,9 +93,13 @@ class Announcer:
     def ended(self, outcome: str, step: int, message: str = "") -> None:
         """Announce how the task ended."""
         self._announce(
-            events.Ended, attempt=self.attempt, role=self.role, outcome=outcome, step=step, message=message[:_LONGEST]
+            events.Ended, attempt=self.attempt, role=self.role, outcome=outcome, step=step, message=_shown(message)
         )
 
     def _announce(self, kind: type[events.Event], **fields: Any) -> None:
         event = kind(**{"run": self.run, "incarnation": self.incarnation, **fields})
         pubsub.announce(self._worker, self._topic, event)
+
+
+def _shown(text: str) -> str:
+    return redact_urls(text)[:_LONGEST]

@@ -7,6 +7,7 @@ one Dask ``Variable`` (``runtime/parameters``).
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -22,6 +23,8 @@ from dask_isgd.events import Event, parse
 
 _handlers: weakref.WeakKeyDictionary[Client, dict[str, _Handler]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+MOST_WAITING = 10_000
+"""Events that wait for one subscriber at most; older ones are dropped, as nobody has looked for most of an hour."""
 _ECHO_TIMEOUT = 30.0
 _ECHO_FIRST, _ECHO_LONGEST = 0.005, 0.2
 """Seconds until the first repetition; each waits twice as long as the one before, up to the longest."""
@@ -31,11 +34,19 @@ class _Handler:
     """Dask keeps one handler per topic and client; several tasks of one process share a client."""
 
     def __init__(self) -> None:
-        self.queues: list[queue.SimpleQueue[Any]] = []
+        self.queues: list[weakref.ref[queue.SimpleQueue[Any]]] = []
+        """Weak, so that nothing is kept for a subscriber that is gone."""
+
+    def add(self, one: queue.SimpleQueue[Any]) -> None:
+        self.queues.append(weakref.ref(one, self.queues.remove))
 
     def __call__(self, event: tuple[float, Any]) -> None:
-        for each in list(self.queues):  # on the event loop: nothing but a put
-            each.put(event[1])
+        for one in [ref() for ref in self.queues]:  # on the event loop: nothing but a put
+            if one is not None:
+                if one.qsize() >= MOST_WAITING:
+                    with contextlib.suppress(queue.Empty):
+                        one.get_nowait()
+                one.put(event[1])
 
 
 class Subscription:
@@ -54,7 +65,7 @@ class Subscription:
             if self._topic not in handlers:
                 handlers[self._topic] = _Handler()
                 self._client.subscribe_topic(self._topic, handlers[self._topic])
-            handlers[self._topic].queues.append(self._queue)
+            handlers[self._topic].add(self._queue)
         try:
             self._await_echo()
             for _, message in self._client.get_events(self._topic) or ():
@@ -132,9 +143,10 @@ class Subscription:
         with _lock:
             handlers = _handlers.get(self._client, {})
             handler = handlers.get(self._topic)
-            if handler is None or self._queue not in handler.queues:
+            own = weakref.ref(self._queue)
+            if handler is None or own not in handler.queues:
                 return
-            handler.queues.remove(self._queue)
+            handler.queues.remove(own)
             if not handler.queues:
                 del handlers[self._topic]
                 if self._client.status == "running":

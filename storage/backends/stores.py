@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from dask_isgd.errors import ConfigError, CorruptChunkError, DataError, IsgdError
+from dask_isgd.redaction import redact_urls
 from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.local import LocalFolder
 from dask_isgd.storage.backends.object_store import ObjectFolder
@@ -50,8 +50,7 @@ def redact(url: str | Path) -> str:
     """Return ``url`` without user, password, query and fragment, for messages and reprs."""
     if local_path(url) is not None:
         return str(url)
-    text = re.sub(r"[?#].*$", "", str(url))
-    return re.sub(r"://[^/]*@", "://", text)
+    return redact_urls(str(url))
 
 
 def open_store(url: str | Path, *, read_only: bool, storage_options: StorageOptions = None) -> Store:
@@ -64,7 +63,8 @@ def open_store(url: str | Path, *, read_only: bool, storage_options: StorageOpti
         options = {"use_listings_cache": False, **options}
     if str(url).startswith("s3"):  # one request per object: half as many, and never parts of two versions
         options = {"max_concurrency": 1, **options}
-    return FsspecStore.from_url(str(url), storage_options=options, read_only=read_only)
+    with _redacting():
+        return FsspecStore.from_url(str(url), storage_options=options, read_only=read_only)
 
 
 def open_folder(url: str | Path, storage_options: StorageOptions = None) -> Folder:
@@ -116,7 +116,21 @@ def has_key(store: Store, key: str) -> bool:
     """Return whether ``key`` exists, by a stat locally or one request remotely."""
     if isinstance(store, LocalStore):
         return bool((store.root / key).is_file())
-    return bool(wait(store.exists(key)))
+    with _redacting():
+        return bool(wait(store.exists(key)))
+
+
+@contextmanager
+def _redacting() -> Iterator[None]:
+    """Take the secrets out of the URLs that an error of a store names; it keeps its class."""
+    try:
+        yield
+    except OSError as error:
+        error.args = tuple(redact_urls(part) if isinstance(part, str) else part for part in error.args)
+        for name in ("strerror", "filename"):  # of which the message is made if there are several arguments
+            if isinstance(part := getattr(error, name), str):
+                setattr(error, name, redact_urls(part))
+        raise
 
 
 @contextmanager
@@ -126,20 +140,23 @@ def opening(where: str, advice: str = "restore its zarr.json from a copy or prep
     Errors of the library and of the operating system, such as a file that is not there, are not converted.
     """
     try:
-        yield
+        with _redacting():
+            yield
     except (IsgdError, MemoryError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
             raise
-        raise DataError(f"{where}: its metadata are damaged: {type(error).__name__}: {error}; {advice}") from error
+        reason = redact_urls(f"{type(error).__name__}: {error}")
+        raise DataError(f"{where}: its metadata are damaged: {reason}; {advice}") from error
 
 
 @contextmanager
 def decoding(where: str, advice: str = "restore the chunk from a copy or prepare the data again") -> Iterator[None]:
     """Convert any error of a codec into CorruptChunkError; errors of the operating system are not converted."""
     try:
-        yield
+        with _redacting():
+            yield
     except MemoryError:
         raise
     except OSError as error:
@@ -151,6 +168,5 @@ def decoding(where: str, advice: str = "restore the chunk from a copy or prepare
 
 
 def _corrupt(where: str, advice: str, error: Exception) -> CorruptChunkError:
-    return CorruptChunkError(
-        f"{where} cannot be decoded: {type(error).__name__}: {error}. Wanted the bytes that were written; {advice}"
-    )
+    reason = redact_urls(f"{type(error).__name__}: {error}")
+    return CorruptChunkError(f"{where} cannot be decoded: {reason}. Wanted the bytes that were written; {advice}")

@@ -79,6 +79,13 @@ class TestRecord:
         assert record.status(9999.0) == "finished"
         assert record.log[-1].detail == "finished at step 60"
 
+    def test_a_clock_that_was_set_back_hides_no_silence(self):
+        record = RunRecord("abc")
+        record.apply(progress(10), at=86_400.0)
+        record.apply(progress(20), at=1.0)
+        assert record.status(2.0) == "running"
+        assert record.status(61.0) == "silent for 60 s"
+
     def test_a_learner_that_is_restarted(self):
         record = RunRecord("abc")
         for step in (10, 20, 30, 40):

@@ -73,3 +73,13 @@ def test_a_long_message_is_cut():
     worker.announcer().fault("score", "x" * 1000)
     worker.announcer().ended("failed", 0, "y" * 1000)
     assert (worker.events[0].detail, worker.events[1].message) == ("x" * 400, "y" * 400)
+
+
+def test_no_event_holds_the_signature_of_a_url():
+    worker = FakeWorker()
+    worker.announcer().fault("score", "chunk 3: 403, url='https://me:hunter2@host/data.zip?X-Amz-Signature=hunter2'")
+    worker.announcer().ended("failed", 3, f"{'x' * 380} zip::https://host/data.zip?sig=hunter2")
+    assert [event.detail if event.kind == "fault" else event.message for event in worker.events] == [
+        "chunk 3: 403, url='https://host/data.zip'",
+        f"{'x' * 380} zip::https://host/d",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import queue
 
@@ -60,6 +61,42 @@ def test_two_subscribers_of_one_client_do_not_take_each_others_events(client: Cl
     pubsub.announce(client, "t-two", fault(3))
     assert two.get(TIMEOUT).detail == "3"
     two.close()
+
+
+class EchoingClient:
+    """A client whose scheduler replies at once and remembers nothing."""
+
+    status = "running"
+
+    def subscribe_topic(self, topic, handler):
+        self.handler = handler
+
+    def log_event(self, topic, message):
+        self.handler((0.0, message))
+
+    def get_events(self, topic):
+        return ()
+
+
+def test_a_subscriber_that_does_not_look_for_days_holds_the_latest_events_only():
+    client = EchoingClient()
+    subscription = pubsub.subscribe(client, "t-days")
+    for number in range(pubsub.MOST_WAITING + 500):
+        client.log_event("t-days", fault(number).record())
+    details = [event.detail for event in subscription.drain()]
+    assert len(details) == pubsub.MOST_WAITING
+    assert details[-1] == str(pubsub.MOST_WAITING + 499)
+
+
+def test_events_are_not_kept_for_subscribers_that_are_gone():
+    client = EchoingClient()
+    kept = pubsub.subscribe(client, "t-gone")
+    for _ in range(10):
+        pubsub.subscribe(client, "t-gone")  # such as a notebook's cell that attaches to a run, again and again
+    gc.collect()
+    assert len(client.handler.queues) == 1
+    client.log_event("t-gone", fault(1).record())
+    assert kept.get(0).detail == "1"
 
 
 def test_an_echo_that_was_lost_is_asked_for_again_soon():
