@@ -26,7 +26,7 @@ IMPORTS = "import torch, distributed, zarr, xarray, matplotlib"
 CALLS = """
 dask_isgd.pipelines.commands.train:_dataset dask_isgd.pipelines.commands.cluster:connector
 dask_isgd.checks.request:prepare dask_isgd.checks.cluster:check_cluster dask_isgd.run.api:start
-dask_isgd.runtime.imports:wait_for_imports dask_isgd.learner.task:Learner.open dask_isgd.learner.task:Learner.work
+dask_isgd.learner.task:Learner.open dask_isgd.learner.task:Learner.work
 dask_isgd.coordinator.task:Coordinator.open dask_isgd.coordinator.task:Coordinator.finish
 dask_isgd.run.run:Run.wait dask_isgd.run.run:Run.summary dask_isgd.pipelines.commands.show:save_plot
 distributed.deploy.spec:SpecCluster._start distributed.deploy.spec:SpecCluster._close

@@ -7,11 +7,17 @@ torch's compiler, which torch loads with the first step of an optimizer. The wor
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from typing import Any
 
-from dask_isgd.runtime.imports import exit_quickly, import_early, wait_for_imports
+from dask_isgd.runtime.imports import exit_quickly, import_early
 from dask_isgd.runtime.placement import LEARNER
 
+_GRACE = 0.3
+"""Seconds for the process to end by itself."""
+_ending: list[asyncio.Future[None]] = []
+"""asyncio holds no reference to its tasks."""
 _TASKS = ("dask_isgd.checks.cluster", "dask_isgd.coordinator.task", "dask_isgd.scorer.task")
 
 
@@ -24,9 +30,20 @@ def dask_setup(worker: Any) -> None:
 
 
 async def dask_teardown(worker: Any) -> None:
-    """Let the process end quickly, but not in the middle of an import."""
-    await asyncio.to_thread(wait_for_imports)
+    """Let the process end as soon as the worker has closed, whatever its threads still import, read or score.
+
+    Nothing is lost: what is written is written atomically. Without this, the nanny complains and kills the process.
+    """
     exit_quickly()
+    if worker.nanny:
+        _ending.append(asyncio.ensure_future(_end_once_closed(worker)))
+
+
+async def _end_once_closed(worker: Any) -> None:
+    await worker.finished()
+    timer = threading.Timer(_GRACE, os._exit, (0,))
+    timer.daemon = True  # it ends with the process if that is faster
+    timer.start()
 
 
 def _step_once() -> None:

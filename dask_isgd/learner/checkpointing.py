@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
+from dask_isgd import config
 from dask_isgd.core import models
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import RunMismatchError
@@ -33,6 +34,8 @@ _WRITING = 0.02
 
 A write replaces a chunk: it holds up the learner's interpreter, and a store may charge for each request.
 """
+_REQUESTS = 12
+"""Requests of a store that a commit makes at most, with its checks of the lease and the removal of old checkpoints."""
 
 
 class TrainingState(NamedTuple):
@@ -86,7 +89,7 @@ class Checkpointer:
         self.round_start: TrainingState | None = None
         """The start of the current round, in synchronous mode."""
         self._snapshots = Snapshots()
-        self._committer = LatestJobWorker("checkpoint", timeout)
+        self._committer = LatestJobWorker("checkpoint", _REQUESTS * config.seconds("storage.timeout"))
         self._departure = DepartureWatcher(is_leaving, lambda: self.lease.leaving())
         self._parts = ExitStack()
         self._earlier_seconds = self._began = self._committed = 0.0

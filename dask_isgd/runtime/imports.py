@@ -47,10 +47,3 @@ def import_early(*modules: str, then: Callable[[], object] | None = None) -> Non
             logger.exception("modules cannot be imported early")
 
     threading.Thread(target=run, name=THREAD, daemon=True).start()
-
-
-def wait_for_imports() -> None:
-    """Wait until what this process imports early has been imported."""
-    for thread in threading.enumerate():
-        if thread.name == THREAD:
-            thread.join()

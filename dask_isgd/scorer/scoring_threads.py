@@ -21,13 +21,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TypeVar
 
-from distributed import Worker, get_worker, secede
+from distributed import Reschedule, Worker, get_worker, secede
 
 from dask_isgd.runtime import torch_threads
 from dask_isgd.runtime.dask_internals import task_status, worker_supply
 from dask_isgd.runtime.placement import SCORER, places
 
 _T = TypeVar("_T")
+_POLL = 0.1
 
 
 class ScoringThreads:
@@ -37,16 +38,25 @@ class ScoringThreads:
         self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="isgd-scoring")
 
-    def run(self, compute: Callable[[], _T], begun: Callable[[], None]) -> _T:
-        """Return ``compute()``, called in one of the threads; once that has begun, call ``begun`` in this one."""
+    def run(self, compute: Callable[[], _T], begun: Callable[[], None], require_wanted: Callable[[], None]) -> _T:
+        """Return ``compute()``, called in one of the threads; once that has begun, call ``begun`` in this one.
+
+        ``require_wanted`` is called until then, and just before ``compute``; an error of it is raised.
+        """
         started = threading.Event()
 
         def job() -> _T:
             started.set()
+            require_wanted()
             return compute()
 
         future = self._pool.submit(contextvars.copy_context().run, job)
-        started.wait()
+        while not started.wait(_POLL):
+            try:
+                require_wanted()
+            except BaseException:
+                future.cancel()
+                raise
         begun()
         return future.result()
 
@@ -61,20 +71,23 @@ def compute_in_turn(compute: Callable[[], _T], resources: Mapping[str, float] | 
     """Return ``compute()``, called in a scoring thread of the worker that runs this task.
 
     ``resources``: those of ``Scoring``, which bound how many tasks the worker scores at a time.
-    Raises CancelledError if the task was cancelled before its turn.
+    Raises CancelledError if the task was cancelled before its turn, Reschedule if the worker leaves before: Dask closes
+    a worker only once its tasks have ended, and soon kills it.
     """
     try:
         worker = get_worker()
     except ValueError:  # not in a task
-        return _of_process.run(compute, lambda: None)
+        return _of_process.run(compute, lambda: None, lambda: None)
     key = worker.get_current_task()
 
-    def compute_if_wanted() -> _T:
-        if task_status(worker, key) == "cancelled":  # its run may have ended, and another may write here
+    def require_wanted() -> None:
+        status = task_status(worker, key)
+        if status == "cancelled":  # its run may have ended, and another may write here
             raise CancelledError(f"{key} was cancelled before its turn")
-        return compute()
+        if status == "leaving":
+            raise Reschedule
 
-    return _threads_of(worker, resources).run(compute_if_wanted, secede)
+    return _threads_of(worker, resources).run(compute, secede, require_wanted)
 
 
 def _threads_of(worker: Worker, resources: Mapping[str, float] | None) -> ScoringThreads:

@@ -10,6 +10,7 @@ from browser import SOURCES, chromium, console_errors, until
 from conftest import MODEL
 
 import dask_isgd as isgd
+from dask_isgd.events import Progress, topic_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -18,6 +19,7 @@ STEP = (
 )
 STEP += "return m ? parseInt(m[1].replaceAll(',', '')) : 0;"
 EVIL = "<img src=x onerror=window.hacked=1>"
+SELECT = "Bokeh.documents[0].get_model_by_name('run')"
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,11 @@ def test_what_others_write_is_shown_as_text(client, browser, run):
     client.log_event(f"isgd-{run.name}", fault)
     page(client, browser, "/isgd")
     until(browser, "return Bokeh.documents[0].get_model_by_name('event-log').text.includes('onerror');", "the fault")
+    hostile = Progress(run=EVIL, incarnation=1, step=1, address=EVIL, open=True, why=EVIL, values={"loss": 1.0})
+    client.log_event(topic_of(EVIL), hostile.record())
+    until(browser, f"return JSON.stringify({SELECT}.options).includes('onerror');", "the run in the list")
+    browser.execute_script(f"{SELECT}.value = {EVIL!r};")
+    until(browser, "return Bokeh.documents[0].get_model_by_name('header').text.includes('onerror');", "the run chosen")
     assert browser.execute_script("return window.hacked === undefined;")
     assert console_errors(browser) == []
 

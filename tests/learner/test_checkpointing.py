@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from dask_isgd.learner.departure import _POLL, GRACE, DepartureWatcher
 from dask_isgd.learner.reporter import COLUMNS
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.storage import Dataset, RunDirectory, write_dataset
+from dask_isgd.storage.backends.local import LocalFolder
 from dask_isgd.storage.run import leases
 
 WAIT = 120
@@ -164,18 +167,18 @@ def spec(data: Dataset, tmp_path: Path) -> RunSpec:
     return plan.spec
 
 
-def incarnation(spec: RunSpec) -> tuple[Trainer, Checkpointer]:
+def incarnation(spec: RunSpec, timeout: float = WAIT) -> tuple[Trainer, Checkpointer]:
     """What a learner trains with, once it has resumed from the latest checkpoint."""
-    trainer, _, checkpointer = parts_of(spec)
+    trainer, _, checkpointer = parts_of(spec, timeout)
     return trainer, checkpointer
 
 
-def parts_of(spec: RunSpec) -> tuple[Trainer, BatchSampler, Checkpointer]:
+def parts_of(spec: RunSpec, timeout: float = WAIT) -> tuple[Trainer, BatchSampler, Checkpointer]:
     trainer = Trainer(models.build(spec.model, 1), spec.loss_function, spec.learning)
     batch_sampler = BatchSampler(
         spec.examples, spec.chunk, spec.learning.batch_size, spec.sampling, seed=0, report_every=20
     )
-    made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=WAIT, is_leaving=lambda: False)
+    made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=timeout, is_leaving=lambda: False)
     return trainer, batch_sampler, made.open()
 
 
@@ -227,6 +230,26 @@ def test_a_bfloat16_model_resumes_from_a_checkpoint_committed_in_the_background(
     for each in (trainer, again):
         one_step(each, 1)
     assert all(torch.equal(a, b) for a, b in zip(trainer.tensors().values(), again.tensors().values(), strict=True))
+
+
+def test_a_commit_waits_for_a_store_that_takes_a_third_of_its_timeout_for_every_reply(spec, monkeypatch):
+    def slowly(method):
+        def slow(*args, **kwargs):
+            time.sleep(0.1)
+            return method(*args, **kwargs)
+
+        return slow
+
+    timeout = 0.3
+    with dask.config.set({"isgd.storage.timeout": timeout}):
+        trainer, checkpointer = incarnation(spec, timeout=timeout)
+        for name in ("read", "names", "published", "create", "publish", "sweep"):
+            monkeypatch.setattr(LocalFolder, name, slowly(getattr(LocalFolder, name)))
+        one_step(trainer, 0)
+        checkpointer.commit_soon(1)
+        checkpointer.commit_now(1)
+        checkpointer.close()
+    assert spec.directory.checkpoints().latest().step == 1
 
 
 def test_a_run_of_a_bfloat16_model_stops_and_resumes(client: Client, data, tmp_path):

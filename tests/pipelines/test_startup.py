@@ -13,7 +13,7 @@ import pytest
 import dask_isgd as isgd
 from dask_isgd.clusters import local
 from dask_isgd.pipelines.commands.train import _meanwhile
-from dask_isgd.runtime.imports import uncollected, wait_for_imports
+from dask_isgd.runtime.imports import THREAD, uncollected
 
 WAIT = 60
 SLOW = "torch bokeh matplotlib xarray pandas scipy"
@@ -67,17 +67,25 @@ def test_only_a_machine_with_a_driver_needs_torch_to_count_its_gpus(monkeypatch,
 
 
 def _imported() -> tuple[bool, bool, bool]:
-    wait_for_imports()
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(WAIT)
     return "torch" in sys.modules, "torch._dynamo" in sys.modules, gc.get_freeze_count() > 0
+
+
+def _read_slowly() -> None:
+    """Leave a thread behind that the interpreter waits for, such as one that reads from a store that does not reply."""
+    threading.Thread(target=threading.Event().wait, args=(WAIT,)).start()
 
 
 @pytest.mark.cluster
 def test_workers_import_what_their_role_needs_before_any_task_does(caplog):
-    """And they close although they may still be importing, before their nannies lose patience and kill them."""
+    """And they close although they may still import or read, before their nannies lose patience and kill them."""
     with caplog.at_level(logging.WARNING, logger="distributed.nanny"):
         with isgd.LocalCluster(2) as cluster, cluster.get_client() as client:
             workers = client.scheduler_info(n_workers=-1)["workers"]
             found = {workers[address]["name"]: had for address, had in client.run(_imported).items()}
+            client.run(_read_slowly)
         with isgd.LocalCluster(2):
             pass
     assert found == {"learner": (True, True, True), "scorer-0": (True, False, True)}

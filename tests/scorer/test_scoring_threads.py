@@ -6,11 +6,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
 import torch
-from distributed import Client, Future, LocalCluster, Worker, get_worker
+from distributed import Client, Future, LocalCluster, Reschedule, Worker, get_worker
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -216,6 +217,22 @@ def test_a_task_that_is_cancelled_before_its_turn_is_not_scored(client, places, 
         assert futures[chunk].result(timeout=WAIT).chunk == chunk
     assert ("score", places) not in stages.order
     assert np.isnan(spec.directory.open_weights().read(places)).all()
+
+
+@pytest.mark.parametrize("error", [CancelledError("gone"), Reschedule()], ids=["cancelled", "its worker leaves"])
+def test_a_task_that_waits_for_its_turn_ends_as_soon_as_it_is_not_wanted(error):
+    threads, busy, computed = scoring_threads.ScoringThreads(1), threading.Event(), []
+
+    def require_wanted() -> None:
+        raise error
+
+    before = threading.Thread(target=threads.run, args=(busy.wait, lambda: None, lambda: None))
+    before.start()
+    with pytest.raises(type(error)):
+        threads.run(lambda: computed.append(1), lambda: computed.append(2), require_wanted)
+    busy.set()
+    before.join(WAIT)
+    assert computed == []
 
 
 def test_a_lease_lost_while_a_chunk_is_scored_or_read_ahead_fences_its_write(places, make, submit, stages):
