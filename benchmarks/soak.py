@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=2.0, help="mean seconds from a recovery to the next fault")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds of silence after which a worker is dead")
     parser.add_argument("--scorers", type=int, default=2)
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     parser.add_argument("--to", type=Path, default=RESULT, help="file for the tally, as JSON")
@@ -70,13 +71,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
-        soak = SoakRun(folder, options.scorers, random.Random(options.seed))
+        soak = SoakRun(folder, options.scorers, random.Random(options.seed), options.patience)
         try:
             faults = disturb(soak, names, seconds, options.every)
             tally = tally_of(soak, faults, options.seed)
         finally:
             soak.close()
-    settings = {name: getattr(options, name) for name in ("seconds", "seed", "every", "scorers")}
+    settings = {name: getattr(options, name) for name in ("seconds", "seed", "every", "patience", "scorers")}
     result = {"settings": settings, "machine": f"{platform.machine()}, {os.cpu_count()} cores", **tally}
     for name, value in tally.items():
         if name != "each fault":

@@ -29,7 +29,6 @@ CHECKPOINT_SECONDS = 2.0
 REPORT_EVERY = 10
 BACK = 300.0
 """Seconds after which the script fails if a role is not back."""
-_TTL = "6s"
 _DISK = "64m"
 _LEARNING = isgd.Learning(
     steps=10**7, batch_size=32, publish_every=20, report_every=REPORT_EVERY, threads=1,
@@ -46,19 +45,24 @@ def start(client: Any, data: Dataset | str, run_dir: Path | str, **options: Any)
 class SoakRun:
     """A detached run on a scheduler, a learner's worker and scorers, with the run directory on a small disk of its own.
 
-    ``chance`` makes every choice. Without the right to mount a file system, ``disk`` is None.
+    ``chance`` makes every choice. Without the right to mount a file system, ``disk`` is None. A worker that is silent
+    for ``patience`` seconds is replaced.
     """
 
-    def __init__(self, folder: Path, scorers: int, chance: Random) -> None:
+    def __init__(self, folder: Path, scorers: int, chance: Random, patience: float) -> None:
         self.chance = chance
-        self.parts = ExitStack()
+        with ExitStack() as self.parts:
+            self._begin(folder, scorers, patience)
+            self.parts = self.parts.pop_all()
+
+    def _begin(self, folder: Path, scorers: int, patience: float) -> None:
         self.disk = self._mount(folder / "disk")
         self.run_dir = (self.disk or folder) / "run"
         self.orders: list[tuple[int, int]] = []
         """(incarnation, step) of all progress received from learners, in order of receipt."""
         self.published: list[tuple[int, int]] = []
         self.data = Dataset(PIPELINES["digits"].prepare(str(folder / "digits.zarr")), group="train")
-        self.cluster = self.parts.enter_context(Apart(folder, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=_TTL))
+        self.cluster = self.parts.enter_context(Apart(folder, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=f"{patience:g}s"))
         self.learner = self.cluster.worker("learner=1", threads=2)
         for _ in range(scorers):
             self.cluster.worker("scorer=1")

@@ -32,6 +32,7 @@ from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.order import LatestVersion, sort_key
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.announcer import Announcer
+from dask_isgd.runtime.dask_internals import calm
 from dask_isgd.runtime.long_task import LongTask, Parts
 from dask_isgd.runtime.parameters import Parameters, forget, newest
 from dask_isgd.runtime.placement import ScorerPool
@@ -52,6 +53,7 @@ def coordinate(spec: RunSpec) -> dict[str, Any]:
     """
     worker, client = get_worker(), get_client()
     key = worker.get_current_task()
+    calm(worker)
     secede()
     coordinator = Coordinator(spec, worker, client, key)
     return coordinator.result(coordinator.run_or_reschedule())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -18,8 +19,10 @@ from distributed.core import Server
 from distributed.scheduler import NoValidWorkerError as NoValidWorkerError  # what ends a task without a worker
 from distributed.utils import NoOpAwaitable
 
-_DIAGNOSTICS = {"profile": 250.0, "tick": 500.0, "monitor": 1000.0}
-"""Milliseconds between two looks of the profiler, of the clock that finds a blocked event loop, and at the system."""
+_DIAGNOSTICS = {"profile": 250.0, "profile-cycle": 10_000.0, "tick": 500.0, "monitor": 1000.0}
+"""Milliseconds between two looks of the profiler, two of its records, two looks of the clock that finds a blocked event
+loop, and two at the system."""
+_PROFILE_RECORDS = 12
 
 # Tasks ------------------------------------------------------------------------------------------
 
@@ -160,11 +163,17 @@ def calm(server: Server) -> None:
     learner's process each time takes the interpreter's lock, 2 to 3 % of a training loop of small steps; on a machine
     whose every core has a torch thread, each also takes a core from one thread while the others wait for it. The
     intervals are read from the configuration only when a server starts. All pages of the dashboard remain.
+
+    A worker remembers two minutes of its profile. Otherwise it would keep a thousand records of one second, trees of
+    stacks that grow to more than 100 MB in the first 17 minutes.
     """
     for name, interval in _DIAGNOSTICS.items():
         callback = server.periodic_callbacks.get(name)
         if callback is not None:
             callback.callback_time = max(callback.callback_time, interval)
+    for name in ("profile_history", "profile_keys_history"):
+        if hasattr(server, name):
+            setattr(server, name, deque(getattr(server, name), maxlen=_PROFILE_RECORDS))
 
 
 def memory_limit() -> int | None:

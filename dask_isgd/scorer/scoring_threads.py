@@ -24,7 +24,7 @@ from typing import TypeVar
 from distributed import Reschedule, Worker, get_worker, secede
 
 from dask_isgd.runtime import torch_threads
-from dask_isgd.runtime.dask_internals import task_status, worker_supply
+from dask_isgd.runtime.dask_internals import calm, task_status, worker_supply
 from dask_isgd.runtime.placement import SCORER, places
 
 _T = TypeVar("_T")
@@ -97,6 +97,8 @@ def _threads_of(worker: Worker, resources: Mapping[str, float] | None) -> Scorin
     count = places(max(1, nthreads - torch_threads.learners()), supply, wanted)
     with _lock:
         found = _of_workers.get(worker)
+        if found is None:
+            calm(worker)
         if found is None or found.count != count:
             found = _of_workers[worker] = ScoringThreads(count)
         return found

@@ -316,7 +316,7 @@ def test_event_loops_wake_seldom_for_diagnostics_once_calmed():
             Scheduler(**SCHEDULER["options"]) as scheduler,
             Worker(scheduler.address, host="127.0.0.1") as worker,
         ):
-            for server, names in ((scheduler, {"tick", "monitor"}), (worker, {"tick", "monitor", "profile"})):
+            for server, names in ((scheduler, {"tick", "monitor"}), (worker, {"tick", "monitor", "profile", "profile-cycle"})):
                 before = intervals(server)
                 dask_internals.calm(server)
                 after = intervals(server)
@@ -324,3 +324,13 @@ def test_event_loops_wake_seldom_for_diagnostics_once_calmed():
                 assert all(after[name] >= 250 for name in names)
 
     asyncio.run(run())
+
+
+def test_a_calm_remembers_two_minutes(client):
+    def calmed(dask_worker: Worker) -> tuple[int, int]:
+        dask_internals.calm(dask_worker)
+        for _ in range(100):
+            dask_worker.cycle_profile()
+        return len(dask_worker.profile_history), len(dask_worker.profile_keys_history)
+
+    assert set(client.run(calmed).values()) == {(12, 12)}
