@@ -27,6 +27,7 @@ from dask_isgd.storage.backends.stores import (
     StorageOptions,
     children,
     decoding,
+    has_key,
     normalise,
     open_store,
     redact,
@@ -114,6 +115,8 @@ class History:
         """Write the waiting rows by whole chunks. After StorageFullError they are still waiting."""
         with self._lock, writing(redact(self.url)):
             left = len(self._waiting)  # without later rows: if they arrive faster than they are written, this must end
+            if left and not has_key(self._store, f"{self._name}/{_REPORTS}/zarr.json"):
+                self._begin_again()
             while left:
                 if self._row == self.rows:
                     self._part += 1
@@ -135,13 +138,21 @@ class History:
         assert self._array is not None
         self._array[start:stop] = self._block[: stop - start]
 
+    def _begin_again(self) -> None:
+        """Lay out a group that somebody has deleted, with the rows of the chunk that was being filled."""
+        zarr.open_group(self._store, mode="a", zarr_format=3)
+        self._lay_out(overwrite=True)
+        self._row = self._row % self.chunk_rows if self._row < self.rows else 0
+
     @property
     def _name(self) -> str:
         return f"{self.group}.{self._part}" if self._part else self.group
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, *, overwrite: bool = False) -> None:
         try:
-            group = zarr.create_group(self._store, path=self._name, attributes=self.attrs, zarr_format=3)
+            group = zarr.create_group(
+                self._store, path=self._name, attributes=self.attrs, zarr_format=3, overwrite=overwrite
+            )
         except zarr.errors.ContainsGroupError:
             raise ValueError(
                 f"history: group {self._name!r} exists in {redact(self.url)}; each incarnation needs a group of its own"

@@ -1,5 +1,6 @@
 """Promises of History: a reader at any moment sees whole rows, in order, each step once."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from processes import start
 
 from dask_isgd.errors import CorruptChunkError
 from dask_isgd.storage import History, read_history
+from dask_isgd.storage.run.history import read_columns
 
 
 def write(url, incarnation, steps, *, start_step=0, rows=1000, chunk_rows=8, group=None):
@@ -242,3 +244,19 @@ def test_rows_that_come_while_it_writes_wait_for_the_next_flush(tmp_path, monkey
     assert read_history(str(tmp_path / "h")).step.values.tolist() == [1]
     history.flush()
     assert read_history(str(tmp_path / "h")).step.values.tolist() == [1, 2]
+
+
+def test_a_history_that_is_deleted_while_it_is_written_begins_again_with_the_rows_of_its_last_chunk(tmp_path):
+    url = tmp_path / "history.zarr"
+    history = History.create(url, "learner-0001", ["a"], 20, chunk_rows=4, attrs={"incarnation": 1, "start_step": 0})
+    for step in range(1, 7):
+        history.append({"step": step, "a": step})
+    history.flush()
+    shutil.rmtree(url)
+    for step in range(7, 12):
+        history.append({"step": step, "a": -step})
+    history.flush()
+    found = read_columns(url)
+    assert found["step"].tolist() == [5, 6, 7, 8, 9, 10, 11]
+    assert found["a"].tolist() == [5, 6, -7, -8, -9, -10, -11]
+    assert set(found["incarnation"].tolist()) == {1}
