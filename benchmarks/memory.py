@@ -1,4 +1,4 @@
-"""The memory of a run's processes over many steps: learner, scorer, coordinator and scheduler, each a process of its own.
+"""The memory of learner, scorer, coordinator and scheduler over many steps, each in a process of its own.
 
     python benchmarks/memory.py                   # 120,000 steps, into results/memory.json
     python benchmarks/memory.py --tiny            # what the tests run: a few steps, nothing written
@@ -36,6 +36,7 @@ MOST = 1.0
 """MB per 10,000 steps that a process may grow by."""
 _SECONDS = 300.0
 _CENSUSES = 10
+_HEAP = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -130,11 +131,10 @@ def census() -> dict[str, Any]:
     import gc
     import sys
 
-    class Heap(ctypes.Structure):  # mallinfo2 of glibc, 2.33 and later
-        _fields_ = [
-            (name, ctypes.c_size_t)
-            for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-        ]
+    class Heap(ctypes.Structure):
+        """mallinfo2 of glibc, 2.33 and later."""
+
+        _fields_ = [(name, ctypes.c_size_t) for name in _HEAP]
 
     found: dict[str, Any] = {}
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
@@ -146,8 +146,8 @@ def census() -> dict[str, Any]:
     objects = gc.get_objects()
     kinds = collections.Counter(type(each).__name__ for each in objects)
     size = sum(sys.getsizeof(each, 0) for each in objects)
-    blocks = sys.getallocatedblocks()
-    return {**found, "blocks": blocks, "objects": len(objects), "MB": round(size / 1e6, 2), **dict(kinds.most_common(8))}
+    found |= {"blocks": sys.getallocatedblocks(), "objects": len(objects), "MB": round(size / 1e6, 2)}
+    return {**found, **dict(kinds.most_common(8))}
 
 
 def slope(readings: list[dict[str, float]], role: str, settle: int) -> float:

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     parser.add_argument("--to", type=Path, default=RESULT, help="file for the tally, as JSON")
     parser.add_argument("--folder", type=Path, help="where to keep the run and the logs of its cluster")
-    parser.add_argument("--tiny", action="store_true", help="three faults once each, write nothing: a test that it runs")
+    parser.add_argument("--tiny", action="store_true", help="three faults, write nothing: a test that it runs")
     options = parser.parse_args(arguments)
     names, seconds = (_TINY, 0.0) if options.tiny else (options.faults, options.seconds)
     with tempfile.TemporaryDirectory() as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import functools
 import gzip
@@ -357,7 +358,7 @@ def test_no_error_holds_the_signature_of_a_url(signed):
     data = Dataset(url)
     assert len(data) == 20
     refuse()
-    for read in (lambda: pickle.loads(pickle.dumps(data)).read(0, 20), lambda: Dataset(url)):
+    for read in (lambda: copy.copy(data).read(0, 20), lambda: Dataset(url)):
         with pytest.raises((OSError, DataError)) as caught:
             read()
         assert SECRET not in str(caught.value)
