@@ -316,7 +316,8 @@ def test_event_loops_wake_seldom_for_diagnostics_once_calmed():
             Scheduler(**SCHEDULER["options"]) as scheduler,
             Worker(scheduler.address, host="127.0.0.1") as worker,
         ):
-            for server, names in ((scheduler, {"tick", "monitor"}), (worker, {"tick", "monitor", "profile", "profile-cycle"})):
+            profiler = {"profile", "profile-cycle"}
+            for server, names in ((scheduler, {"tick", "monitor"}), (worker, {"tick", "monitor", *profiler})):
                 before = intervals(server)
                 dask_internals.calm(server)
                 after = intervals(server)
