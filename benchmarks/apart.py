@@ -14,6 +14,8 @@ from distributed import Client
 _DASK = [sys.executable, "-m", "dask"]
 _LOCAL = ["--host", "127.0.0.1", "--no-dashboard"]
 _SECONDS = 60.0
+_PATH = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""So that a worker finds the functions of these scripts by name."""
 
 
 class Apart(ExitStack):
@@ -38,7 +40,7 @@ class Apart(ExitStack):
         with (self.folder / f"{kind}-{self._started}.log").open("wb") as log:
             process = subprocess.Popen(
                 [*_DASK, kind, "--scheduler-file", str(self.scheduler_file), *_LOCAL, *options],
-                env={**os.environ, **self.environment},
+                env={**os.environ, "PYTHONPATH": _PATH, **self.environment},
                 stdout=log,
                 stderr=log,
             )

@@ -136,7 +136,7 @@ def fill_disk(soak: SoakRun) -> Outcome:
     before, filler = _Before(soak), soak.disk / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
-            file.write(b"\0" * 2**16)
+            file.write(bytes(4096))
     try:
         soak.run.wait(timeout=BACK)
     except StorageFullError:

@@ -29,7 +29,7 @@ CHECKPOINT_SECONDS = 2.0
 REPORT_EVERY = 10
 BACK = 300.0
 """Seconds after which the script fails if a role is not back."""
-_DISK = "64m"
+_DISK = "128m"
 _LEARNING = isgd.Learning(
     steps=10**7, batch_size=32, publish_every=20, report_every=REPORT_EVERY, threads=1,
     checkpoint_seconds=CHECKPOINT_SECONDS,
