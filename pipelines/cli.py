@@ -55,11 +55,13 @@ def isgd() -> None:
     atexit.register(gc.freeze)  # the collections with which the interpreter ends take 0.3 s after torch
 
 
-class _NameOrRecipe(click.Choice[str]):
-    """The name of a pipeline, or an existing YAML file."""
+class _NameOrData(click.Choice[str]):
+    """The name of a pipeline, a YAML file, or the path or URL of data."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not value.endswith((".yaml", ".yml")):
+        if value in self.choices or "://" in value or Path(value).exists():
+            return value
+        if "/" not in value and "." not in value:
             return super().convert(value, param, ctx)
         if not Path(value).is_file():
             self.fail(f"there is no file {value!r}; check the path.", param, ctx)
@@ -70,21 +72,23 @@ class _NameOrRecipe(click.Choice[str]):
     short_help="Write a public dataset, or your own data.",
     help="Write a public dataset, or your own data described by a recipe, as Zarr.\n\n"
     f"\b\nNAME is one of\n{_pipelines()}\n\n"
-    "A RECIPE.yaml sets `source:` (xarray, numpy, images or parquet), `inputs:`, `target:`, `splits:` and more.",
+    "A RECIPE.yaml sets `source:` (xarray, zarr, numpy, images, parquet or csv), `inputs:`, `target:`, `splits:` and "
+    "more. DATA is the path or URL of a Zarr group, an .nc, .npz, .parquet or .csv file, or a folder of images.",
 )
-@click.argument("name", type=_NameOrRecipe(list(PIPELINES)), metavar="NAME|RECIPE.yaml")
+@click.argument("name", type=_NameOrData(list(PIPELINES)), metavar="NAME|RECIPE.yaml|DATA")
 @click.option("--to", "url", metavar="URL", help="Path or URL of the dataset.  [default: data/NAME.zarr]")
-@click.option("--from", "source", metavar="PATH", help="Folder with the original files.")
+@click.option("--from", "source", metavar="PATH", help="Folder with the original files of NAME.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME", help="An input of DATA; may be repeated.")
+@click.option("--target", metavar="NAME", help="The target of DATA.  [default: target, label or y]")
 @_clean
-def prepare(name: str, url: str | None, source: str | None) -> None:
-    from dask_isgd.pipelines.commands.train import default_data
+def prepare(name: str, url: str | None, source: str | None, inputs: tuple[str, ...], target: str | None) -> None:
+    if source is not None and name not in PIPELINES:
+        raise click.UsageError("--from is for the data sets that are listed above; pass the path of your data itself.")
+    if (inputs or target) and (name in PIPELINES or name.endswith((".yaml", ".yml"))):
+        raise click.UsageError("--input and --target are for DATA; a RECIPE.yaml has them inside.")
+    from dask_isgd.pipelines.commands.prepare import prepare as run
 
-    if name not in PIPELINES:
-        from dask_isgd.pipelines.ingestion.recipe import ingest_recipe
-
-        click.echo(ingest_recipe(name, url))
-        return
-    click.echo(PIPELINES[name].prepare(url or default_data(name), source=source))
+    click.echo(run(name, url, source=source, inputs=list(inputs) or None, target=target))
 
 
 def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from dask_isgd import config
+from dask_isgd.checks.data import dataset_of
 from dask_isgd.checks.model import check_model, check_parameters
 from dask_isgd.checks.resume import require_resumable
 from dask_isgd.checks.settings import check_settings
@@ -32,13 +33,14 @@ class RunRequest:
     """The arguments of ``fit``: what to train, on what, where and how."""
 
     model: ModelSource
-    data: Dataset | str | Path
+    data: Any
+    """A ``Dataset``, a path, a URL, or an object in memory."""
     run_dir: str | Path
     loss: Loss | None = None
     learning: Learning
     scoring: Scoring = field(default_factory=Scoring)
     sampling: Sampling = field(default_factory=Sampling)
-    validation: Dataset | str | Path | None = None
+    validation: Any = None
     resume: bool = False
     overwrite: bool = False
     detach: bool = False
@@ -110,10 +112,10 @@ def prepare(request: RunRequest) -> PreparedRun:
 
 def _datasets(request: RunRequest) -> tuple[Dataset, Dataset | None]:
     """The training and the validation data."""
-    data, validation = request.data, request.validation
+    validation = request.validation
     return (
-        data if isinstance(data, Dataset) else Dataset(str(data)),
-        validation if isinstance(validation, Dataset | None) else Dataset(str(validation)),
+        dataset_of(request.data, request.directory.url),
+        dataset_of(validation, request.directory.url) if validation is not None else None,
     )
 
 

@@ -25,7 +25,7 @@ from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.parameters import open_variable
 from dask_isgd.runtime.placement import coordinator_placement, learner_placement
 from dask_isgd.runtime.scheduler_plugin import guard_run
-from dask_isgd.storage import Dataset, RunDirectory
+from dask_isgd.storage import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 def fit(
     client: Client,
     model: ModelSource,
-    data: Dataset | str | Path,
+    data: Any,
     run_dir: str | Path,
     *,
     loss: Loss | None = None,
     learning: Learning,
     scoring: Scoring | None = None,
     sampling: Sampling | None = None,
-    validation: Dataset | str | Path | None = None,
+    validation: Any = None,
     resume: bool = False,
     overwrite: bool = False,
     detach: bool = False,
@@ -49,7 +49,9 @@ def fit(
     """Train a model by importance sampling on a Dask cluster; return once training has been submitted.
 
     ``model`` is a callable without arguments that builds an ``nn.Module``, or its name ``"package.module:name"``.
-    ``data`` is a Zarr dataset: a URL, a path or a ``Dataset``. ``run_dir`` is the run directory, a path or
+    ``data`` is a Zarr dataset: a URL, a path or a ``Dataset``; or an object in memory, such as arrays ``(x, y)``, a
+    map-style ``torch.utils.data.Dataset`` or a frame, which is written once, as it is, beside ``run_dir``, if it is
+    small (``dask_isgd.checks.data``); so is ``validation``. ``run_dir`` is the run directory, a path or
     ``s3://bucket/folder`` that every worker can reach; ``storage_options`` are passed to fsspec to open it (a
     ``Dataset`` has its own). ``loss(output, target)`` returns one loss per example, shape (B,); the default is cross
     entropy. With ``detach`` the run outlives the client.

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
 from dask_isgd.pipelines.ingestion.ingest import ingest
-from dask_isgd.pipelines.ingestion.prepared import finished
-from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
+from dask_isgd.storage.data.prepared import finished
+from dask_isgd.storage.tables.arrays import ArrayTable
 
 SEED = 42
 TEST_FRACTION = 0.2

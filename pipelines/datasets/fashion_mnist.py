@@ -16,11 +16,13 @@ from dask_isgd.errors import DataError, LengthMismatchError
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.pipelines.datasets.sources import Source
 from dask_isgd.pipelines.ingestion.ingest import ingest
-from dask_isgd.pipelines.ingestion.prepared import finished
-from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
+from dask_isgd.storage.data.prepared import finished
+from dask_isgd.storage.tables.arrays import ArrayTable
 
 CHUNK = 512
 SEED = 42
+_MOST_BYTES = 1 << 26
+"""Size of the largest array of the dataset, 47 MB, and a little more."""
 IDENTITY = {"pipeline": "fashion-mnist", "version": 1, "seed": SEED}
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -69,8 +71,8 @@ def prepare(url: str, *, source: str | None = None) -> str:
 
 def _read(files: Mapping[str, Path], prefix: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return images (N, 28, 28) and labels (N) of a split."""
-    images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"])
-    labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"])
+    images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"], limit=_MOST_BYTES)
+    labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"], limit=_MOST_BYTES)
     split = "train" if prefix == "train" else "test"
     if images.ndim != 3 or labels.ndim != 1:
         raise DataError(f"fashion-mnist {split}: got images {images.shape} and labels {labels.shape}, wanted 3-d, 1-d")

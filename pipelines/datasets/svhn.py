@@ -18,9 +18,9 @@ from dask_isgd.errors import DataError, LengthMismatchError
 from dask_isgd.pipelines.datasets.matlab import Variable, open_variable
 from dask_isgd.pipelines.datasets.sources import Source
 from dask_isgd.pipelines.ingestion.ingest import ingest
-from dask_isgd.pipelines.ingestion.prepared import finished
-from dask_isgd.pipelines.ingestion.tables.table import even_blocks
+from dask_isgd.storage.data.prepared import finished
 from dask_isgd.storage.data.writing import Column
+from dask_isgd.storage.tables.table import even_blocks
 
 CHUNK = 512
 SEED = 42

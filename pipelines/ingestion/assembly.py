@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.pipelines.ingestion.plan import ShufflePlan
+from dask_isgd.pipelines.ingestion.features import Coding
+from dask_isgd.pipelines.ingestion.plan import ShufflePlan, measured_split
 from dask_isgd.pipelines.ingestion.statistics import Moments
 from dask_isgd.storage.backends.local import temporary
 from dask_isgd.storage.data.writing import create_split, finish_split
@@ -25,11 +26,15 @@ def create_splits(plan: ShufflePlan, *, compressed: bool) -> None:
     os.replace(partial, plan.data)
 
 
-def finish_splits(plan: ShufflePlan, modes: Mapping[str, str], *, compressed: bool) -> None:
+def finish_splits(plan: ShufflePlan, coding: Coding, modes: Mapping[str, str], *, compressed: bool) -> None:
     """Write the attributes and normalisation constants of all splits; ``modes`` has the mode of each input."""
     splits = list(plan.lengths)
-    moments, counts = _merge_statistics(plan, "train" if "train" in splits else splits[0])
+    moments, counts = _merge_statistics(plan, measured_split(splits))
     constants = {name: moments[name].constants(mode) for name, mode in modes.items() if mode != "none"}
+    for name in coding.stacks.keys() & constants.keys():
+        if modes[name] == "each":
+            indicators = coding.indicators(name)
+            constants[name]["mean"][indicators], constants[name]["std"][indicators] = 0.0, 1.0
     values = plan.columns.class_values
     names = [str(value) for value in (values if values is not None else plan.table.class_names or ())]
     classes = max(len(names), *(len(count) for count in counts.values()), 0) if counts else 0
@@ -38,6 +43,8 @@ def finish_splits(plan: ShufflePlan, modes: Mapping[str, str], *, compressed: bo
             "inputs": list(plan.columns.inputs),
             "target": plan.columns.target,
             "classes": classes if plan.columns.classify else None,
+            "finite": not plan.keep_missing,
+            **(coding.attributes() if coding.changes else {}),
         }
         if plan.columns.classify:
             attributes["class_counts"] = _add(np.zeros(classes, np.int64), counts[split]).tolist()

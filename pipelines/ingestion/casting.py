@@ -23,7 +23,7 @@ def cast(
             ~np.isfinite(values),
             f"array {name!r}: got values that are missing or infinite",
             first_row,
-            "drop or fill them first, or pass missing='keep'",
+            "pass missing='drop', a fill such as 'mean', or missing='keep'",
         )
     if classes and (bad := values < 0).any():
         raise LabelError(

@@ -8,12 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dask_isgd.errors import DataError, EmptyDatasetError
-from dask_isgd.pipelines.ingestion.tables.table import Table, distinct
+from dask_isgd.errors import DataError
 from dask_isgd.storage.data.writing import Column, require_names
-
-_NUMBERS, _INTEGERS, _TEXT = "biuf", "biu", "OUST"
-"""Kinds of numpy dtypes."""
+from dask_isgd.storage.tables.table import INTEGERS, NUMBERS, TEXT, Table, distinct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +35,8 @@ class Columns:
 def choose_columns(
     table: Table,
     *,
-    inputs: str | Sequence[str] | None,
-    target: str | None,
+    inputs: Sequence[str],
+    target: str,
     split_by: str | None,
     classify: bool | None,
     relabel: bool,
@@ -47,15 +44,9 @@ def choose_columns(
 ) -> Columns:
     """Return the columns to write; arguments as in `ingest`, ``split_by`` being its ``group`` or ``time``.
 
-    Raises DataError if the names or dtypes do not fit the table, EmptyDatasetError if it has no rows.
+    Raises DataError if the names or dtypes do not fit the table.
     """
     known = table.columns
-    if table.length < 1:
-        raise EmptyDatasetError("source: got no rows, wanted at least one")
-    target = target if target is not None else _likely_target(known)
-    inputs = [inputs] if isinstance(inputs, str) else inputs
-    if inputs is None:
-        inputs = [n for n, c in known.items() if c.dtype.kind in _NUMBERS and n not in (target, split_by)]
     for name in (*inputs, target, *([split_by] if split_by is not None else [])):
         if name not in known:
             raise DataError(f"got no column {name!r}; there are {sorted(known)}")
@@ -66,9 +57,9 @@ def choose_columns(
         )
     require_names((*inputs, target), "columns")
     kind = known[target].dtype.kind
-    classify = classify if classify is not None else kind in _INTEGERS + _TEXT and not known[target].shape
-    values = distinct(table, target) if classify and (relabel or kind in _TEXT) else None
-    if values is None and (kind not in _NUMBERS or (classify and kind == "f")):
+    classify = classify if classify is not None else kind in INTEGERS + TEXT and not known[target].shape
+    values = distinct(table, target) if classify and (relabel or kind in TEXT) else None
+    if values is None and (kind not in NUMBERS or (classify and kind == "f")):
         raise DataError(f"target {target!r}: got {known[target].dtype}, wanted numbers, or integers for classes")
     written = {name: Column(known[name].shape, _dtype(known[name], dtypes.get(name), name)) for name in inputs}
     if values is not None:
@@ -83,18 +74,8 @@ def row_bytes(columns: Iterable[Column]) -> int:
     return max(1, sum(int(np.prod(column.shape, dtype=np.int64)) * column.dtype.itemsize for column in columns))
 
 
-def _likely_target(known: Mapping[str, Column]) -> str:
-    likely = [name for name in ("target", "label", "y") if name in known]
-    if len(likely) != 1:
-        raise DataError(
-            f"target: got none, wanted target=... because exactly one of 'target', 'label', 'y' must be among the "
-            f"columns {sorted(known)} for a default"
-        )
-    return likely[0]
-
-
 def _dtype(column: Column, wanted: str | None, name: str) -> np.dtype:
-    if column.dtype.kind not in _NUMBERS:
+    if column.dtype.kind not in NUMBERS:
         raise DataError(f"array {name!r}: got {column.dtype}, wanted booleans, integers or floats")
     if wanted is None:
         return np.dtype("f4") if column.dtype == np.float64 else column.dtype.newbyteorder("=")
@@ -102,6 +83,6 @@ def _dtype(column: Column, wanted: str | None, name: str) -> np.dtype:
         dtype = np.dtype(wanted)
     except TypeError:
         dtype = np.dtype("O")
-    if dtype.kind not in _NUMBERS:
+    if dtype.kind not in NUMBERS:
         raise DataError(f"dtypes of {name!r}: got {wanted!r}, wanted a boolean, integer or float such as 'uint8'")
     return dtype

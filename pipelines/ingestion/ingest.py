@@ -17,14 +17,16 @@ from dask.utils import parse_bytes
 
 from dask_isgd.errors import DataError
 from dask_isgd.pipelines.ingestion.assembly import create_splits, finish_splits
+from dask_isgd.pipelines.ingestion.coding import CodingRule, FeatureNames, code_columns
 from dask_isgd.pipelines.ingestion.columns import Columns, choose_columns
+from dask_isgd.pipelines.ingestion.missing import MissingRule
 from dask_isgd.pipelines.ingestion.passes import collect, run_pass, scatter
-from dask_isgd.pipelines.ingestion.plan import SplitRule, make_plan
-from dask_isgd.pipelines.ingestion.prepared import prepare
+from dask_isgd.pipelines.ingestion.plan import SplitRule, make_plan, require_room
 from dask_isgd.pipelines.ingestion.statistics import mode_of
 from dask_isgd.pipelines.ingestion.tables.opening import open_table
-from dask_isgd.pipelines.ingestion.tables.table import fingerprint
+from dask_isgd.storage.data.prepared import prepare
 from dask_isgd.storage.data.writing import require_names
+from dask_isgd.storage.tables.table import fingerprint
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 VERSION = 1
 SPLITS = {"train": 0.9, "validation": 0.1}
 _CHUNK_BYTES = 2 << 20
-_MAX_CHUNK_ROWS = 8192
+_MIN_CHUNK_ROWS, _MAX_CHUNK_ROWS = 64, 8192
+_CHUNKS = 64
 
 
 def ingest(
@@ -41,6 +44,8 @@ def ingest(
     *,
     inputs: str | Sequence[str] | None = None,
     target: str | None = None,
+    features: FeatureNames | None = None,
+    categorical: Sequence[str] | None = None,
     dimension: str | None = None,
     splits: Mapping[str, Any] | None = None,
     group: str | None = None,
@@ -52,7 +57,8 @@ def ingest(
     normalise: str | Mapping[str, str] = "auto",
     classify: bool | None = None,
     relabel: bool = False,
-    missing: str = "refuse",
+    missing: MissingRule = "refuse",
+    mask: bool = False,
     compressed: bool = False,
     memory: int | str = "256MB",
     scratch: str | Path | None = None,
@@ -62,11 +68,20 @@ def ingest(
     """Write ``source`` as a dataset at ``url``, a path or URL, and return ``url``.
 
     source
-        An ``xarray.Dataset``, arrays by name, or any other source that `tables.opening.open_table` opens: files of
-        xarray or numpy, image folders, Parquet.
+        What `tables.opening.open_table` opens. In memory: an ``xarray.Dataset``; a mapping or tuple of arrays or
+        tensors, numpy's, torch's, Zarr's or Dask's, whose chunks need not agree; a map-style
+        ``torch.utils.data.Dataset``; a ``datasets.Dataset``; a pandas or Dask frame; a ``zarr.Group``. Or the path or
+        URL of a Zarr group of any format, of a file of xarray, numpy, Parquet or CSV, or of a folder of images.
     inputs, target
-        Names of columns. Default: the target is ``target``, ``label`` or ``y``; the inputs are all other columns of
-        numbers.
+        Names of columns. Default: the target is ``target``, ``label`` or ``y`` (of a tuple the last array); the inputs
+        are the features, and without any all other columns of numbers. An input of strings is coded as integers, the
+        indices of its categories, for an embedding.
+    features
+        Columns with one number or string per row that are written side by side as one input ``features`` (N, F) of
+        float32, or a mapping of names to such columns. Strings are one-hot coded; numbers are normalised, integers
+        too. Default: all columns of numbers of a frame, none of other sources.
+    categorical
+        Columns of numbers that are coded like strings.
     dimension
         The dimension that counts examples, for xarray; default ``"sample"``. The dataset calls it ``sample``.
     splits
@@ -78,7 +93,7 @@ def ingest(
         Rows of a split are written in random order, a permutation of all of them. Leave this on: chunks must be
         samples of the whole for scores to be comparable.
     chunk_size
-        Rows per chunk; default: about 2 MB, at most 8192 rows.
+        Rows per chunk; default: a sixty-fourth of the rows, from 64 to 8192, and at most about 2 MB.
     dtypes
         Dtypes by name. Default: float64 becomes float32. A cast that changes an integer or makes a float infinite is
         an error.
@@ -90,7 +105,12 @@ def ingest(
         Whether the target is a class; default: it is if it is an integer, a boolean or a string. Strings, and with
         ``relabel`` any values, are numbered in sorted order. Class counts and names are stored.
     missing
-        ``"refuse"`` NaN and infinity, or ``"keep"`` them.
+        What to do about NaN, None and NA: ``"refuse"`` or ``"keep"`` them, ``"drop"`` rows that lack a value, or fill
+        features and inputs with the ``"mean"`` or ``"median"`` of the training split, with a number, or as a mapping
+        of columns to these or to a string prescribes. What was filled is logged and recorded. Infinity is refused
+        unless values are kept.
+    mask
+        Beside the features that were filled, write whether the value was missing, as 0 or 1.
     compressed
         Whether chunks are compressed (zstd).
     memory
@@ -108,48 +128,78 @@ def ingest(
     that source and settings are the same. A complete dataset is used as it is.
     Raises DataError and its subclasses, StorageFullError.
     """
-    table = open_table(source, dimension=dimension)
-    rule = SplitRule(
+    splitting = SplitRule(
         splits=dict(splits if splits is not None else SPLITS), group=group, time=time, shuffle=shuffle, seed=seed
     )
-    require_names(rule.splits, "splits")
-    columns = choose_columns(
-        table,
+    require_names(splitting.splits, "splits")
+    rule = CodingRule(
         inputs=inputs,
         target=target,
-        split_by=rule.column,
+        features=features,
+        categorical=tuple(categorical or ()),
+        missing=missing,
+        mask=mask,
+    )
+    source_table = open_table(source, dimension=dimension, names=_named(rule, splitting))
+    coded = code_columns(source_table, rule, splitting)
+    table, keep = coded.table, missing == "keep"
+    columns = choose_columns(
+        table,
+        inputs=coded.inputs,
+        target=coded.target,
+        split_by=splitting.column,
         classify=classify,
         relabel=relabel,
         dtypes=dtypes or {},
     )
     modes = _modes(normalise, columns)
-    if missing not in ("refuse", "keep"):
-        raise DataError(f"missing: got {missing!r}, wanted 'refuse' or 'keep'")
-    chunk = chunk_size if chunk_size is not None else max(1, min(_MAX_CHUNK_ROWS, _CHUNK_BYTES // columns.row_bytes))
+    chunk = chunk_size if chunk_size is not None else _chunk_rows(table.length, columns.row_bytes)
     if chunk < 1:
         raise DataError(f"chunk_size: got {chunk}, wanted at least 1")
     budget = int(parse_bytes(memory))
+    require_room(table, columns, budget)
 
     def build(work: Path) -> None:
-        plan = make_plan(table, columns, rule, work, chunk_size=chunk, missing=missing, memory=budget)
+        plan = make_plan(table, columns, splitting, work, chunk_size=chunk, keep_missing=keep, memory=budget)
         run_pass(scatter, plan, len(plan.blocks), client)
         create_splits(plan, compressed=compressed)
         run_pass(collect, plan, len(plan.buckets), client)
-        finish_splits(plan, modes, compressed=compressed)
+        finish_splits(plan, coded.coding, modes, compressed=compressed)
 
     resumable = identity is None
     if identity is None:
         identity = {
             "ingest": VERSION,
-            "source": fingerprint(table, sorted({*columns.written, *([rule.column] if rule.column else [])})),
+            "source": fingerprint(table, sorted({*columns.written, *filter(None, [splitting.column])})),
             "columns": {name: [column.dtype.str, list(column.shape)] for name, column in columns.written.items()},
             "inputs": list(columns.inputs),
             "target": columns.target,
-            "splits": {name: _described(value) for name, value in rule.splits.items()},
-            "settings": [group, time, shuffle, seed, chunk, columns.classify, relabel, missing, compressed],
+            "splits": {name: _described(value) for name, value in splitting.splits.items()},
+            "settings": [group, time, shuffle, seed, chunk, columns.classify, relabel, str(missing), compressed],
+            "coding": coded.coding.attributes(),
             "normalise": modes,
         }
     return prepare(url, identity, build, scratch=scratch, resumable=resumable)
+
+
+def _named(rule: CodingRule, splits: SplitRule) -> list[str] | None:
+    """Return the columns that the arguments name, if they name all that is read."""
+    if rule.target is None or (rule.inputs is None and rule.features is None):
+        return None
+    inputs = [rule.inputs] if isinstance(rule.inputs, str) else [*(rule.inputs or ())]
+    stacks = rule.features.values() if isinstance(rule.features, Mapping) else [rule.features or ()]
+    return [
+        *inputs,
+        *(column for columns in stacks for column in columns),
+        rule.target,
+        *filter(None, [splits.column]),
+    ]
+
+
+def _chunk_rows(length: int, row_bytes: int) -> int:
+    """Return the rows per chunk: so few that every scorer gets some chunks, so many that reads are worth their cost."""
+    wanted = min(_MAX_CHUNK_ROWS, max(_MIN_CHUNK_ROWS, length // _CHUNKS))
+    return max(1, min(wanted, _CHUNK_BYTES // row_bytes))
 
 
 def _modes(normalise: str | Mapping[str, str], columns: Columns) -> dict[str, str]:

@@ -23,11 +23,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from dask_isgd.errors import DataError
 from dask_isgd.pipelines.ingestion.casting import cast
 from dask_isgd.pipelines.ingestion.plan import ShufflePlan
 from dask_isgd.pipelines.ingestion.statistics import Moments
 from dask_isgd.storage.backends.folder import writing
 from dask_isgd.storage.backends.local import temporary
+from dask_isgd.storage.tables.table import is_missing
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -112,13 +114,19 @@ def _cast(plan: ShufflePlan, name: str, values: NDArray[Any], start: int) -> NDA
     """Return the values of a block as they are written, classes as numbers; ``start`` is the block's first row."""
     target = name == plan.columns.target
     if target and plan.columns.class_values is not None:
+        missing = is_missing(values)
+        if missing.any():
+            raise DataError(
+                f"target {name!r}: got no value in row {start + int(missing.argmax())}, wanted a class; pass "
+                "missing='drop' to leave such rows out"
+            )
         return np.searchsorted(np.array(plan.columns.class_values), values).astype(np.int64)
     return cast(
         values,
         plan.columns.written[name].dtype,
         name=name,
         first_row=start,
-        allow_missing=plan.missing == "keep",
+        allow_missing=plan.keep_missing,
         classes=target and plan.columns.classify,
     )
 

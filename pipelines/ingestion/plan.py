@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
 from dask_isgd.pipelines.ingestion.columns import Columns, row_bytes
 from dask_isgd.pipelines.ingestion.splits import by_fraction, by_group, by_rows, by_time, destinations
-from dask_isgd.pipelines.ingestion.tables.table import Table, scalars
 from dask_isgd.storage.backends.folder import writing
 from dask_isgd.storage.backends.local import temporary
+from dask_isgd.storage.tables.table import Table, scalars
+
+_COPIES = 4
+"""Copies of a block in memory at a time."""
+_NUMBERS_BYTES = 3 * 8 + 1
+"""Bytes per row of the order of all rows, their destinations and their splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,11 @@ class SplitRule:
         """The column that decides, if any."""
         return self.group if self.group is not None else self.time
 
+    def measured(self, table: Table) -> NDArray[np.bool_]:
+        """Return which rows statistics are taken over, (N,): those of ``train``, or of the first split."""
+        split, _ = self.assign(table)
+        return np.asarray(split == list(self.splits).index(measured_split(self.splits)))
+
     def assign(self, table: Table) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
         """Return the split of each row, (N,), and an order of all rows in which each split is written."""
         if self.lists_rows:
@@ -58,6 +70,12 @@ class SplitRule:
         return by_fraction(order, self.splits), order
 
 
+def measured_split(splits: Iterable[str]) -> str:
+    """Return the name of the split that statistics are taken over: ``train``, or the first one."""
+    names = list(splits)
+    return "train" if "train" in names else names[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShufflePlan:
     """All that the work on one block or bucket needs to know. It can be pickled."""
@@ -66,8 +84,8 @@ class ShufflePlan:
     work: Path
     """Folder of the unfinished dataset; every worker must see it."""
     columns: Columns
-    missing: str
-    """``"refuse"`` or ``"keep"`` values that are missing or infinite."""
+    keep_missing: bool
+    """Whether values that are missing or infinite are kept; otherwise they are refused."""
     chunk_size: int
     blocks: tuple[tuple[int, int], ...]
     """Spans of the source's rows."""
@@ -98,8 +116,24 @@ class ShufflePlan:
         return lengths
 
 
+def require_room(table: Table, columns: Columns, memory: int) -> None:
+    """Refuse a table, before anything of its size is allocated, of which a row or the row numbers exceed the memory."""
+    row = max(columns.row_bytes, row_bytes(table.columns[name] for name in columns.written))
+    if row * _COPIES > memory:
+        raise DataError(
+            f"source: got rows of {format_bytes(row)}, of which {_COPIES} must fit into {format_bytes(memory)}; "
+            "pass more memory=…, or use smaller rows"
+        )
+    numbers, free = table.length * _NUMBERS_BYTES, psutil.virtual_memory().available
+    if numbers > free:
+        raise DataError(
+            f"source: got {table.length:,} rows, whose numbers take {format_bytes(numbers)} of memory, and "
+            f"{format_bytes(free)} are free; is the array's shape right?"
+        )
+
+
 def make_plan(
-    table: Table, columns: Columns, rule: SplitRule, work: Path, *, chunk_size: int, missing: str, memory: int
+    table: Table, columns: Columns, rule: SplitRule, work: Path, *, chunk_size: int, keep_missing: bool, memory: int
 ) -> ShufflePlan:
     """Return the plan, with the rows' destinations in a file of the folder ``work``. ``memory`` is in bytes."""
     split, order = rule.assign(table)
@@ -110,10 +144,10 @@ def make_plan(
         table=table,
         work=work,
         columns=columns,
-        missing=missing,
+        keep_missing=keep_missing,
         chunk_size=chunk_size,
         # Reading may copy the block once; its cast and the check of the cast take two more copies.
-        blocks=tuple(table.blocks(max(1, rows // 4))),
+        blocks=tuple(table.blocks(max(1, rows // _COPIES))),
         buckets=tuple(
             (name, first, start, min(start + size, last))
             for name, (first, last) in ranges.items()

@@ -1,6 +1,6 @@
 """A YAML file that describes what to ingest, from where, and how::
 
-    source: {xarray: weather.nc}         # or numpy: a.npz, images: folder, parquet: "part-*.parquet"
+    source: {xarray: weather.nc}         # or zarr, numpy: a.npz, images: folder, parquet: "part-*.parquet", csv
     inputs: [t, p]
     target: rain
     dimension: time
@@ -16,22 +16,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
 from dask_isgd.errors import ConfigError
 from dask_isgd.field_types import Bytes, Count, Fits, Flag, Natural, Text, is_number
 from dask_isgd.pipelines.ingestion.ingest import ingest
+from dask_isgd.pipelines.ingestion.missing import FILL_RULES, ROW_RULES, check_rule
+from dask_isgd.pipelines.ingestion.tables.opening import KINDS
 from dask_isgd.validation import FileModel, Places, validate
 from dask_isgd.yaml_file import read_yaml
 
-_KINDS = ("xarray", "numpy", "images", "parquet")
 _MODES = ("all", "each", "first", "last", "none", "auto")
 
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(text, str) for item in value.items() for text in item)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def _are_splits(value: Any) -> bool:
@@ -45,17 +50,19 @@ def _are_splits(value: Any) -> bool:
 Source = Annotated[
     Mapping[str, Any],
     Fits(
-        lambda value: any(kind in value for kind in _KINDS) and all(isinstance(key, str) for key in value),
-        f"a mapping with one of {', '.join(_KINDS)}",
+        lambda value: any(kind in value for kind in KINDS) and all(isinstance(key, str) for key in value),
+        f"a mapping with one of {', '.join(KINDS)}",
         {
             "type": "object",
             "properties": {
                 "xarray": {"type": "string", "description": "A file or URL that xarray opens."},
+                "zarr": {"type": ["string", "object"], "description": "A Zarr group, or Zarr arrays by name."},
                 "numpy": {"type": ["string", "object"], "description": "An .npz file, or .npy files by name."},
                 "images": {"type": "string", "description": "A folder with one folder of images per class."},
                 "parquet": {"type": "string", "description": "Parquet files; a pattern such as part-*.parquet."},
+                "csv": {"type": "string", "description": "CSV files; a pattern such as part-*.csv."},
             },
-            "anyOf": [{"required": [kind]} for kind in _KINDS],
+            "anyOf": [{"required": [kind]} for kind in KINDS],
         },
     ),
 ]
@@ -76,6 +83,32 @@ Inputs = Annotated[
         {"type": ["string", "array"], "items": {"type": "string"}},
     ),
 ]
+Names = Annotated[
+    list[str],
+    Fits(_are_names, "a list of names", {"type": "array", "items": {"type": "string"}}),
+]
+Features = Annotated[
+    list[str] | Mapping[str, list[str]],
+    Fits(
+        lambda value: _are_names(value) or (isinstance(value, Mapping) and all(map(_are_names, value.values()))),
+        "a list of columns, or a mapping of names to such lists",
+        {"type": ["array", "object"], "items": {"type": "string"}},
+    ),
+]
+Missing = Annotated[
+    str | float | Mapping[str, str | float],
+    Fits(
+        lambda value: check_rule(value) is None,
+        "refuse, keep, drop, mean, median, a number, or a mapping of columns to mean, median, a number or a string",
+        {
+            "anyOf": [
+                {"enum": [*ROW_RULES, *FILL_RULES]},
+                {"type": "number"},
+                {"type": "object", "additionalProperties": {"type": ["number", "string"]}},
+            ]
+        },
+    ),
+]
 Dtypes = Annotated[
     Mapping[str, str],
     Fits(_are_texts, "a mapping of names to dtypes", {"type": "object", "additionalProperties": {"type": "string"}}),
@@ -94,13 +127,17 @@ class IngestRecipe(FileModel):
     """A dataset that is made from files: what to read and how to write it. Only what the file holds is passed on."""
 
     source: Source
-    """One of xarray, numpy, images and parquet, with its options."""
+    """One of xarray, zarr, numpy, images, parquet and csv, with its options."""
     to: Text | None = None
     """Path or URL of the dataset; default: data/RECIPE.zarr."""
     inputs: Inputs | None = None
-    """Names of the inputs; default: all columns of numbers except the target."""
+    """Names of the inputs; default: the features, else all columns of numbers except the target."""
     target: Text | None = None
     """Name of the target; default: target, label or y."""
+    features: Features | None = None
+    """Columns that are written side by side as one input; or such lists by name."""
+    categorical: Names | None = None
+    """Columns of numbers that are coded like strings."""
     dimension: Text | None = None
     """The dimension that counts examples, for xarray; default: sample."""
     splits: Splits | None = None
@@ -113,7 +150,7 @@ class IngestRecipe(FileModel):
     """Write the rows of a split in random order."""
     seed: Natural = 0
     chunk_size: Count | None = None
-    """Rows per chunk; default: about 2 MB, at most 8192 rows."""
+    """Rows per chunk; default: a sixty-fourth of the rows, at most 8192 and about 2 MB."""
     dtypes: Dtypes | None = None
     """Dtypes by name; default: float64 becomes float32."""
     normalise: Normalise = "auto"
@@ -122,8 +159,10 @@ class IngestRecipe(FileModel):
     """Whether the target is a class; default: if it is an integer, a boolean or a string."""
     relabel: Flag = False
     """Number the target's values in sorted order."""
-    missing: Literal["refuse", "keep"] = "refuse"
-    """What to do about NaN and infinity."""
+    missing: Missing = "refuse"
+    """What to do about missing values: refuse, keep, drop, mean, median, a number, or a mapping of columns to fills."""
+    mask: Flag = False
+    """Write beside each feature that was filled whether its value was missing."""
     compressed: Flag = False
     """Whether chunks are compressed."""
     memory: Bytes = "256MB"
@@ -139,7 +178,7 @@ def ingest_recipe(path: str | Path, url: str | None = None) -> str:
     """
     content = read_yaml(path, "a recipe")
     if not isinstance(content, Mapping) or not isinstance(content.get("source"), Mapping):
-        raise ConfigError(f"{path}: got no source, wanted 'source:' with one of {', '.join(_KINDS)}")
+        raise ConfigError(f"{path}: got no source, wanted 'source:' with one of {', '.join(KINDS)}")
     try:
         given = validate(IngestRecipe, content, Places()).given()
     except ConfigError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -141,6 +141,11 @@ class Dataset:
     def local(self) -> bool:
         """Whether the store is a folder in this machine's file system."""
         return isinstance(self._layout.store, LocalStore)
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What its writer recorded, such as ``classes``, ``class_names``, ``features``, ``categories``, ``filled``."""
+        return self._layout.attributes
 
     @property
     def classes(self) -> int | None:

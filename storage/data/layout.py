@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import zarr
 from zarr.abc.store import Store
+from zarr.storage import LocalStore
 
 from dask_isgd.errors import DataError, EmptyDatasetError, LengthMismatchError
 from dask_isgd.storage.backends.stores import Array, children
@@ -185,11 +186,25 @@ def _same_grid(layout: Layout, place: str) -> None:
         raise LengthMismatchError(f"{place}: got lengths {lengths}, wanted the same for all; prepare the data again")
     irregular = [array.basename for array in layout.arrays if not has_regular_chunks(array)]
     if irregular:
-        raise DataError(f"{place}: got chunks of different shapes in {irregular}, wanted one shape; rechunk the arrays")
+        raise DataError(
+            f"{place}: got chunks of different shapes in {irregular}, wanted one shape; write them again with "
+            f"`{_command(layout)}`"
+        )
     chunks = {array.basename: array.chunks[0] for array in layout.arrays}
     # The chunk sizes must agree even if each array has a single chunk; only empty arrays may differ.
     if len(set(chunks.values())) > 1 and lengths[layout.target.basename]:
-        raise DataError(f"{place}: got rows per chunk {chunks}, wanted the same for all; rechunk the arrays")
+        raise DataError(
+            f"{place}: got rows per chunk {chunks}, wanted the same for all; write them again with `{_command(layout)}`"
+        )
+
+
+def _command(layout: Layout) -> str:
+    """Return the command that writes the arrays as a dataset, chunked alike."""
+    root = str(layout.store.root) if isinstance(layout.store, LocalStore) else "URL"
+    source = f"{root}/{layout.group}".rstrip("/")
+    name = source.rpartition("/")[2].removesuffix(".zarr")
+    inputs = " ".join(f"--input {array.basename}" for array in layout.inputs)
+    return f"dask isgd prepare {source} --to {name}-even.zarr {inputs} --target {layout.target.basename}"
 
 
 def _listing(arrays: Mapping[str, Array]) -> str:

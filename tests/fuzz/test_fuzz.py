@@ -305,7 +305,7 @@ def make_sources(root: Path) -> dict[str, dict[str, Any]]:
     return {
         "npz": {"source": {"numpy": str(root / "rows.npz")}, "target": "y", **rest},
         "npy": {"source": {"numpy": {k: str(root / f"{k}.npy") for k in "xy"}}, "dtypes": {"x": "f4"}, **rest},
-        "parquet": {"source": {"parquet": str(root / "rows.parquet"), "features": {"f": ["a"]}}, "target": "y", **rest},
+        "parquet": {"source": {"parquet": str(root / "rows.parquet")}, "features": {"f": ["a"]}, "target": "y", **rest},
         "images": {"source": {"images": str(root / "images"), "size": [4, 4], "mode": "L"}, **rest},
         "zarr": {"source": {"xarray": str(root / "rows.zarr")}, "target": "y", "normalise": "auto", **rest},
     }

@@ -16,8 +16,8 @@ from dask_isgd.pipelines import PIPELINES
 from dask_isgd.pipelines.datasets import fashion_mnist, svhn
 from dask_isgd.pipelines.datasets.digits import stratified
 from dask_isgd.pipelines.datasets.idx import read_idx
-from dask_isgd.pipelines.ingestion.prepared import prepare as prepare_once
 from dask_isgd.storage import Dataset, write_dataset
+from dask_isgd.storage.data.prepared import prepare as prepare_once
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

@@ -23,8 +23,8 @@ from dask_isgd.pipelines.ingestion import assembly, passes
 from dask_isgd.pipelines.ingestion import ingest as ingestion
 from dask_isgd.pipelines.ingestion.splits import by_fraction, by_group, by_time, destinations
 from dask_isgd.pipelines.ingestion.statistics import Moments
+from dask_isgd.pipelines.ingestion.tables.frame_files import open_parquet
 from dask_isgd.pipelines.ingestion.tables.images import ImageTable
-from dask_isgd.pipelines.ingestion.tables.parquet import ParquetTable
 from dask_isgd.storage import Dataset
 
 N = 503
@@ -288,8 +288,8 @@ class TestSources:
         )  # fmt: skip
         for i in range(3):
             frame.iloc[i * 200 : (i + 1) * 200].to_parquet(tmp_path / f"part-{i}.parquet")
-        source = {"parquet": str(tmp_path / "part-*.parquet"), "features": {"features": ["a", "b"]}}
-        url = ingest(source, tmp_path / "d", inputs=["features", "list", "row"], group="who", memory=2_000,
+        source = {"parquet": str(tmp_path / "part-*.parquet")}
+        url = ingest(source, tmp_path / "d", inputs=["list", "row"], features=["a", "b"], group="who", memory=2_000,
                      splits={"train": 0.7, "test": 0.3}, dtypes={"list": "uint8"})  # fmt: skip
         found = by_name(url, "train")
         assert_array_equal(found["features"], WIDE[found["row"], :2].astype("f4"))
@@ -302,7 +302,7 @@ class TestSources:
     def test_parquet_spans_across_files(self, tmp_path):
         for i in range(4):
             pd.DataFrame({"x": np.arange(10.0) + 10 * i}).to_parquet(tmp_path / f"{i}.parquet")
-        table = ParquetTable(str(tmp_path / "*.parquet"))
+        table = open_parquet(str(tmp_path / "*.parquet"))
         assert table.length == 40
         for a, b in [(0, 40), (5, 15), (9, 10), (10, 30), (39, 40), (7, 7)]:
             assert_array_equal(table.read(a, b, ["x"])["x"], np.arange(a, b))
@@ -385,7 +385,7 @@ class TestDtypes:
             ({"dtypes": {"oops": "u1"}}, DataError, "dtypes of these columns only"),
             ({"normalise": "some"}, DataError, "wanted one of 'auto', 'all'"),
             ({"normalise": {"oops": "all"}}, DataError, "wanted inputs"),
-            ({"missing": "ignore"}, DataError, "'refuse' or 'keep'"),
+            ({"missing": "ignore"}, DataError, "'refuse', 'keep'"),
             ({"chunk_size": 0}, DataError, "at least 1"),
             ({"group": "row", "time": "row"}, DataError, "one of these at most"),
             ({"target": "wide"}, DataError, None),

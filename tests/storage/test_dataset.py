@@ -210,7 +210,12 @@ class TestRoles:
             ({"a": ROWS, "y": ONE}, {"inputs": "y", "target": "y"}, DataError, "each array once"),
             ({"a": ROWS, "y": ((20,), 5, ("time",))}, {"target": "y"}, DataError, "wanted 'sample' first"),
             ({"a": ((21, 2), 5, None), "y": ONE}, {}, LengthMismatchError, "'a': 21, 'y': 20"),
-            ({"a": ((20, 2), 4, None), "y": ONE}, {}, DataError, "'a': 4, 'y': 5.*rechunk"),
+            (
+                {"a": ((20, 2), 4, None), "y": ONE},
+                {},
+                DataError,
+                "'a': 4, 'y': 5.*`dask isgd prepare .*--input a --target y`",
+            ),
             ({}, {}, EmptyDatasetError, "no arrays"),
             ({"a": ROWS, "y": ONE}, {"group": "train"}, EmptyDatasetError, "no group 'train'"),
         ],

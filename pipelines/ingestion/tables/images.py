@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError, EmptyDatasetError
 from dask_isgd.extras import needs
-from dask_isgd.pipelines.ingestion.tables.table import even_blocks
 from dask_isgd.storage.data.writing import Column
+from dask_isgd.storage.tables.table import even_blocks
 
 _LARGEST = 16_384
+_MOST_PIXELS = 1 << 26
+"""Pixels of the largest image that is decoded: 200 MB in colour."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
@@ -39,11 +42,12 @@ class ImageTable:
             raise DataError(f"images: got mode {mode!r}, wanted 'RGB' or 'L'")
         self.class_names: Sequence[str] | None = names
         self._mode, self._resize = mode, size is not None
-        self._size = _height_and_width(size) if size is not None else self._open(0)[1:]
+        self._size: tuple[int, int] | None = _height_and_width(size) if size is not None else None
+        height, width = self._size = self._size or self._open(0)[1:]
         self.length = len(self._files)
         channels = 3 if mode == "RGB" else 1
         self.columns = {
-            "image": Column((channels, *self._size), np.dtype("u1")),
+            "image": Column((channels, height, width), np.dtype("u1")),
             "label": Column((), np.dtype("i8")),
         }
 
@@ -66,22 +70,31 @@ class ImageTable:
             from PIL import Image
         path = self._files[i][0]
         try:
-            with Image.open(path) as image:  # Pillow refuses a file whose header promises far too many pixels
-                converted = image.convert(self._mode)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
+                with Image.open(path) as image:  # nothing is decoded before the size is known
+                    self._check_size(path, image.height, image.width)
+                    converted = image.convert(self._mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: cannot be read as an image ({error}); replace or remove the file") from error
         return converted, converted.height, converted.width
 
+    def _check_size(self, path: str, height: int, width: int) -> None:
+        """Raise DataError if an image is too large to be decoded, or differs in size and must not."""
+        if height * width > _MOST_PIXELS:
+            raise DataError(f"{path}: got {height}×{width} pixels, wanted at most {_MOST_PIXELS:,}; is it an image?")
+        if self._size is not None and (height, width) != self._size and not self._resize:
+            raise DataError(
+                f"{path}: got {height}×{width} pixels, wanted {self._size[0]}×{self._size[1]} "
+                "like the first image; pass size=(height, width) to resize all images"
+            )
+
     def _pixels(self, i: int) -> NDArray[np.uint8]:
-        """Return image ``i``, (channels, height, width). Raises DataError if its size differs and must not."""
+        """Return image ``i``, (channels, height, width)."""
         image, height, width = self._open(i)
         if (height, width) != self._size:
-            if not self._resize:
-                raise DataError(
-                    f"{self._files[i][0]}: got {height}×{width} pixels, wanted {self._size[0]}×{self._size[1]} "
-                    "like the first image; pass size=(height, width) to resize all images"
-                )
-            image = image.resize((self._size[1], self._size[0]))
+            assert self._size is not None
+            image = image.resize(self._size[::-1])
         pixels = np.asarray(image, np.uint8)
         return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 

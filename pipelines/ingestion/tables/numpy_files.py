@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ import psutil
 from dask.utils import format_bytes
 
 from dask_isgd.errors import DataError
-from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
+from dask_isgd.storage.tables.arrays import ArrayTable
 
 
-def open_numpy(place: Any) -> ArrayTable:
-    """Return the arrays of an .npz file, or of .npy files by name. Raises DataError if they cannot be read."""
+def open_numpy(place: Any, *, names: Sequence[str] | None = None) -> ArrayTable:
+    """Return the arrays of an .npz file (all, or only ``names``), or of .npy files by name.
+
+    Raises DataError if they cannot be read.
+    """
     try:
         if isinstance(place, Mapping):
             return ArrayTable({name: np.load(path, mmap_mode="r") for name, path in place.items()})
         _check_unpacked_size(place)
         with np.load(place) as archive:
-            return ArrayTable({name: archive[name] for name in archive.files})
+            return ArrayTable({name: archive[name] for name in archive.files if names is None or name in names})
     except DataError:
         raise
     except Exception as error:  # numpy parses the header of a file as Python, and raises whatever that does

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from dask_isgd.errors import DataError
 from dask_isgd.extras import needs
-from dask_isgd.pipelines.ingestion.tables.table import even_blocks, reading
 from dask_isgd.storage.data.codecs import require_safe_group
+from dask_isgd.storage.data.layout import TARGET_NAMES
 from dask_isgd.storage.data.writing import Column
+from dask_isgd.storage.tables.table import even_blocks, reading
 
 _NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
 
@@ -49,7 +50,13 @@ class XarrayTable:
         return even_blocks(self.length, rows)
 
 
-def open_variables(place: Any, dimension: str, **options: Any) -> XarrayTable:
+def likely_dimension(data: Any) -> str:
+    """Return the dimension that counts the examples of an ``xarray.Dataset``: ``sample``, or the target's first one."""
+    first = [str(data[name].dims[0]) for name in TARGET_NAMES if name in data.data_vars and data[name].dims]
+    return "sample" if "sample" in data.sizes or len(first) != 1 else first[0]
+
+
+def open_variables(place: Any, dimension: str | None, **options: Any) -> XarrayTable:
     """Return the table of a file or URL that xarray opens. Raises DataError if it cannot be opened."""
     import xarray
 
@@ -59,8 +66,10 @@ def open_variables(place: Any, dimension: str, **options: Any) -> XarrayTable:
             options = {"chunks": None, **options}
             options.pop("engine", None)
             require_safe_group(text, options.get("group"), options.get("storage_options"))
-            return XarrayTable(xarray.open_zarr(text, **options), dimension)
-        return XarrayTable(xarray.open_dataset(text, **options), dimension)
+            opened = xarray.open_zarr(text, **options)
+        else:
+            opened = xarray.open_dataset(text, **options)
+        return XarrayTable(opened, dimension or likely_dimension(opened))
     except DataError:
         raise
     except Exception as error:  # whatever a backend raises
