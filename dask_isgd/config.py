@@ -134,8 +134,9 @@ class Scoring:
     train_mode: Flag = False
     """Score with dropout on; the gradient stays unbiased either way."""
     skip_bad_chunks: Flag = False
-    """Continue without a scoring chunk that overlaps a missing or corrupt chunk of the data: it is neither scored nor
-    drawn. What ``fit`` checks must still be intact: the targets, and the first, the middle and the last chunk."""
+    """Continue without rows that hold NaN or infinity, which contribute nothing, and without a scoring chunk that
+    overlaps a missing or corrupt chunk of the data, which is neither scored nor drawn. What
+    ``fit`` checks must still be intact: the targets, and the first, the middle and the last chunk."""
 
     @property
     def cache_memory_bytes(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dask_isgd.config import Scoring
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
+from dask_isgd.core.incomplete import incomplete, replaced
 from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError
 from dask_isgd.norms import NormEngine, check_training_mode
@@ -51,6 +52,8 @@ def check_model(
 ) -> tuple[float, int | None]:
     """Return the examples scored per second here, and the number of classes if the targets are classes."""
     rows = dataset.read(0, min(_PROBE_ROWS, len(dataset)))
+    if scoring.skip_bad_chunks:
+        rows = replaced(rows, incomplete(rows))
     inputs, targets = Prepare(dataset, torch.device("cpu"))(rows.inputs, rows.target)
     module.eval()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import nn
 
 from dask_isgd import config
 from dask_isgd.checks.data import dataset_of
+from dask_isgd.checks.finite import check_finite
 from dask_isgd.checks.model import check_model, check_parameters
 from dask_isgd.checks.resume import require_resumable
 from dask_isgd.checks.settings import check_settings
@@ -125,6 +126,9 @@ def _check_model(request: RunRequest, dataset: Dataset, validation: Dataset | No
     module = models.build(request.model, request.learning.seed)
     check_parameters(module)
     loss = request.loss if request.loss is not None else cross_entropy
+    for each in (dataset, validation):
+        if each is not None:
+            check_finite(each, module, loss, skip=request.scoring.skip_bad_chunks)
     speed, classes = check_model(module, loss, dataset, request.scoring, classify=classify)
     for each in (dataset, validation):
         if each is not None:

@@ -75,6 +75,8 @@ class LaunchedStep:
         if refused:
             self._raise_not_finite()
         norms = numbers[_SCALARS:] if self._has_norms else None
+        if norms is not None:
+            norms = np.where(self._coefficients == 0.0, 0.0, norms)  # rows that contribute nothing
         if math.isnan(product):
             product = math.nan  # one object: steps compare equal
             if self._measured and norms is not None:

@@ -120,7 +120,15 @@ class Learner(LongTask):
             self.batch_sampler.load(self.weights)
         self.weight_reader = parts.open(WeightReader(self.weights, self.timeout, strict=learning.synchronous))
         prepare, folder = Prepare(spec.data, self.trainer.device), worker.local_directory
-        feed = open_feed(spec.data, self.batch_sampler, prepare, learning, folder=folder, timeout=self.timeout)
+        feed = open_feed(
+            spec.data,
+            self.batch_sampler,
+            prepare,
+            learning,
+            folder=folder,
+            timeout=self.timeout,
+            skip_incomplete=spec.scoring.skip_bad_chunks,
+        )
         self.feed = parts.add(feed)
         logger.info("feed: %s", self.feed.reason)
         # The lease comes last: a predecessor that leaves has had time to commit.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
+from dask_isgd.core.incomplete import complete_only, incomplete, replaced
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import CorruptChunkError, ModelError
 from dask_isgd.norms import NormEngine, checked_losses
@@ -182,11 +183,12 @@ def _norms(
     norms = np.empty(count, np.float32)
     loss, first = 0.0, 0
     for rows in batches:
-        inputs, targets = replica.prepare(rows.inputs, rows.target)
+        bad = incomplete(rows) if run.spec.scoring.skip_bad_chunks else np.zeros(len(rows.target), bool)
+        inputs, targets = replica.prepare(*(replaced(rows, bad) if bad.any() else rows))
         norms_B, losses_B = replica.adaptive_batch(replica.norms, inputs, targets)
-        norms[first : first + len(targets)] = norms_B.cpu().numpy()
+        norms[first : first + len(targets)] = np.where(bad, 0.0, norms_B.cpu().numpy())
         first += len(targets)
-        loss += float(losses_B.double().sum())
+        loss += float(np.where(bad, 0.0, losses_B.double().cpu().numpy()).sum())
     return norms, loss, time.perf_counter() - began
 
 
@@ -263,6 +265,10 @@ def _sums(run: _OpenRun, tensors: dict[str, Tensor], order: Order, batches: Iter
     total = Evaluation(0, 0.0, 0.0)
     try:
         for rows in batches:
+            if run.spec.scoring.skip_bad_chunks:
+                rows = complete_only(rows)
+            if not len(rows.target):
+                continue
             inputs, targets = replica.prepare(rows.inputs, rows.target)
             losses_B, wrong_B = replica.adaptive_batch(replica.outputs, inputs, targets)
             total += Evaluation(len(targets), float(losses_B.double().sum()), float(wrong_B.double().sum()))

@@ -18,6 +18,9 @@ from dask_isgd.storage.tables.variables import XarrayTable, likely_dimension
 
 logger = logging.getLogger(__name__)
 
+_COUNTED_CHUNKS = 1 << 14
+"""Chunks of an array up to which missing ones are counted: Zarr looks for each of them."""
+
 
 def open_zarr(
     place: Any,
@@ -80,7 +83,7 @@ def _table(arrays: Mapping[str, Array], place: str) -> ArrayTable:
     for name, array in arrays.items():
         if not isinstance(array, zarr.Array):
             raise DataError(f"{place}: got a group for {name!r}, wanted an array")
-        missing = array.nchunks - array.nchunks_initialized if array.nchunks else 0
+        missing = array.nchunks - array.nchunks_initialized if 0 < array.nchunks <= _COUNTED_CHUNKS else 0
         if missing > 0:
             logger.warning(
                 "%s: %d of the %d chunks of array %r are not in the store, and are read as %s",

@@ -25,8 +25,10 @@ def _rules() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_rules")
+@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # dask's use of pandas
 @pytest.mark.parametrize("page", PAGES)
-def test_the_code_runs(page: str) -> None:
+def test_the_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
     assert blocks
     names: dict[str, Any] = {"__name__": page}

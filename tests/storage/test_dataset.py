@@ -214,7 +214,7 @@ class TestRoles:
                 {"a": ((20, 2), 4, None), "y": ONE},
                 {},
                 DataError,
-                "'a': 4, 'y': 5.*`dask isgd prepare .*--input a --target y`",
+                "'a': 4, 'y': 5.*`dask isgd prepare .*--target y`",
             ),
             ({}, {}, EmptyDatasetError, "no arrays"),
             ({"a": ROWS, "y": ONE}, {"group": "train"}, EmptyDatasetError, "no group 'train'"),

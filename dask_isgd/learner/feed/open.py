@@ -37,15 +37,18 @@ def open_feed(
     *,
     folder: str | None = None,
     timeout: float,
+    skip_incomplete: bool = False,
 ) -> Feed:
     """Open the fastest feed of minibatches of ``dataset`` on the learner's device; ``folder`` may hold a copy.
 
     They are prepared ahead, unless all rows are in memory and need no copy to a device, or the run is
-    synchronous: its draws depend on the norms of the previous step.
+    synchronous: its draws depend on the norms of the previous step. ``skip_incomplete``: rows with missing values
+    contribute nothing.
     """
     source = open_source(dataset, draws, learning, folder=folder, timeout=timeout)
     at_hand = source.in_memory and prepare.device.type == "cpu"
-    return Feed(source, prepare, ahead=0 if at_hand or learning.synchronous else PREPARED, timeout=timeout)
+    ahead = 0 if at_hand or learning.synchronous else PREPARED
+    return Feed(source, prepare, ahead=ahead, timeout=timeout, skip_incomplete=skip_incomplete)
 
 
 def open_source(

@@ -6,9 +6,11 @@ import queue
 import threading
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from dask_isgd.core.batch import Array, Prepare, as_tensor
+from dask_isgd.core.incomplete import incomplete, replaced
 from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.learner.feed.source import Source
 from dask_isgd.sampling import Draw
@@ -28,11 +30,14 @@ class Feed:
 
     The source draws; it is used by one thread at a time. A minibatch keeps the coefficients it was
     drawn with, however long it waited. On a CUDA device rows go through pinned memory, so that their
-    copy is asynchronous. Closing the feed closes the source.
+    copy is asynchronous. With ``skip_incomplete``, rows with missing values get the coefficient 0: they contribute
+    nothing. Closing the feed closes the source.
     """
 
-    def __init__(self, source: Source, prepare: Prepare, *, ahead: int, timeout: float) -> None:
-        self._source, self._prepare = source, prepare
+    def __init__(
+        self, source: Source, prepare: Prepare, *, ahead: int, timeout: float, skip_incomplete: bool = False
+    ) -> None:
+        self._source, self._prepare, self._skip_incomplete = source, prepare, skip_incomplete
         self._ahead, self._timeout = ahead, timeout
         self._pin = prepare.device.type == "cuda"
         self._thread: threading.Thread | None = None
@@ -46,6 +51,9 @@ class Feed:
 
     def _make(self, step: int, until: int) -> Minibatch:
         draw, rows = self._source.minibatch(step, until)
+        if self._skip_incomplete and (bad := incomplete(rows)).any():
+            rows = replaced(rows, bad)
+            draw = draw._replace(coefficients=np.where(bad, 0.0, draw.coefficients))
         inputs, target = rows
         if self._pin:
             x, y = self._prepare(tuple(map(_pinned, inputs)), _pinned(target))
