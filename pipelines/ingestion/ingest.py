@@ -21,7 +21,7 @@ from dask_isgd.pipelines.ingestion.coding import CodingRule, FeatureNames, code_
 from dask_isgd.pipelines.ingestion.columns import Columns, choose_columns
 from dask_isgd.pipelines.ingestion.missing import MissingRule
 from dask_isgd.pipelines.ingestion.passes import collect, run_pass, scatter
-from dask_isgd.pipelines.ingestion.plan import SplitRule, make_plan, require_room
+from dask_isgd.pipelines.ingestion.plan import SplitRule, make_plan, require_countable, require_room
 from dask_isgd.pipelines.ingestion.statistics import mode_of
 from dask_isgd.pipelines.ingestion.tables.opening import open_table
 from dask_isgd.storage.data.prepared import prepare
@@ -141,6 +141,7 @@ def ingest(
         mask=mask,
     )
     source_table = open_table(source, dimension=dimension, names=_named(rule, splitting))
+    require_countable(source_table)
     coded = code_columns(source_table, rule, splitting)
     table, keep = coded.table, missing == "keep"
     columns = choose_columns(

@@ -116,19 +116,23 @@ class ShufflePlan:
         return lengths
 
 
-def require_room(table: Table, columns: Columns, memory: int) -> None:
-    """Refuse a table, before anything of its size is allocated, of which a row or the row numbers exceed the memory."""
-    row = max(columns.row_bytes, row_bytes(table.columns[name] for name in columns.written))
-    if row * _COPIES > memory:
-        raise DataError(
-            f"source: got rows of {format_bytes(row)}, of which {_COPIES} must fit into {format_bytes(memory)}; "
-            "pass more memory=…, or use smaller rows"
-        )
+def require_countable(table: Table) -> None:
+    """Refuse a table, before anything of its length is allocated, whose row numbers exceed the free memory."""
     numbers, free = table.length * _NUMBERS_BYTES, psutil.virtual_memory().available
     if numbers > free:
         raise DataError(
             f"source: got {table.length:,} rows, whose numbers take {format_bytes(numbers)} of memory, and "
             f"{format_bytes(free)} are free; is the array's shape right?"
+        )
+
+
+def require_room(table: Table, columns: Columns, memory: int) -> None:
+    """Refuse a table, before a row is read, of whose rows too few fit into ``memory`` bytes."""
+    row = max(columns.row_bytes, row_bytes(table.columns[name] for name in columns.written))
+    if row * _COPIES > memory:
+        raise DataError(
+            f"source: got rows of {format_bytes(row)}, of which {_COPIES} must fit into {format_bytes(memory)}; "
+            "pass more memory=…, or use smaller rows"
         )
 
 

@@ -88,5 +88,5 @@ def test_large_data_are_not_read(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"got 32\.00 TiB in memory, wanted at most 512\.00 MiB.*ingest"):
         dataset_of({"x": Untouched(), "y": Untouched()}, tmp_path / "run")
     monkeypatch.setattr(checked, "_LARGEST", 1000)
-    with pytest.raises(DataError, match="wanted at most 1000 B"):
+    with pytest.raises(DataError, match=r"wanted at most 0\.98 kiB"):
         dataset_of((X, Y), tmp_path / "run")

@@ -96,7 +96,7 @@ class TestRowsWithMissingValues:
         """A pass over all rows moves the parameters as if the loss of the incomplete ones were zero."""
         sampling = Sampling(uniform=True)
         draws = BatchSampler(N, 8, N, sampling, seed=0, report_every=100, skip_bad_chunks=True)
-        settings = Learning(steps=1, batch_size=N, learning_rate=0.5)
+        settings = Learning(steps=1, batch_size=N, learning_rate=0.5, momentum=0.0)
         feed = open_feed(holes, draws, Prepare(holes, torch.device("cpu")), settings, timeout=30, skip_incomplete=True)
         torch.manual_seed(0)
         trainer, other = Trainer(model(), torch.nn.CrossEntropyLoss(reduction="none"), settings), model()

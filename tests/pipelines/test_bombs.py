@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def test_parquet(tmp_path, monkeypatch):
     frame = pd.DataFrame({"x": np.zeros(1_000_000), "y": 0})
     frame.to_parquet(tmp_path / "t.parquet", index=False)
     assert (tmp_path / "t.parquet").stat().st_size < 20_000
-    monkeypatch.setattr(frame_files.psutil, "virtual_memory", lambda: type("M", (), {"available": 16 << 20}))
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=16 << 20))
+    monkeypatch.setattr(frame_files, "psutil", memory)
     with pytest.raises(DataError, match=r"row group of 1,000,000 rows that takes 15\.26 MiB, and 16\.00 MiB"):
         ingest(tmp_path / "t.parquet", tmp_path / "d")
 

@@ -229,8 +229,9 @@ class TestProcess:
         assert (result.returncode, result.stdout, result.stderr) == (0, "data/digits.zarr\n", "")
 
     def test_interrupts_have_their_codes(self, here, monkeypatch):
+        from dask_isgd.pipelines.commands import prepare
         from dask_isgd.pipelines.commands.terminated import Terminated
 
         for error, code in ((KeyboardInterrupt, 128 + signal.SIGINT), (Terminated, 128 + signal.SIGTERM)):
-            monkeypatch.setattr(training, "default_data", lambda name, error=error: (_ for _ in ()).throw(error))
+            monkeypatch.setattr(prepare, "default_data", lambda name, error=error: (_ for _ in ()).throw(error))
             assert invoke("prepare", "digits").exit_code == code
