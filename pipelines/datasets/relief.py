@@ -16,8 +16,8 @@ from dask_isgd.extras import needs
 from dask_isgd.pipelines.datasets.sources import Source
 from dask_isgd.pipelines.datasets.sphere import halves, random_places
 from dask_isgd.pipelines.ingestion.ingest import ingest
-from dask_isgd.pipelines.ingestion.prepared import finished
-from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
+from dask_isgd.storage.data.prepared import finished
+from dask_isgd.storage.tables.arrays import ArrayTable
 
 TRAIN, TEST = 200_000, 50_000
 CHUNK = 2048

@@ -16,8 +16,8 @@ from dask_isgd.errors import DataError
 from dask_isgd.extras import needs
 from dask_isgd.pipelines.datasets.sources import Source
 from dask_isgd.pipelines.ingestion.ingest import ingest
-from dask_isgd.pipelines.ingestion.prepared import finished
-from dask_isgd.pipelines.ingestion.tables.arrays import ArrayTable
+from dask_isgd.storage.data.prepared import finished
+from dask_isgd.storage.tables.arrays import ArrayTable
 
 TRAIN = 43_500
 """Statlog's own split: the first examples are for training, the others for tests."""
