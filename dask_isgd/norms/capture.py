@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dask_isgd.norms.captured_layer import CapturedLayer
+from dask_isgd.norms.graph_reader import GraphReader, SharedTerm
 from dask_isgd.norms.later_batches import nodes_created
 from dask_isgd.norms.model_state import frozen
 from dask_isgd.norms.per_example_copies import Shape, expanded
 from dask_isgd.norms.rules import Rule, Saved, rule_of
 from dask_isgd.norms.tensor_trees import Loss, autocast_on, call, checked_losses, row_norms, wide
-from dask_isgd.norms.training_graph import SharedReader, SharedTerm
 
 WORKSPACE = 1 << 24
 """Elements of materialised gradients at a time (64 MB in float32)."""
@@ -112,9 +112,6 @@ class Capture:
         index = len(self.calls)
         self.calls.append((layer.name, output.ndim))
         point, replaced = gradient_point(output), False
-        if layer.layout.shared:
-            point, replaced = layer.layout.batch_first(output, self.size).clone(), True
-            call.shape = point.shape
         if not point.requires_grad:
             # The first layer of a frozen model: nothing before it needs a gradient, but backward must reach it.
             point, replaced = _Anchored.apply(point, self.anchor), True  # type: ignore[no-untyped-call]
@@ -139,8 +136,7 @@ class Capture:
         layer = call.layer
         if gradient.shape != call.shape:
             gradient = gradient.reshape(call.shape)
-        if not layer.layout.shared:
-            gradient = layer.layout.batch_first(gradient, self.size)
+        gradient = layer.layout.batch_first(gradient, self.size)
         if layer.unshared:
             self._add_term(layer.name, call.rule.norms(call.module, saved, gradient, layer.unshared))
         for own, name in layer.shared.items():
@@ -194,9 +190,8 @@ def fast_pass(
     ``shared`` are read off the graph. With ``only``, the backward pass is of that example's loss alone.
     """
     capture = Capture(model, layers, size)
-    names = [name for term in shared for name in term.names]
-    with frozen(model, but=names), expanded(model, copies, size) as leaves:
-        reader = SharedReader(model, shared, size)
+    reader = GraphReader(model, shared, size, deferred=True)
+    with frozen(model, but=[term.name for term in shared]), expanded(model, copies, size) as leaves:
         try:
             capture.open()
             capture.recording = True
@@ -206,12 +201,13 @@ def fast_pass(
             losses = checked_losses(loss, output, targets, size)
             capture.nodes = nodes_created() - before
             if losses.requires_grad:
-                points = [capture.anchor, *leaves.values()]
-                if shared:
-                    reader.find([losses])
-                    points += [model.get_parameter(name) for name in names]
+                reader.find([losses])
+                points: list[Tensor] = [capture.anchor, *leaves.values()]
+                edges = reader.edges(points)
                 summed = losses.sum() if only is None else losses[only]
-                _, *gradients = torch.autograd.grad(summed, points, allow_unused=True)
+                goals: Any = [*points, *edges]
+                _, *gradients = torch.autograd.grad(summed, goals, allow_unused=True)
+                reader.deliver(edges, gradients[len(leaves) :])
                 for name, gradient in zip(leaves, gradients, strict=False):
                     if gradient is not None:
                         capture.terms[name] = row_norms(gradient)
@@ -221,7 +217,6 @@ def fast_pass(
                 capture.changed |= reader.failed or {"": "a gradient of what the examples share did not arrive"}
         finally:
             capture.close()
-            reader.close()
     return capture, losses.detach()
 
 

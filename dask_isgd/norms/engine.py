@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dask_isgd.errors import ConfigError, ModelError
-from dask_isgd.norms.attention import AttentionLayers
-from dask_isgd.norms.audit import NormPlan, audit, first_line
+from dask_isgd.norms.audit import audit
 from dask_isgd.norms.capture import fast_pass
 from dask_isgd.norms.coupling import agree, mixes_rows, same_losses
 from dask_isgd.norms.fallback import parameter_squares, squares_by_loop, squares_by_vmap
@@ -25,12 +24,15 @@ from dask_isgd.norms.model_state import (
     set_random_state,
     trainable,
 )
+from dask_isgd.norms.norm_plan import NormPlan
+from dask_isgd.norms.recurrent import composed_recurrence
 from dask_isgd.norms.tensor_trees import (
     Loss,
     batch_size,
     call,
     checked_losses,
     detached,
+    first_line,
     on_tensors,
     square_norms,
     take,
@@ -74,7 +76,6 @@ class NormEngine:
         self.plan: NormPlan | None = None
         """The result of the audit; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
-        self._attention = AttentionLayers()
         self._compared: set[tuple[torch.Size, ...]] = set()
         self._schedule = CheckSchedule()
         self._reported = False
@@ -141,10 +142,10 @@ class NormEngine:
             squares, losses = self._exact(take(inputs, twice), take(targets, twice), 2)
             return squares[:1], losses[:1]
         rows: Tensor | None = None
-        with self._attention.decomposed(self.model) as decomposed:
+        with composed_recurrence(self.model):
             for attempt in range(3):
                 start, before = time.perf_counter(), random_state(self.model)
-                found = self._by_plan(inputs, targets, size, decomposed=decomposed, rows=rows)
+                found = self._by_plan(inputs, targets, size, rows=rows)
                 if found is None:  # another model, or control flow that the audit did not meet
                     self.plan, self._reads = None, self._reads and attempt == 0
                     continue
@@ -171,16 +172,15 @@ class NormEngine:
         assert plan is not None
         if not plan.deterministic and plan.fallback:
             return None  # its random numbers are drawn, and gone
-        with self._attention.restored(self.model):
-            if plan.deterministic:
-                one = slice(k, k + 1)
-                wanted = squares_by_loop(
-                    self.model, self.loss, take(inputs, one), take(targets, one), list(trainable(self.model))
-                )[0][0]
-            else:
-                set_random_state(self.model, before)
-                losses = checked_losses(self.loss, call(self.model, inputs), targets, batch_size(inputs, targets))
-                wanted = parameter_squares(losses[k], list(trainable(self.model).values())).sum()
+        if plan.deterministic:
+            one = slice(k, k + 1)
+            wanted = squares_by_loop(
+                self.model, self.loss, take(inputs, one), take(targets, one), list(trainable(self.model))
+            )[0][0]
+        else:
+            set_random_state(self.model, before)
+            losses = checked_losses(self.loss, call(self.model, inputs), targets, batch_size(inputs, targets))
+            wanted = parameter_squares(losses[k], list(trainable(self.model).values())).sum()
         if agree(got, float(wanted), inputs, self.model, floor=1e-36):
             return None
         plan_norm, norm = got**0.5, float(wanted) ** 0.5
@@ -197,7 +197,7 @@ class NormEngine:
         self._reported = True
 
     def _by_plan(
-        self, inputs: Any, targets: Any, size: int, *, decomposed: bool, rows: Tensor | None
+        self, inputs: Any, targets: Any, size: int, *, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, int] | None:
         """Return squares, losses and the graph nodes of the pass; None if it did not follow the plan.
 
@@ -219,7 +219,7 @@ class NormEngine:
         losses: Tensor | None = None
         nodes = 0
         if plan.layers or plan.copies or plan.shared:
-            found = self._by_fast_pass(plan, inputs, targets, size, unchanged=plan.forward_unchanged and not decomposed)
+            found = self._by_fast_pass(plan, inputs, targets, size)
             if found is None:
                 return None
             squares, losses, nodes = found
@@ -247,9 +247,7 @@ class NormEngine:
                 )
         return squares_by_loop(self.model, self.loss, inputs, targets, plan.fallback)
 
-    def _by_fast_pass(
-        self, plan: NormPlan, inputs: Any, targets: Any, size: int, *, unchanged: bool
-    ) -> tuple[Tensor, Tensor, int] | None:
+    def _by_fast_pass(self, plan: NormPlan, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor, int] | None:
         before = random_state(self.model)
         try:
             capture, losses = fast_pass(
@@ -258,17 +256,17 @@ class NormEngine:
             after = random_state(self.model)
             if not plan.matches(capture, size):
                 return None
-            if not unchanged and not self._examples_apart(plan, inputs, targets, losses, before):
+            if plan.copies and not self._examples_apart(plan, inputs, targets, losses, before):
                 return None
         except Exception:  # a model may raise anything at copies that it does not expect
-            if unchanged:
+            if not plan.copies:
                 raise
             return None
         set_random_state(self.model, after)
         return capture.squares(size, losses.device), losses, capture.nodes
 
     def _examples_apart(self, plan: NormPlan, inputs: Any, targets: Any, losses: Tensor, before: list[Tensor]) -> bool:
-        """Return whether a pass with copies and decomposed attention keeps the model's losses and the examples apart.
+        """Return whether a pass with copies keeps the model's losses and the examples apart.
 
         Copies may broadcast differently for these shapes than for the audit's: checked once per set of shapes.
         """
@@ -277,7 +275,7 @@ class NormEngine:
             return True
         size = len(losses)
         set_random_state(self.model, before)
-        with torch.no_grad(), self._attention.restored(self.model):
+        with torch.no_grad():
             plain = checked_losses(self.loss, call(self.model, inputs), targets, size)
         set_random_state(self.model, before)
         last, _ = fast_pass(self.model, self.loss, inputs, targets, plan.layers, plan.copies, size, only=size - 1)

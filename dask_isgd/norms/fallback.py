@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
+from dask_isgd.norms.coupling import agree
 from dask_isgd.norms.model_state import frozen, replaced
 from dask_isgd.norms.tensor_trees import (
     Loss,
     call,
     checked_losses,
+    first_line,
     square_norms,
     take,
     tensors,
@@ -75,6 +77,31 @@ def squares_by_loop(
         squares.append(parameter_squares(value[0], parameters).sum())
         losses.append(value.detach())
     return torch.stack(squares), torch.cat(losses)
+
+
+def vmap_fits(
+    model: nn.Module, loss: Loss, inputs: Any, targets: Any, names: tuple[str, ...], *, deterministic: bool
+) -> tuple[bool, str]:
+    """Return whether vmap runs this model and agrees with a plain loop on these few examples; otherwise, why not.
+
+    With dropout on, the two draw different masks, and are compared in eval mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        if not deterministic:
+            model.eval()
+        wanted, _ = squares_by_loop(model, loss, inputs, targets, names)
+        try:
+            got, _ = squares_by_vmap(model, loss, inputs, targets, names)
+        except Exception as error:  # vmap may raise anything; the loop has none of its restrictions
+            return False, f"vmap fails ({type(error).__name__}: {first_line(error)})"
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    for a, b in zip(got.tolist(), wanted.tolist(), strict=True):
+        if not agree(a, b, inputs, model, floor=1e-36):
+            return False, f"vmap gives {a**0.5:.6g}, autograd gives {b**0.5:.6g}"
+    return True, ""
 
 
 def parameter_squares(value: Tensor, parameters: list[nn.Parameter], *, retain: bool = False) -> Tensor:

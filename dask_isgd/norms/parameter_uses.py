@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from typing import Any
 
 from torch import Tensor
 
 from dask_isgd.errors import ModelError
+from dask_isgd.norms.graph_nodes import operation
 
 _ELEMENTWISE = """
     Abs Add Addcdiv Addcmul Clamp ClampMax ClampMin Clone Cos Div Erf Exp Expm1 Gelu Lerp Log Log1P Maximum Minimum Mul
@@ -22,11 +22,6 @@ BROADCASTING = frozenset(f"{_ELEMENTWISE} {_PRODUCTS} {_VIEWS}".split())
 
 UNCHECKED = frozenset(["WeightNormInterface"])
 """Operations that do not check the shapes that they get, and crash the process."""
-
-
-def operation(node: Any) -> str:
-    """Return the name of a node's operation: ``Mul`` for ``MulBackward0``."""
-    return re.sub(r"Backward\d*$", "", str(node.name()).rpartition("::")[2])
 
 
 class Graph:

@@ -133,3 +133,8 @@ def autocast_on(kind: str) -> bool:
 def wide(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which squares are summed: squares of small norms leave the range of float32."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message."""
+    return (str(error).splitlines() or [""])[0]

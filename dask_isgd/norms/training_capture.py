@@ -16,10 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from dask_isgd.norms.capture import Capture
 from dask_isgd.norms.engine import structure_of
+from dask_isgd.norms.graph_reader import GraphReader
 from dask_isgd.norms.later_batches import CheckSchedule, nodes_created
+from dask_isgd.norms.norm_plan import NormPlan
 from dask_isgd.norms.tensor_trees import tensors
-from dask_isgd.norms.training_graph import SharedReader
-from dask_isgd.norms.training_plan import TrainingPlan, training_plan
+from dask_isgd.norms.training_plan import training_plan
 
 logger = logging.getLogger("dask_isgd.norms")
 
@@ -29,7 +30,7 @@ class _Trained:
     """What is known of a model that is trained under captures."""
 
     structure: tuple[Any, ...]
-    plan: TrainingPlan | None
+    plan: NormPlan | None
     """None if no plan serves the model."""
     reason: str
     schedule: CheckSchedule = field(default_factory=CheckSchedule)
@@ -46,9 +47,9 @@ class TrainingNorms:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._trained: _Trained | None = None
-        self._plan: TrainingPlan | None = None
+        self._plan: NormPlan | None = None
         self._capture: Capture | None = None
-        self._reader: SharedReader | None = None
+        self._reader: GraphReader | None = None
         self._handles: list[RemovableHandle] = []
         self._auditing = False
         self._start = 0.0
@@ -73,7 +74,7 @@ class TrainingNorms:
         capture.finish()
         size = len(scale)
         shared = self._reader.squares() if self._reader is not None else []
-        if shared is None or not plan.layers.matches(capture, size):
+        if shared is None or not plan.matches(capture, size):
             self.reason = "the step did not make the forward and backward pass that the audit proved"
             return None
         if trained.schedule.due(self._nodes):
@@ -96,7 +97,7 @@ class TrainingNorms:
         plan, reason = training_plan(self._model, self._inputs, rows=rows, whole=not known)
         self._auditing = False
         schedule.checked(time.perf_counter() - start, trained.seconds)
-        if plan is not None and not plan.layers.conclusive:
+        if plan is not None and not plan.conclusive:
             return
         same = plan is not None and trained.plan is not None and plan.same_as(trained.plan)
         if not known:
@@ -119,8 +120,6 @@ class TrainingNorms:
             self._handles.pop().remove()
         if self._capture is not None:
             self._capture.close()
-        if self._reader is not None:
-            self._reader.close()
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too
@@ -134,10 +133,10 @@ class TrainingNorms:
                 self._close()
                 return
             self._start = time.perf_counter()
-            self._capture = Capture(model, self._plan.layers.layers, len(tensors((args, kwargs))[0]))
+            self._capture = Capture(model, self._plan.layers, len(tensors((args, kwargs))[0]))
             self._capture.open()
             if self._plan.shared:
-                self._reader = SharedReader(model, self._plan.shared, self._capture.size)
+                self._reader = GraphReader(model, self._plan.shared, self._capture.size)
         self._capture.recording = True
         self._nodes -= nodes_created()
 
@@ -152,7 +151,7 @@ class TrainingNorms:
                     "%s: training steps yield no norms of their minibatches: %s", type(model).__name__, reason
                 )
             trained = _Trained(structure, plan, reason)
-            if plan is None or plan.layers.conclusive:
+            if plan is None or plan.conclusive:
                 _TRAINED[model] = trained
             else:
                 trained.plan, trained.reason = None, "the losses are not finite"

@@ -164,7 +164,7 @@ class TiedHead(nn.Module):
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "RNN": (lambda: Reads(Recurrent(nn.RNN, batch_first=True), 7), True),
-    "LSTM": (lambda: Reads(Recurrent(nn.LSTM, batch_first=True), 7), False),
+    "LSTM": (lambda: Reads(Recurrent(nn.LSTM, batch_first=True), 7), True),
     "GRU, two layers, both ways, batch second": (
         lambda: Reads(Recurrent(nn.GRU, batch_first=False, num_layers=2, bidirectional=True), 14),
         False,
@@ -180,7 +180,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "attention": (lambda: Reads(Attends()), True),
     "attention without biases": (lambda: Reads(Attends(bias=False)), True),
     "attention with a bias of its own": (lambda: Reads(Attends(add_bias_kv=True)), False),
-    "attention to another tensor": (lambda: Reads(Attends(crossed=True)), False),
+    "attention to another tensor": (lambda: Reads(Attends(crossed=True)), True),
     "attention, causal": (lambda: Reads(Masked(causal=True, need_weights=False, boolean=True)), True),
     "attention, masked": (lambda: Reads(Masked(causal=False, need_weights=True, boolean=True)), True),
     "attention, masks of numbers": (lambda: Reads(Masked(causal=False, need_weights=False, boolean=False)), True),

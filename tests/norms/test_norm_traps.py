@@ -434,7 +434,7 @@ def test_a_graph_that_cannot_be_read_leads_to_the_fallback(monkeypatch: pytest.M
         assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 1e-5
     assert captured(model, tokens, y) is None
     other = Distances().eval()
-    monkeypatch.setattr("dask_isgd.norms.shared_terms._found", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("dask_isgd.norms.shared_terms.feeds_of", lambda *arguments: 1 / 0)
     assert wrong_by(NormEngine(other, cross_entropy)(tokens, y)[0], other, tokens, y) <= 1e-5
 
 
