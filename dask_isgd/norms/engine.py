@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,9 @@ from dask_isgd.norms.model_state import (
     preserved,
     random_state,
     set_random_state,
+    structure_of,
     trainable,
+    without,
 )
 from dask_isgd.norms.norm_plan import NormPlan
 from dask_isgd.norms.recurrent import composed_recurrence
@@ -51,7 +54,8 @@ class NormEngine:
     gradient with respect to the model's output, forward only for the body (Katharopoulos and Fleuret
     2018, arXiv 1803.00942); ``"loss"``, the loss itself, at least 0. ``train_mode``: whether the model
     runs in train mode, with dropout drawn from a copy of the random state. ``micro_batch``: the largest
-    number of examples at once.
+    number of examples at once. ``ignore``: names of parameters, with wildcards (``"*.bias"``), that the exact norm
+    omits, such as a few that no rule serves.
 
     The plan stays in use while the model's layers, its parameters, and which of them are trainable stay the same.
     """
@@ -64,15 +68,19 @@ class NormEngine:
         method: str = "exact",
         train_mode: bool = False,
         micro_batch: int | None = None,
+        ignore: Sequence[str] = (),
     ) -> None:
         if method not in METHODS:
             raise ConfigError(f"method: got {method!r}, wanted one of {', '.join(map(repr, METHODS))}")
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"micro_batch: got {micro_batch!r}, wanted a whole number at least 1 or None")
+        if ignore and method != "exact":
+            raise ConfigError(f"ignore: got {ignore!r} with method={method!r}, wanted method='exact'")
         self.attach(model, loss)
         self.method = method
         self.train_mode = train_mode
         self.micro_batch = micro_batch
+        self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         self.plan: NormPlan | None = None
         """The result of the audit; None before the first batch."""
         self._structure: tuple[Any, ...] = ()
@@ -101,7 +109,7 @@ class NormEngine:
             empty = torch.zeros(0, device=tensors(inputs)[0].device)
             return empty, empty.clone()
         step = self.micro_batch or size
-        with preserved(self.model, self.train_mode):
+        with preserved(self.model, self.train_mode), without(self.model, self.ignore):
             check_supported(self.model)
             inputs, targets = detached(inputs), detached(targets)
             parts = [
@@ -285,22 +293,3 @@ class NormEngine:
             return False
         self._compared.add(shapes)
         return True
-
-
-def structure_of(model: nn.Module) -> tuple[Any, ...]:
-    """Return what a plan depends on: the modules, the parameters, and which of them are trainable."""
-    # Called at every training step: generators of prefixed names would take ten times as long.
-    found: list[Any] = []
-    ahead: list[tuple[str, nn.Module | None]] = [("", model)]
-    seen: set[int] = set()
-    while ahead:
-        key, module = ahead.pop()
-        if module is None:
-            continue
-        found += (key, id(module), module.training)
-        if id(module) not in seen:
-            seen.add(id(module))
-            for name, parameter in module._parameters.items():
-                found += (name, id(parameter), parameter is not None and parameter.requires_grad)
-            ahead += module._modules.items()
-    return tuple(found)

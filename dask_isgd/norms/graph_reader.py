@@ -36,7 +36,7 @@ class SharedTerm:
     """One parameter, and where it meets the examples."""
 
     name: str
-    paths: tuple[Path, ...]
+    paths: frozenset[Path]
     positions_first: bool = False
     """Whether the gradient at the node has the positions first, not the examples."""
 
@@ -64,19 +64,15 @@ class GraphReader:
         """Find the nodes where the terms meet the examples, in the graph of a forward pass."""
         self._feeds = feeds_of(roots) if self.terms else {}
         for term in self.terms:
-            found = Counter[Path]()
-            known = set(term.paths)
             leaf = accumulator(self.model.get_parameter(term.name))
-            for path, nodes in known_meetings(leaf, self._feeds, known):
-                found[path] += 1
-                if path not in known:
+            for path, nodes in known_meetings(leaf, self._feeds, term.paths):
+                if path not in term.paths:
+                    self.failed[term.name] = "it meets the examples at other operations than in the audit"
                     continue
                 self._expected[term.name] += 1
                 hook = self._hook_of(term, path, nodes)
                 self._nodes.setdefault(nodes[-1], []).append(hook)
                 nodes[-1].register_prehook(hook)
-            if found != Counter(term.paths):
-                self.failed[term.name] = "it meets the examples at other operations than in the audit"
 
     def edges(self, leaves: Iterable[Tensor]) -> list[GradientEdge]:
         """Return the meetings that a backward pass to these leaves would not pass."""
@@ -134,7 +130,7 @@ class GraphReader:
         use = MEETINGS[path[-1]](nodes[-1], operands[-1], gradient, Examples(self.size, term.positions_first))
         views = all(name in VIEWS for name, _ in path[:-1])
         reading = Reading(use, nodes, operands, views)
-        if len(term.paths) == 1 and (views or not self.deferred):
+        if self._expected[term.name] == 1 and (views or not self.deferred):
             self._norms[term.name] = reading.norms(self.size)
         elif views or self.deferred:
             self._readings[term.name].append(reading)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from dask_isgd.errors import ModelError
+from dask_isgd.errors import ConfigError, ModelError
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -47,6 +49,25 @@ def check_supported(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ModelError(f"got the lazy parameter {name!r} without a shape; run one batch through the model first")
+
+
+def structure_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return what a plan depends on: the modules, the parameters, and which of them are trainable."""
+    # Called at every training step: generators of prefixed names would take ten times as long.
+    found: list[Any] = []
+    ahead: list[tuple[str, nn.Module | None]] = [("", model)]
+    seen: set[int] = set()
+    while ahead:
+        key, module = ahead.pop()
+        if module is None:
+            continue
+        found += (key, id(module), module.training)
+        if id(module) not in seen:
+            seen.add(id(module))
+            for name, parameter in module._parameters.items():
+                found += (name, id(parameter), parameter is not None and parameter.requires_grad)
+            ahead += module._modules.items()
+    return tuple(found)
 
 
 def random_state(model: nn.Module) -> list[Tensor]:
@@ -148,6 +169,27 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
         for parent, key, child in wrapped:
             parent._modules[key] = child
+
+
+@contextmanager
+def without(model: nn.Module, patterns: Collection[str]) -> Iterator[None]:
+    """Let the parameters whose names match one of the patterns (``*.bias``) not be trainable inside.
+
+    Raises ConfigError for a pattern that matches no trainable parameter.
+    """
+    found = {pattern: fnmatch.filter(trainable(model), pattern) for pattern in patterns}
+    for pattern, names in found.items():
+        if not names:
+            some = ", ".join(map(repr, list(trainable(model))[:4]))
+            raise ConfigError(f"ignore: got {pattern!r}, wanted a pattern of trainable parameters, such as {some}")
+    parameters = [model.get_parameter(name) for names in found.values() for name in names]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -34,6 +35,7 @@ def gradient_norms(
     method: str = "exact",
     train_mode: bool = False,
     micro_batch: int | None = None,
+    ignore: Sequence[str] = (),
 ) -> Tensor:
     """Return ||∂L_n/∂θ||₂ of each example's own loss with respect to all trainable parameters: (B,) float32.
 
@@ -48,13 +50,13 @@ def gradient_norms(
     >>> gradient_norms(model, lambda output, target: output[:, 0] - target, x, y)
     tensor([5., 2.])
     """
-    options = (method, train_mode, micro_batch)
+    options = (method, train_mode, micro_batch, tuple(ignore))
     kept = _KEPT.pop(model, None)  # taken out while in use: another thread makes an engine of its own
     if kept is not None and kept.options == options and kept.loss() == loss:
         engine = kept.engine
         engine.attach(model, loss)
     else:
-        engine = NormEngine(model, loss, method=method, train_mode=train_mode, micro_batch=micro_batch)
+        engine = NormEngine(model, loss, method=method, train_mode=train_mode, micro_batch=micro_batch, ignore=ignore)
     try:
         return engine(inputs, targets)[0]
     finally:

@@ -38,7 +38,7 @@ def shared_terms(
             leaf = accumulator(model.get_parameter(name))
             paths = list(islice(_paths(leaf, feeds, shared), PATHS + 1))
             if len(paths) <= PATHS and all(path[-1] in MEETINGS for path in paths):
-                found.append(SharedTerm(name, tuple(paths)))
+                found.append(SharedTerm(name, frozenset(paths)))
     except Exception as error:  # graphs hold operations of any library; the fallback has no such restrictions
         logger.warning("%s: its graph cannot be read (%s: %s)", type(model).__name__, type(error).__name__, error)
         return ()

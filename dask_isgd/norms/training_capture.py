@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dask_isgd.norms.capture import Capture
-from dask_isgd.norms.engine import structure_of
 from dask_isgd.norms.graph_reader import GraphReader
 from dask_isgd.norms.later_batches import CheckSchedule, nodes_created
+from dask_isgd.norms.model_state import structure_of
 from dask_isgd.norms.norm_plan import NormPlan
 from dask_isgd.norms.tensor_trees import tensors
 from dask_isgd.norms.training_plan import training_plan

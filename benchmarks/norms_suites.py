@@ -1,0 +1,170 @@
+"""Exact norms on the peers' own test cases: torch's module database and the layer tests that Opacus ships.
+
+Each case is compared with the definition, autograd in float64, one example at a time, and is exact, refused
+(ModelError: no example has a gradient of its own) or wrong. Cases without a parameter or without a batch are not
+counted. To run it::
+
+    pip install opacus hypothesis expecttest
+    python benchmarks/norms_suites.py [--only torch opacus] [--verbose]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import pkgutil
+import unittest
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from dask_isgd.errors import ModelError
+from dask_isgd.norms import NormEngine
+
+Case = tuple[str, nn.Module, tuple[Any, ...], int]
+"""A name, a module, its inputs, and the dimension of the batch."""
+
+RTOL = 1e-3
+"""Relative: layers of the suites are drawn at random, and some of them are poorly conditioned in float32."""
+
+
+class Wrapped(nn.Module):
+    """A layer of which the batch is in some dimension of inputs and outputs, as a model with the batch first."""
+
+    def __init__(self, layer: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.layer, self.dim = layer, dim
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._moved(self.layer(*self._moved(inputs, 0, self.dim)), self.dim, 0)
+
+    def _moved(self, values: Any, source: int, to: int) -> Any:
+        return tree_map(lambda t: t.movedim(source, to) if isinstance(t, Tensor) and t.ndim > 1 else t, values)
+
+
+def row_loss(output: Any, target: Tensor) -> Tensor:
+    """Return a loss that depends on every number of its example's outputs, and not linearly."""
+    parts = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+    rows = [part.reshape(len(target), -1) for part in parts if part.ndim and part.shape[0] == len(target)]
+    return torch.stack([(row * torch.linspace(0.5, 1.5, row.shape[1]) + 0.1 * row**2).sum(1) for row in rows]).sum(0)
+
+
+def definition(model: nn.Module, inputs: tuple[Any, ...], size: int) -> Tensor:
+    """Return the norms by autograd in float64, one example at a time."""
+    model = copy.deepcopy(model).double()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norms = []
+    for n in range(size):
+        row = tree_map(lambda t, n=n: _double(t[n : n + 1]) if isinstance(t, Tensor) else t, inputs)
+        gradients = torch.autograd.grad(row_loss(model(*row), torch.zeros(1))[0], parameters, allow_unused=True)
+        norms.append(sum((g.to_dense().square().sum() for g in gradients if g is not None), torch.zeros(())).sqrt())
+    return torch.stack(norms).double()
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def judged(module: nn.Module, inputs: tuple[Any, ...], dim: int) -> tuple[str, str]:
+    """Return "exact", "refused", "wrong" or "not counted", and details."""
+    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    if not tensors or not any(parameter.requires_grad for parameter in module.parameters()):
+        return "not counted", "no parameter"
+    model = Wrapped(copy.deepcopy(module), dim).eval()
+    inputs = tree_map(lambda t: t.detach().movedim(dim, 0) if isinstance(t, Tensor) and t.ndim > 1 else t, inputs)
+    size = next(iter(tree_leaves(inputs))).shape[0]
+    try:
+        wanted = definition(model, inputs, size)
+    except Exception as error:
+        return "not counted", f"not a batch of examples: {type(error).__name__}: {error}"
+    target = torch.zeros(size)
+    try:
+        norms, _ = NormEngine(model, row_loss)(inputs, target)
+    except ModelError as error:
+        return "refused", str(error)
+    except Exception as error:
+        return "wrong", f"{type(error).__name__}: {error}"
+    error = (norms.double() - wanted).abs()
+    if bool((error <= RTOL * wanted + 1e-5 * wanted.max() + 1e-12).all()):
+        return "exact", ""
+    return "wrong", f"got {norms.tolist()[:4]}, wanted {wanted.tolist()[:4]}"
+
+
+def torch_cases() -> Iterator[Case]:
+    """Yield the cases of torch's module database."""
+    from torch.testing._internal.common_modules import module_db
+
+    for info in module_db:
+        options = {"device": "cpu", "dtype": torch.float32, "requires_grad": False, "training": False}
+        for number, case in enumerate(info.module_inputs_func(info, **options)):
+            torch.manual_seed(0)
+            made, given = case.constructor_input, case.forward_input
+            if given is None or given.kwargs:
+                continue
+            try:
+                module = info.module_cls(*made.args, **made.kwargs)
+                module(*given.args)  # lazy layers become others
+            except Exception:
+                continue
+            second = any(getattr(part, "batch_first", True) is False for part in module.modules())
+            yield f"{info.name} {number}", module, tuple(given.args), int(second)
+
+
+def opacus_cases() -> Iterator[Case]:
+    """Yield the cases of Opacus' tests of layers, with the random settings that they draw."""
+    import opacus.tests.grad_samples as package
+    from opacus.tests.grad_samples.common import GradSampleHooks_test
+
+    found: list[Case] = []
+
+    def record(test: unittest.TestCase, x: Any, module: nn.Module, batch_first: bool = True, **_: Any) -> None:
+        if isinstance(x, Tensor) and len(x):
+            found.append((test.id().rpartition("grad_samples.")[2], module, (x,), int(not batch_first)))
+
+    with mock.patch.object(GradSampleHooks_test, "run_test", record):
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith("_test"):
+                loaded = importlib.import_module(f"{package.__name__}.{module.name}")
+                suite = unittest.defaultTestLoader.loadTestsFromModule(loaded)
+                suite.run(unittest.TestResult())
+                yield from found
+                found.clear()
+
+
+SUITES: dict[str, Callable[[], Iterator[Case]]] = {"torch": torch_cases, "opacus": opacus_cases}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Counter[str]]:
+    """Print and return the counts of each suite."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--verbose", action="store_true", help="list the cases that are not counted, too")
+    options = parser.parse_args(argv)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    counts: dict[str, Counter[str]] = {}
+    try:
+        for name in options.only:
+            counts[name] = Counter()
+            for case, module, inputs, dim in SUITES[name]():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    verdict, why = judged(module, inputs, dim)
+                counts[name][verdict] += 1
+                if verdict in ("wrong", "refused") or (options.verbose and verdict != "exact"):
+                    print(f"{name}: {case}: {verdict}: {why[:200]}", flush=True)
+            print(f"{name}: {dict(counts[name])}", flush=True)
+    finally:
+        torch.set_num_threads(threads)
+    return counts
+
+
+if __name__ == "__main__":
+    main()
