@@ -5,6 +5,11 @@ optimizer's step are not included. One thread, CPU seconds, medians of repeats i
 
     pip install -e .[bench]
     python benchmarks/norms.py [--tiny] [--repeats 15] [--only mlp resnet] [--malloc default]
+    pip install timm transformers
+    python benchmarks/norms.py --zoo [swin t5] [--tiny] [--repeats 15]
+
+``--zoo`` measures architectures that people use (``norms_zoo.py``): it asserts that their norms are autograd's, and
+prints the ratio of each.
 
 By default the C library is configured to keep freed memory (as it does in a process that trains for long): with its
 default settings, temporaries of tens of megabytes are returned to the kernel and faulted in again in every step, which
@@ -28,6 +33,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import norms_zoo
 import torch
 from norms_models import Workload, workloads
 from norms_peers import usable
@@ -157,12 +163,16 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     parser.add_argument("--tiny", action="store_true", help="run for seconds, not minutes; the figures mean nothing")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=list(workloads(tiny=True)), choices=list(workloads(tiny=True)))
+    parser.add_argument("--zoo", nargs="*", metavar="NAME", help="architectures that people use, all or some of them")
     parser.add_argument("--malloc", choices=["keep", "default"], default="keep", help="whether freed memory is kept")
     options = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     tables = {}
     try:
+        if options.zoo is not None:
+            norms_zoo.main(tiny=options.tiny, repeats=2 if options.tiny else options.repeats, only=options.zoo)
+            return {}
         for name in options.only:
             torch.manual_seed(0)
             workload = workloads(tiny=options.tiny)[name]

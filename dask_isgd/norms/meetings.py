@@ -31,18 +31,17 @@ class Examples:
 
     def first(self, tensor: Tensor) -> Tensor:
         """Return a tensor with the examples first: (B, ...)."""
-        if self.positions_first and tensor.ndim > 1 and tensor.shape[1] == self.size:
-            return tensor.transpose(0, 1)
-        if tensor.shape[0] == self.size:
-            return tensor
-        if self.positions_first:
-            return tensor.reshape(-1, self.size, *tensor.shape[1:]).transpose(0, 1)
-        return tensor.reshape(self.size, -1, *tensor.shape[1:])
+        if not self.positions_first:
+            return tensor if tensor.shape[0] == self.size else tensor.reshape(self.size, -1, *tensor.shape[1:])
+        if tensor.ndim < 2 or tensor.shape[1] != self.size:
+            raise ValueError(f"got the shape {tuple(tensor.shape)}, wanted {self.size} examples second")
+        return tensor.transpose(0, 1)
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """Return a matrix of one row per example and position, or per example: (B, T, d)."""
-        first = self.first(tensor)
-        return first[:, None] if first.ndim == 2 else first
+    def rows(self, matrix: Tensor) -> Tensor:
+        """Return a matrix of one row per example and position: (B T, d) or (T B, d) -> (B, T, d)."""
+        if self.positions_first:
+            return matrix.reshape(-1, self.size, matrix.shape[1]).transpose(0, 1)
+        return matrix.reshape(self.size, -1, matrix.shape[1])
 
 
 class Use(Protocol):
@@ -153,7 +152,8 @@ def _added(node: Any, operand: int, gradient: Tensor, examples: Examples) -> Use
         gradient = -gradient
     if name.startswith("Addmm") and node._saved_beta != 1:
         gradient = gradient * node._saved_beta
-    return Gradients(summed_to(examples.first(gradient), shape_below(node, operand)))
+    rows = examples.rows(gradient) if name.startswith("Addmm") else examples.first(gradient)
+    return Gradients(summed_to(rows, shape_below(node, operand)))
 
 
 @meeting("Mul", 0, 1)

@@ -26,3 +26,9 @@ def test_the_benchmark_of_the_checks(monkeypatch):
     shares = runpy.run_path(str(SCRIPT.with_name("norms_checks.py")))["main"](["--tiny"])
     assert list(shares) == ["small-mlp", "resnet", "transformer"]
     assert all(share > 0 for share in shares.values())
+
+
+def test_the_zoo_prints_its_ratios(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    runpy.run_path(str(SCRIPT))["main"](["--tiny", "--zoo", "GRU"])
+    assert "| GRU |" in capsys.readouterr().out

@@ -258,7 +258,6 @@ CASES: dict[str, Case] = {
     "attention": Case(Attention, (4, 8)),
     "weight normalisation": Case(
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 5)),
-        fast=False,
     ),
     "control flow on values": Case(Stubborn, fast=False),
     "a checkpointed layer": Case(lambda: Checkpointed()),
