@@ -187,6 +187,23 @@ def verify(run: str, as_json: bool) -> None:
 
 
 @isgd.command()
+@click.option("--scheduler", metavar="ADDRESS", help="Address of a running Dask cluster to look at.")
+@click.option("--data", metavar="URL", help="Path or URL of a dataset to open.")
+@click.option("--run", metavar="DIR", help="Path or URL where a run directory should be writable.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+@_clean
+def doctor(**options: Any) -> None:
+    """Show versions, devices, threads and allocator; try a cluster and stores.
+
+    A bug report needs its output. Exits with 1 if anything is wrong.
+    """
+    from dask_isgd.pipelines.commands.doctor import doctor
+
+    if doctor(**options):
+        raise SystemExit(1)
+
+
+@isgd.command()
 @click.argument("run", metavar="RUN")
 @_clean
 def stop(run: str) -> None:

@@ -21,11 +21,16 @@ from dask_isgd.errors import MissingExtraError
 from dask_isgd.pipelines.commands.train import _plot
 from dask_isgd.pipelines.ingestion.tables.opening import open_table
 from dask_isgd.run.hardest import png
+from dask_isgd.storage import Dataset
+from dask_isgd.storage.backends.stores import open_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("dask_isgd", "storage", "pipelines")
 FOR_DEVELOPERS = {"test", "bench"}
+BY_NAME = {"aiohttp", "icechunk", "h5py", "dask-cuda", "mlflow-skinny", "prometheus-client", "tensorboard", "wandb"}
+"""Imported by a library that is, or by a name that is a text."""
 BROUGHT_ALONG = {
+    "botocore": "the errors of boto3",
     "ipython": "imported only in a notebook, which has it",
     "pydantic-core": "a part of pydantic, which pins its version",
     "tornado": "a part of distributed's interface",
@@ -67,13 +72,14 @@ def test_every_package_that_is_imported_is_declared_and_every_declared_one_is_im
     assert used - core - optional == BROUGHT_ALONG.keys()
     assert core - used == set()
     assert core & optional == set()
+    assert optional - used - BY_NAME == set()
 
 
-def test_all_holds_every_extra_but_cuda_whose_packages_choose_the_version_of_dask():
+def test_all_holds_every_extra_but_those_that_choose_versions_or_are_frameworks_of_their_own():
     extras = project()["optional-dependencies"]
     (everything,) = extras["all"]
     listed = set(re.findall(r"[a-z0-9]+", everything.partition("[")[2]))
-    assert listed == extras.keys() - FOR_DEVELOPERS - {"all", "cuda"}
+    assert listed == extras.keys() - FOR_DEVELOPERS - {"all", "cuda", "lightning", "transformers"}
 
 
 def plot() -> None:
@@ -99,6 +105,10 @@ def netcdf(tmp_path: Path) -> str:
         ("PIL", "images", lambda: png(np.zeros((8, 8), np.uint8))),
         ("pyarrow", "parquet", lambda: open_table({"parquet": __file__})),
         ("dask_jobqueue", "jobqueue", queue),
+        ("obstore", "s3", lambda: open_folder("s3://bucket/run")),
+        ("obstore", "gcs", lambda: Dataset("gs://bucket/data.zarr")),
+        ("obstore", "azure", lambda: open_folder("az://container/run")),
+        ("boto3", "s3", lambda: open_folder("s3://bucket/run")),
         ("tensorboard", "tensorboard", lambda: TensorBoard("logs")),
         ("mlflow", "mlflow", MLflow),
         ("wandb", "wandb", WandB),
@@ -108,6 +118,8 @@ def test_a_missing_extra_is_one_sentence_with_its_command(
     monkeypatch: pytest.MonkeyPatch, module: str, extra: str, use: Callable[[], Any]
 ):
     monkeypatch.setitem(sys.modules, module, None)
+    for child in ("exceptions", "store"):
+        monkeypatch.delitem(sys.modules, f"{module}.{child}", raising=False)
     with pytest.raises(MissingExtraError) as caught:
         use()
     package = module.partition(".")[0]
@@ -134,7 +146,7 @@ def test_a_run_without_matplotlib_ends_with_that_sentence(monkeypatch: pytest.Mo
 
 def test_training_and_watching_need_no_optional_package():
     """Everything that `dask isgd train digits` and the client of `fit` import."""
-    blocked = "matplotlib pyarrow h5netcdf sklearn scipy s3fs dask_jobqueue dask_cuda"
+    blocked = "matplotlib pyarrow h5netcdf sklearn scipy obstore boto3 aiohttp dask_jobqueue dask_cuda"
     code = (
         f"import sys\nfor name in {blocked.split()!r}: sys.modules[name] = None\n"
         "import dask_isgd as isgd, importlib\n"

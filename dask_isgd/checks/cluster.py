@@ -84,7 +84,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
         return found
 
     wrong: list[str] = []
-    answers = _ask(client, versions, timeout)
+    answers = ask_workers(client, versions, timeout)
     for address, there in answers.items():
         if isinstance(there, Exception):
             wrong.append(f"{address}: {there!r}")
@@ -95,7 +95,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
             if there.get(name) != here[name]
         ]
     if not wrong:
-        answers = _ask(client, _check_worker, timeout, prepared.spec, prepared.document)
+        answers = ask_workers(client, _check_worker, timeout, prepared.spec, prepared.document)
         for address, answer in answers.items():
             wrong += (
                 [f"{address}: {answer!r}"] if isinstance(answer, Exception) else [f"{address}: {a}" for a in answer]
@@ -112,7 +112,12 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
     return workers
 
 
-def _ask(client: Client, function: Any, timeout: float, *args: Any) -> dict[str, Any]:
+def ask_workers(client: Client, function: Any, timeout: float, *args: Any) -> dict[str, Any]:
+    """Run a function on every worker beside its tasks; return the results, or exceptions, by address.
+
+    Raises ClusterMismatchError if not all have replied after ``timeout`` seconds.
+    """
+
     async def limited() -> dict[str, Any]:
         answers: dict[str, Any] = await asyncio.wait_for(
             client.run(function, *args, on_error="return", asynchronous=True), timeout

@@ -33,7 +33,7 @@ class RunSpec:
     """Number of this start of the run; each ``fit`` has a greater one than those before."""
     detach: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Options of the run directory for fsspec: they may be secrets, so no repr, log, event or file contains them."""
+    """Options of the run directory for obstore: they may be secrets, so no repr, log, event or file contains them."""
 
     @property
     def loss_function(self) -> Loss:

@@ -1,4 +1,4 @@
-"""Folders in an object store, accessed through fsspec: each file is a single put.
+"""Folders in an object store, accessed through obstore: each file is a single put.
 
 A put is atomic in such stores, and its object can be listed and read immediately (on Amazon S3 since
 2020). There is no rename: the mark of a published folder is put last, create-only, and a folder without
@@ -7,67 +7,76 @@ its mark counts as absent. An exclusive file is a create-only put (``If-None-Mat
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fnmatch
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
-
-import fsspec
-import fsspec.asyn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_isgd import config
 from dask_isgd.errors import ConfigError, StorageFullError
+from dask_isgd.storage.backends.clouds import reason
 from dask_isgd.storage.backends.folder import PARTIAL, Folder, temporary_name, writing
+from dask_isgd.storage.backends.zarr_internals import wait
 
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
 _LEAST_RATE = 1 << 20
 """Bytes per second: a large put may take this much longer than a small one."""
-_PAUSE, _MAX_PAUSE = 0.2, 5.0
-_TRANSIENT = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
-_EXISTS = {"PreconditionFailed", "412"}
-_CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
-# The keys under which S3, Azure, Google and fsspec's memory store keep the time of the last write.
-_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+_PAUSE = 0.2
+_NO_REPLY = "HTTP error"
 
 
 class ObjectFolder(Folder):
-    """A folder that is a prefix in a bucket. ``storage_options`` are passed to fsspec and never shown.
+    """A folder that is a prefix in a bucket; ``store`` is obstore's, of ``url`` or of the folder ``prefix`` above.
 
-    ``isgd.storage.timeout`` limits each request together with its retries: transient errors (no response,
-    "slow down") are retried.
+    ``isgd.storage.timeout`` limits each request together with its retries. obstore repeats what may be repeated;
+    a create-only put is repeated here, because only its caller knows what it means to find the object then.
     """
 
     local = False
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, store: ObjectStore, prefix: str = "") -> None:
         self.url = url
-        self._options = dict(storage_options)
-        # Other processes write here too, so listings are never cached.
-        self._fs, self._path = fsspec.url_to_fs(url, **{**self._options, "use_listings_cache": False})
+        self._store, self._prefix = store, prefix
         self._timeout = config.seconds("storage.timeout")
         # Many times longer than a published folder may lack its mark while its writer is alive.
         self.leftover_age = max(600.0, 5 * self._timeout)
 
     def __truediv__(self, name: str) -> ObjectFolder:
-        return ObjectFolder(self.place(name), self._options)
+        return ObjectFolder(self.place(name), self._store, f"{self._prefix}{name}/")
 
     # Reading --------------------------------------------------------------------------------
 
     def read(self, name: str) -> bytes:
-        return bytes(self._request("cat_file", self._key(name)))
+        import obstore
+
+        async def content() -> bytes:
+            found = await obstore.get_async(self._store, self._key(name))
+            return bytes(await found.bytes_async())
+
+        return self._answer(content)
 
     def exists(self, name: str) -> bool:
-        return bool(self._request("exists", self._key(name)))
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError):
+            if name:
+                self._answer(lambda: obstore.head_async(self._store, self._key(name)))
+                return True
+        found = self._listed(name)
+        return bool(found["objects"] or found["common_prefixes"])
 
     def names(self) -> list[str]:
-        try:
-            found = self._request("ls", self._path, detail=False)
-        except FileNotFoundError:
-            return []
-        names = {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != self._path}
+        found = self._listed("")
+        paths = [*(entry["path"] for entry in found["objects"]), *found["common_prefixes"]]
+        names = {path.rstrip("/").rpartition("/")[2] for path in paths}
         return sorted(name for name in names if name and not name.endswith(PARTIAL))
 
     def published(self, mark: str) -> list[str]:
@@ -78,8 +87,8 @@ class ObjectFolder(Folder):
         below = pattern.partition("*")[0].rpartition("/")[0]
         files = (self / below)._files() if below else self._files()
         pattern = pattern.removeprefix(f"{below}/")
-        times = [_time(info) for name, info in files.items() if fnmatch.fnmatchcase(name, pattern)]
-        return max((seconds for seconds in times if not math.isnan(seconds)), default=math.nan)
+        times = (when.timestamp() for name, when in files.items() if fnmatch.fnmatchcase(name, pattern))
+        return max(times, default=math.nan)
 
     # Writing --------------------------------------------------------------------------------
 
@@ -87,18 +96,25 @@ class ObjectFolder(Folder):
         """Write an object unless it exists; return False if it does.
 
         A retry may find the object of an earlier attempt that seemed lost. It returns False then, although
-        this writer created the object.
+        this writer created the object. A store may refuse both of two writers at once (S3's 409); then there is
+        no object, and the put is repeated.
         """
+        from obstore.exceptions import AlreadyExistsError
+
         with writing(self.place(name)):
-            try:
-                self._put(name, data, mode="create")
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if _code(error) in _EXISTS:
-                    return False
-                raise
-            return True
+            for seconds, last in self._attempts(len(data)):
+                try:
+                    self._put(name, data, create=True, seconds=seconds)
+                    return True
+                except AlreadyExistsError as error:
+                    if self.exists(name):
+                        return False
+                    if last:
+                        raise OSError(errno.EBUSY, reason(error), self.url) from error
+                except ConnectionError:
+                    if last:
+                        raise
+        raise AssertionError("the last attempt returns or raises")
 
     def replace(self, name: str, data: bytes) -> None:
         with writing(self.place(name)):
@@ -116,12 +132,13 @@ class ObjectFolder(Folder):
                 raise FileExistsError(errno.EEXIST, "the folder exists", self.place(name))
 
     def withdraw(self, name: str, mark: str) -> None:
-        self._delete(f"{name}/{mark}")
+        self._delete([f"{name}/{mark}"])
         self.remove(name)
 
     def remove(self, name: str) -> None:
-        with writing(self.place(name)), contextlib.suppress(FileNotFoundError):
-            self._request("rm", self._key(name), recursive=True)
+        with writing(self.place(name)):
+            self._delete([f"{name}/{file}" for file in (self / name)._files()])
+            self._delete([name])
 
     def remove_empty(self) -> None:
         pass  # a prefix exists only as long as there is an object below it
@@ -132,16 +149,16 @@ class ObjectFolder(Folder):
         seconds = self.leftover_age if seconds is None else seconds
         changed: dict[str, float] = {}
         done = set()
-        for name, info in self._files().items():
+        for name, when in self._files().items():
             folder, _, file = name.partition("/")
-            changed[folder] = max(changed.get(folder, -math.inf), _time(info))
+            changed[folder] = max(changed.get(folder, -math.inf), when.timestamp())
             if file == mark or not (file or folder.endswith(PARTIAL)):
                 done.add(folder)
         left = sorted(set(changed) - done)
         if not left:
             return []
         now = self._clock()
-        old = [folder for folder in left if now - changed[folder] >= seconds]  # NaN, an unknown time, is never old
+        old = [folder for folder in left if now - changed[folder] >= seconds]
         for folder in old:
             self.remove(folder)
         return [self.place(folder) for folder in old]
@@ -154,7 +171,7 @@ class ObjectFolder(Folder):
                     self.create(probe, b"first") and not self.create(probe, b"second") and self.read(probe) == b"first"
                 )
             finally:
-                self._delete(probe)
+                self._delete([probe])
         except (OSError, StorageFullError) as error:
             raise ConfigError(
                 f"run directory {self.url}: a test object cannot be written: {error}. Check the bucket, its region or "
@@ -170,82 +187,79 @@ class ObjectFolder(Folder):
     # Requests -------------------------------------------------------------------------------
 
     def _key(self, name: str) -> str:
-        return f"{self._path}/{name}"
+        return f"{self._prefix}{name}"
 
-    def _files(self) -> dict[str, Any]:
-        """Return all files below by their names relative to this folder, with the store's information on each."""
-        try:
-            found = self._request("find", self._path, detail=True)
-        except FileNotFoundError:
-            return {}
-        start = f"{self._path}/"
-        return {path.removeprefix(start): info for path, info in found.items() if path.startswith(start)}
+    def _files(self) -> dict[str, datetime]:
+        """Return all files below by their names relative to this folder, and when the store wrote them."""
+        import obstore
 
-    def _put(self, name: str, data: bytes, mode: str = "overwrite") -> None:
-        self._request("pipe_file", self._key(name), data, mode=mode, seconds=len(data) / _LEAST_RATE)
+        found = self._answer(lambda: obstore.list(self._store, self._prefix or None).collect_async())
+        return {entry["path"].removeprefix(self._prefix): entry["last_modified"] for entry in found}
 
-    def _delete(self, name: str) -> None:
+    def _listed(self, name: str) -> Any:
+        """Return what lies directly below a folder: its objects and the common prefixes of those further below."""
+        import obstore
+
+        return self._answer(lambda: obstore.list_with_delimiter_async(self._store, self._key(name) or None))
+
+    def _put(self, name: str, data: bytes, *, create: bool = False, seconds: float | None = None) -> None:
+        import obstore
+
+        def put() -> Awaitable[Any]:
+            if create:  # in one request: of several parts it is not exclusive in every store
+                return obstore.put_async(self._store, self._key(name), data, mode="create", use_multipart=False)
+            return obstore.put_async(self._store, self._key(name), data)
+
+        self._answer(put, len(data) / _LEAST_RATE + self._timeout if seconds is None else seconds)
+
+    def _delete(self, names: list[str]) -> None:
+        import obstore
+
+        paths = [self._key(name) for name in names]
         with contextlib.suppress(FileNotFoundError):
-            self._request("rm_file", self._key(name))
+            if paths:
+                self._answer(lambda: obstore.delete_async(self._store, paths))
 
     def _clock(self) -> float:
         """Return the time of the store's own clock."""
+        import obstore
+
         probe = temporary_name("clock")
         self._put(probe, b"")
         try:
-            return _time(self._request("info", self._key(probe)))
+            when: datetime = self._answer(lambda: obstore.head_async(self._store, self._key(probe)))["last_modified"]
+            return when.timestamp()
         finally:
-            self._delete(probe)
+            self._delete([probe])
 
-    def _request(self, verb: str, *args: Any, seconds: float = 0.0, **kwargs: Any) -> Any:
-        deadline = time.monotonic() + self._timeout + seconds
-        pause = _PAUSE
-        while True:
-            try:
-                return self._request_once(verb, deadline - time.monotonic(), *args, **kwargs)
-            except (FileNotFoundError, FileExistsError, PermissionError):
-                raise
-            except OSError as error:
-                lost = isinstance(error, ConnectionError | TimeoutError)
-                if (
-                    not (lost or error.errno in _TRANSIENT or _code(error) in _CONFLICT)
-                    or time.monotonic() + pause >= deadline
-                ):
-                    raise
+    def _attempts(self, size: int) -> Iterator[tuple[float, bool]]:
+        """Yield, after longer and longer pauses, the seconds that are left and whether it is the last attempt."""
+        deadline, pause, last = time.monotonic() + self._timeout + size / _LEAST_RATE, _PAUSE, False
+        while not last:
+            left = deadline - time.monotonic()
+            last = left <= 2 * pause
+            yield max(left, pause), last
             time.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE)
+            pause *= 2
 
-    def _request_once(self, verb: str, seconds: float, *args: Any, **kwargs: Any) -> Any:
+    def _answer(self, request: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
+        """Wait for a request of obstore; its errors become those of the operating system, which Python names."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+
+        async def limited() -> T:
+            return await asyncio.wait_for(request(), self._timeout if seconds is None else seconds)
+
         try:
-            if not self._fs.async_impl:
-                return getattr(self._fs, verb)(*args, **kwargs)
-            request = getattr(self._fs, f"_{verb}")
-            return fsspec.asyn.sync(self._fs.loop, request, *args, timeout=max(seconds, _PAUSE), **kwargs)
+            return wait(limited())
+        except AlreadyExistsError:
+            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, reason(error), self.url) from error
         except TimeoutError as error:
             message = f"no response within {self._timeout:g} s (isgd.storage.timeout)"
             raise TimeoutError(errno.ETIMEDOUT, message, self.url) from error
-        except OSError:
-            raise
-        except Exception as error:  # a client's own type: a lost connection is transient, missing credentials are not
-            kind = type(error).__name__
-            number = errno.EIO if "Connect" in kind or "Timeout" in kind else errno.EINVAL
-            raise OSError(number, f"{kind}: {error}", self.url) from error
-
-
-def _code(error: OSError) -> str:
-    """Return S3's code for an error; empty for other stores."""
-    answer = getattr(error.__cause__, "response", None)
-    return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, Mapping) else ""
-
-
-def _time(info: Mapping[str, Any]) -> float:
-    """When an object was written, by the store's clock, seconds since 1970; NaN if unknown."""
-    for key in _TIMES:
-        value = info.get(key)
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        if isinstance(value, datetime):
-            return value.timestamp()
-        if isinstance(value, int | float):
-            return float(value)
-    return math.nan
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise PermissionError(errno.EACCES, reason(error), self.url) from error
+        except BaseError as error:  # one type whether the store refuses or cannot be reached
+            kind = ConnectionError if _NO_REPLY in reason(error) else OSError
+            raise kind(errno.EIO, reason(error), self.url) from error

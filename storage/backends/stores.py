@@ -1,4 +1,4 @@
-"""Zarr stores and folders opened from a user's local path, or any URL that fsspec supports."""
+"""Zarr stores and folders opened from a user's path or URL: clouds through obstore, all other URLs through fsspec."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from urllib.parse import unquote, urlsplit
 import zarr
 import zarr.errors
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from dask_isgd.errors import ConfigError, CorruptChunkError, DataError, IsgdError
+from dask_isgd.errors import ConfigError, CorruptChunkError, DataError, IsgdError, MissingExtraError
 from dask_isgd.redaction import redact_urls
+from dask_isgd.storage.backends.clouds import in_cloud, open_cloud
 from dask_isgd.storage.backends.folder import Folder
 from dask_isgd.storage.backends.local import LocalFolder
 from dask_isgd.storage.backends.object_store import ObjectFolder
@@ -58,13 +59,16 @@ def open_store(url: str | Path, *, read_only: bool, storage_options: StorageOpti
     path = local_path(url)
     if path is not None:
         return LocalStore(path, read_only=read_only)
+    if in_cloud(str(url)):
+        return ObjectStore(open_cloud(normalise(url), storage_options or {}), read_only=read_only)
     options = dict(storage_options or {})
     if "::" not in str(url):  # a cached listing hides what other processes have written since
         options = {"use_listings_cache": False, **options}
-    if str(url).startswith("s3"):  # one request per object: half as many, and never parts of two versions
-        options = {"max_concurrency": 1, **options}
-    with _redacting():
-        return FsspecStore.from_url(str(url), storage_options=options, read_only=read_only)
+    try:
+        with _redacting():
+            return FsspecStore.from_url(str(url), storage_options=options, read_only=read_only)
+    except ImportError as error:  # fsspec knows which package
+        raise MissingExtraError(f"{redact(url)}: {error}; https:// needs pip install 'dask_isgd[http]'") from error
 
 
 def open_folder(url: str | Path, storage_options: StorageOptions = None) -> Folder:
@@ -78,12 +82,11 @@ def open_folder(url: str | Path, storage_options: StorageOptions = None) -> Fold
             f"got {redact(url)} with credentials, a query, a chain or one of '*[]' in it; wanted a path, or a URL such "
             "as s3://bucket/folder. Pass credentials in storage_options or in the environment"
         )
-    try:
-        return ObjectFolder(text, storage_options or {})
-    except (ImportError, ValueError) as error:
+    if not in_cloud(text):
         raise ConfigError(
-            f"{text} cannot be opened: {error}. Check the URL, and install what its store needs (s3: dask_isgd[s3])"
-        ) from error
+            f"got {text}; wanted a path, or a folder in an object store with create-only puts: s3://, gs:// or az://"
+        )
+    return ObjectFolder(text, open_cloud(text, storage_options or {}))
 
 
 def children(store: Store, folder: str = "") -> list[str]:

@@ -56,6 +56,29 @@ def has_regular_chunks(array: zarr.Array[Any]) -> bool:
     return True
 
 
+def backing_array(variable: Any) -> zarr.Array[Any] | None:
+    """Return the array that a variable of xarray reads, None if it reads a part of one, changes it, or is in memory.
+
+    xarray's public interface does not tell where a variable lies.
+    """
+    values = variable._data
+    graph = getattr(values, "dask", None)
+    if graph is not None:
+        layers = list(graph.layers)
+        if len(layers) != 2:  # the array and its blocks: what is computed has more
+            return None
+        values = graph.get(layers[0])
+    while not isinstance(values, zarr.Array):
+        parts = getattr(getattr(values, "key", None), "tuple", ())
+        if hasattr(values, "func") or not all(isinstance(part, slice) and part == slice(None) for part in parts):
+            return None
+        inside = getattr(values, "array", None)
+        values = getattr(values, "_array", None) if inside is None or callable(inside) else inside
+        if values is None:
+            return None
+    return values if values.shape == variable.shape else None
+
+
 def dimension_names(array: zarr.Array[Any]) -> list[str | None]:
     """Return the names of the dimensions, None if unnamed: of format 3, or of xarray's convention.
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import zarr
+from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from dask_isgd.errors import DataError, EmptyDatasetError
-from dask_isgd.storage.backends.stores import Array, StorageOptions, normalise, open_store, opening, redact
+from dask_isgd.storage.backends.stores import Array, StorageOptions, open_store, opening, redact
 from dask_isgd.storage.data.chunks import Chunks
 from dask_isgd.storage.data.fingerprint import fingerprint
 from dask_isgd.storage.data.layout import Layout, Normalisation, find_group, open_layout, read_normalisation
 from dask_isgd.storage.data.raw import RawArray, raw_array
+from dask_isgd.storage.data.sources import require_whole, source_of
 from dask_isgd.storage.data.targets import check_target
+
+if TYPE_CHECKING:
+    import xarray
 
 _BLOCK_BYTES = 8 << 20
 
@@ -34,7 +40,9 @@ class Rows(NamedTuple):
 class Dataset:
     """A cheap handle on examples in Zarr: one or more input arrays and a target, one row per example.
 
-    ``url`` is a local path or any URL that fsspec supports; ``storage_options`` are passed to fsspec. ``group`` is
+    ``url`` is a local path or a URL; ``storage_options`` are obstore's for a cloud, fsspec's for others. It may also be
+    a Zarr store, such as that of a read-only Icechunk session, a ``zarr.Group``, or an ``xarray.Dataset`` as
+    ``open_zarr`` returns it; those travel to the workers as they are. ``group`` is
     the path of the group inside; None means the root, or ``train`` if the root holds no arrays.
     ``inputs`` (a name or names) and ``target`` (a name) default to the group's ``isgd`` attributes,
     then to names: the target is ``target``, ``label`` or ``y``, the inputs all other arrays along
@@ -50,7 +58,7 @@ class Dataset:
 
     def __init__(
         self,
-        url: str | Path,
+        url: str | Path | Store | zarr.Group | xarray.Dataset,
         *,
         group: str | None = None,
         inputs: str | Sequence[str] | None = None,
@@ -61,9 +69,12 @@ class Dataset:
     ) -> None:
         if missing not in ("refuse", "fill"):
             raise DataError(f"missing: got {missing!r}, wanted 'refuse' or 'fill'")
-        self.url = normalise(url)
+        self._source = source_of(url)
+        self.url = self._source.url
         self.missing = missing
         self.group = group.strip("/") if group is not None else None
+        if self._source.group:
+            self.group = f"{self._source.group}/{self.group or ''}".rstrip("/")
         self.dimension = dimension
         self._inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs) if inputs is not None else None
         self._target = target
@@ -71,12 +82,16 @@ class Dataset:
         self._opened: Layout | None = None
         self._reads: Chunks | None = None
         self._files: dict[str, RawArray | None] = {}
-        _ = self._layout  # so that a wrong URL fails here, not in the first task
+        layout = self._layout  # so that a wrong URL fails here, not in the first task
+        if hasattr(url, "data_vars"):
+            require_whole(url, [str(array.basename) for array in layout.arrays])
 
     @property
     def _layout(self) -> Layout:
         if self._opened is None:
-            store = open_store(self.url, read_only=True, storage_options=self._storage_options)
+            store = self._source.store
+            if store is None:
+                store = open_store(self.url, read_only=True, storage_options=self._storage_options)
             where = f"dataset {redact(self.url)}"
             with opening(where):
                 self._opened = open_layout(store, self.group, self._inputs, self._target, self.dimension, where)
@@ -262,7 +277,7 @@ class Dataset:
         group = f"{parent}/{name}" if parent else name
         find_group(self._layout.store, group, f"dataset {redact(self.url)}")
         return Dataset(
-            self.url,
+            self.url if self._source.store is None else self._source.store,
             group=group,
             inputs=self._inputs,
             target=self._target,
@@ -275,9 +290,9 @@ class Dataset:
         """Return what identifies this data, as plain JSON.
 
         Names, shapes, dtypes, rows per chunk, and sha256 of the decoded first, middle and last chunk:
-        recompressing keeps it, another order of the rows does not.
+        recompressing keeps it, another order of the rows does not. For a versioned store also its snapshot.
         """
-        return fingerprint(self._chunks, self._layout.inputs, self._layout.target)
+        return {**fingerprint(self._chunks, self._layout.inputs, self._layout.target), **self._source.identity}
 
     def check(self, classes: int | None = None, *, classify: bool = True) -> None:
         """Refuse data on which training would fail: no examples, or labels outside the classes.

@@ -17,8 +17,9 @@ import fsspec
 import zarr
 
 from dask_isgd.errors import DataError
+from dask_isgd.storage.backends.clouds import in_cloud
 from dask_isgd.storage.backends.folder import PARTIAL, writing
-from dask_isgd.storage.backends.stores import local_path, redact
+from dask_isgd.storage.backends.stores import local_path, open_folder, redact
 
 _MARK = "prepared"
 _STALE_SECONDS = 24 * 3600
@@ -67,12 +68,11 @@ def finished(url: str | Path, identity: Mapping[str, Any]) -> bool:
     A remote place without metadata at its root holds an interrupted upload, which is not finished.
     """
     here = local_path(url)
-    fs, path = fsspec.core.url_to_fs(str(here or url))
-    root = f"{path.rstrip('/')}/zarr.json"
-    if not fs.exists(path if here is not None else root):
+    place = _Place(here or url)
+    if not (here.exists() if here is not None else place.exists("zarr.json")):
         return False
     try:
-        found = json.loads(fs.cat_file(root))["attributes"].get(_MARK)
+        found = json.loads(place.read("zarr.json"))["attributes"].get(_MARK)
     except (OSError, ValueError, KeyError, AttributeError):
         found = None
     if found != json.loads(json.dumps(identity)):
@@ -91,8 +91,7 @@ def _place(made: Path, url: str | Path, identity: Mapping[str, Any]) -> None:
     zarr.open_group(str(made), mode="a").attrs[_MARK] = dict(identity)
     here = local_path(url)
     if here is None:
-        fs, path = fsspec.core.url_to_fs(str(url))
-        _upload(made, fs, path)
+        _upload(made, _Place(url))
         return
     try:
         os.rename(made, here)
@@ -113,10 +112,36 @@ def _remove_stale(folder: Path, name: str, *, keep: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _upload(made: Path, fs: Any, path: str) -> None:
+class _Place:
+    """Where a dataset is put: a folder of a cloud's object store, or whatever fsspec opens."""
+
+    def __init__(self, url: str | Path) -> None:
+        self._cloud = open_folder(str(url)) if in_cloud(str(url)) else None
+        self._fs: Any = None
+        self._path = ""
+        if self._cloud is None:
+            self._fs, self._path = fsspec.core.url_to_fs(str(url))
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs.exists(self._at(name)) if self._cloud is None else self._cloud.exists(name))
+
+    def read(self, name: str) -> bytes:
+        return bytes(self._fs.cat_file(self._at(name)) if self._cloud is None else self._cloud.read(name))
+
+    def put(self, file: Path, name: str) -> None:
+        if self._cloud is not None:
+            self._cloud.replace(name, file.read_bytes())
+            return
+        target = self._at(name)
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._fs.put_file(str(file), target)
+
+    def _at(self, name: str) -> str:
+        return f"{self._path.rstrip('/')}/{name}"
+
+
+def _upload(made: Path, place: _Place) -> None:
     files = [file for file in made.rglob("*") if file.is_file()]
     files.sort(key=lambda file: (file.name == "zarr.json", -len(file.parts)))
     for file in files:
-        target = f"{path.rstrip('/')}/{file.relative_to(made).as_posix()}"
-        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        fs.put_file(str(file), target)
+        place.put(file, file.relative_to(made).as_posix())

@@ -35,7 +35,7 @@ class RunDirectory:
     """The parts and small files of one run, reachable by all workers: a shared path, or ``s3://bucket/folder``.
 
     ``run.json`` describes the run and is written at its start; ``control.json`` holds the user's
-    requests and is replaced. Both are always written atomically. ``storage_options`` are passed to fsspec, travel
+    requests and is replaced. Both are always written atomically. ``storage_options`` are obstore's, travel
     with the run's tasks and are neither stored nor shown. Raises ConfigError for a URL that cannot be a run directory.
     """
 

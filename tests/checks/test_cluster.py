@@ -51,7 +51,7 @@ def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypa
         right = [] if arguments else cluster._versions()
         return dict.fromkeys(answering.pop(0), right)
 
-    monkeypatch.setattr(cluster, "_ask", ask)
+    monkeypatch.setattr(cluster, "ask_workers", ask)
     plan = SimpleNamespace(spec=SimpleNamespace(scoring=isgd.Scoring()), document={})
     assert check_cluster(None, plan) == {"new": learner, "scorer": scorer}
     assert not answering

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import re
 import resource
 import shutil
@@ -302,14 +304,21 @@ def test_one_example_is_enough_to_train_on(client, run_dir, tmp_path):
 
 @pytest.mark.parametrize("what", ["data", "run directory"])
 def test_what_workers_do_not_see_is_named_with_the_worker(client, digits, run_dir, what):
-    """The memory of this process is a store like any other, that no other process sees."""
-    here = f"memory://{run_dir.parent.name}"
-    data = digits
+    """The memory of this process and its open folders are places that no other process sees."""
+    folder = os.open(run_dir.parent, os.O_RDONLY)
+    high = fcntl.fcntl(folder, fcntl.F_DUPFD, 900)
+    try:
+        here, data = f"/proc/self/fd/{high}", digits
+        if what == "data":
+            here = f"memory://{run_dir.parent.name}"
+            data = Dataset(PIPELINES["digits"].prepare(f"{here}/digits.zarr"), group="train")
+        with pytest.raises(ClusterMismatchError, match=rf"tcp://.*: {what}.* {here}"):
+            fit(client, data, run_dir if what == "data" else f"{here}/run")
+    finally:
+        os.close(folder)
+        os.close(high)
     if what == "data":
-        data = Dataset(PIPELINES["digits"].prepare(f"{here}/digits.zarr"), group="train")
-    with pytest.raises(ClusterMismatchError, match=rf"tcp://.*: {what}.* {here}"):
-        fit(client, data, run_dir if what == "data" else f"{here}/run")
-    assert not run_dir.exists()
+        assert not run_dir.exists()
 
 
 def installed(version: str | None) -> None:

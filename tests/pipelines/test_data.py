@@ -293,6 +293,16 @@ class TestPreparedOnce:
         assert Dataset(url, group="train").load().inputs[0].tolist() == [0, 1, 2, 3, 4, 5]
         assert prepare_once(url, self.IDENTITY, lambda _: pytest.fail("written twice")) == url
 
+    def test_in_a_bucket_with_the_credentials_of_the_environment(self, s3, monkeypatch):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.options["endpoint_url"])
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.options["key"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.options["secret"])
+        url = prepare_once(f"{s3.url}/a.zarr", self.IDENTITY, self.write)
+        assert Dataset(url, group="train").load().inputs[0].tolist() == [0, 1, 2, 3, 4, 5]
+        assert prepare_once(url, self.IDENTITY, lambda _: pytest.fail("written twice")) == url
+        with pytest.raises(DataError, match=r"holds .*'test'.*, wanted"):
+            prepare_once(url, {"name": "b"}, lambda _: pytest.fail("overwritten"))
+
     def test_a_place_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises((IsgdError, OSError)):

@@ -11,14 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import icechunk
 import pytest
+import zarr
 from conftest import MODEL, SECRET, Home
 from distributed import Client
 
 import dask_isgd as isgd
 from dask_isgd.checks.request import RunRequest, create, prepare
 from dask_isgd.config import to_mapping
-from dask_isgd.errors import ConfigError, RunExistsError, RunNotFoundError
+from dask_isgd.errors import ConfigError, RunExistsError, RunMismatchError, RunNotFoundError
 from dask_isgd.events import topic_of
 from dask_isgd.pipelines.commands import show
 from dask_isgd.storage import Dataset
@@ -82,6 +84,27 @@ def test_a_run_survives_the_death_of_its_learner_and_is_resumed(client: Client, 
     told += [str(logs) for logs in (client.get_scheduler_logs(), client.get_worker_logs(), caplog.text)]
     told += [s3.folder.read(name).decode("latin-1") for name in s3.all]
     assert [text for text in told if SECRET in text] == []
+
+
+def test_a_run_trains_on_a_snapshot_and_resumes_with_no_other(client: Client, digits: Dataset, tmp_path: Path):
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(tmp_path / "repository")))
+    for commit in ("first", "second"):
+        session = repository.writable_session("main")
+        group = zarr.open_group(session.store, mode="a")
+        group.attrs["commit"] = commit
+        if commit == "first":
+            for name, array in digits.arrays.items():
+                names = array.metadata.dimension_names
+                group.create_array(name, data=array[:], chunks=array.chunks, dimension_names=names)
+        session.commit(commit)
+    second, first = list(repository.ancestry(branch="main"))[:2]
+    old = Dataset(repository.readonly_session(snapshot_id=first.id).store, target="label")
+    run = isgd.fit(client, MODEL, old, tmp_path / "run", learning=learning(steps=40))
+    assert run.wait(timeout=WAIT)["steps"] == 40
+    assert run.document["data"]["snapshot"] == first.id
+    new = Dataset(repository.readonly_session(snapshot_id=second.id).store, target="label")
+    with pytest.raises(RunMismatchError, match="data"):
+        isgd.fit(client, MODEL, new, tmp_path / "run", learning=learning(steps=80), resume=True)
 
 
 def test_a_spec_travels_with_its_options_and_shows_none(digits: Dataset, s3: Home):

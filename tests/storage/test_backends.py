@@ -1,6 +1,5 @@
 """Promises of folders, on disk and in a store: whole or not at all, one winner, errors that name the place."""
 
-import asyncio
 import errno
 import os
 import threading
@@ -8,13 +7,30 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from math import isnan
 
+import dask
 import pytest
+from conftest import SECRET
+from faulty_proxy import FaultyProxy
+from obstore.store import MemoryStore
+from zarr.storage import ObjectStore
 
 from dask_isgd.errors import ConfigError, StorageFullError
-from dask_isgd.storage.backends import local, object_store
+from dask_isgd.storage.backends import local
 from dask_isgd.storage.backends.folder import writing
 from dask_isgd.storage.backends.local import LocalFolder
-from dask_isgd.storage.backends.stores import open_folder
+from dask_isgd.storage.backends.object_store import ObjectFolder
+from dask_isgd.storage.backends.stores import open_folder, open_store
+
+
+@pytest.fixture
+def faulty(s3):
+    """A folder in a bucket behind a server that can lose, refuse and delay its requests."""
+    proxy = FaultyProxy(s3.options["endpoint_url"])
+    one_request_each = {"client_options": {"pool_max_idle_per_host": "0"}}
+    proxy.folder = open_folder(s3.url, {**s3.options, **one_request_each, "endpoint_url": proxy.url})
+    proxy.place = s3.url
+    yield proxy
+    proxy.close()
 
 
 def test_reading(home):
@@ -169,18 +185,18 @@ class TestStore:
 
     def test_the_mark_comes_last_and_goes_first(self, s3, monkeypatch):
         folder, asked = s3.folder, []
-        once = folder._request_once
-
-        def spy(verb, seconds, path, *args, **kwargs):
-            asked.append((verb, path.rpartition("/")[2]))
-            return once(verb, seconds, path, *args, **kwargs)
-
-        monkeypatch.setattr(folder, "_request_once", spy)
+        put, delete = folder._put, folder._delete
+        monkeypatch.setattr(
+            folder,
+            "_put",
+            lambda name, *args, **how: (asked.append((name, how.get("create", False))), put(name, *args, **how)),
+        )
+        monkeypatch.setattr(folder, "_delete", lambda names: (asked.append(names), delete(names)))
         folder.publish("folder", {"a": b"1", "b": b"2", "mark": b"3"})
         folder.withdraw("folder", "mark")
         assert asked == [
-            ("exists", "mark"), ("pipe_file", "a"), ("pipe_file", "b"), ("pipe_file", "mark"),
-            ("rm_file", "mark"), ("rm", "folder"),
+            ("folder/a", False), ("folder/b", False), ("folder/mark", True),
+            ["folder/mark"], ["folder/a", "folder/b"], ["folder"],
         ]  # fmt: skip
 
     def test_sweep_takes_what_is_old_by_the_clock_of_the_store(self, s3, monkeypatch):
@@ -200,74 +216,102 @@ class TestStore:
     def test_a_store_without_exclusive_puts_is_refused(self, s3, monkeypatch):
         folder = s3.folder
         put = folder._put
-        monkeypatch.setattr(folder, "_put", lambda name, data, mode="overwrite": put(name, data))
+        monkeypatch.setattr(folder, "_put", lambda name, data, **_: put(name, data))
         with pytest.raises(ConfigError, match="lets both win"):
             folder.require_exclusive()
         assert s3.all == []
 
-    @pytest.mark.parametrize("url", ["s3://no-such-bucket/run", "http://127.0.0.1:1/run"])
-    def test_a_store_that_cannot_be_written_is_refused(self, s3, url, monkeypatch):
-        monkeypatch.setattr(object_store.config, "seconds", lambda _: 0.1)
-        folder = open_folder(url, s3.options if url.startswith("s3") else {})
-        with pytest.raises(ConfigError, match=r"cannot be written.*credentials"):
-            folder.require_exclusive()
+    @pytest.mark.parametrize("fault", ["no bucket", "nobody", "forbidden"])
+    def test_a_store_that_cannot_be_written_is_refused(self, s3, faulty, fault):
+        with dask.config.set({"isgd.storage.timeout": "500 ms"}):
+            if fault == "no bucket":
+                folder = open_folder("s3://no-such-bucket/run", s3.options)
+            elif fault == "nobody":
+                folder = open_folder("s3://bucket/run", {**s3.options, "endpoint_url": "http://127.0.0.1:1"})
+            else:
+                folder, faulty.faults[:] = faulty.folder, [403] * 9
+            with pytest.raises(ConfigError, match=r"cannot be written.*credentials") as caught:
+                folder.require_exclusive()
+        assert SECRET not in str(caught.value)
 
-    def test_no_permission_names_the_place(self, s3, monkeypatch):
-        folder = s3.folder
+    @pytest.mark.parametrize("url", ["http://127.0.0.1:1/run", "memory://run", "ftp://place/run"])
+    def test_only_stores_with_exclusive_puts_hold_runs(self, url):
+        with pytest.raises(ConfigError, match="s3://, gs:// or az://"):
+            open_folder(url)
 
-        def refuse(*_, **__):
-            raise PermissionError("Access Denied")
+    def test_no_permission_names_the_place(self, faulty):
+        faulty.faults[:] = [403]
+        with pytest.raises(StorageFullError, match=f"cannot write {faulty.place}/a: permission is denied .*PUT"):
+            faulty.folder.replace("a", b"")
 
-        monkeypatch.setattr(folder, "_request_once", refuse)
-        with pytest.raises(StorageFullError, match=f"cannot write {s3.url}/a: permission is denied .Access Denied"):
-            folder.replace("a", b"")
+    @pytest.mark.parametrize("fault", ["reset", "lost", 429, 500, 503])
+    def test_what_passes_is_asked_again(self, faulty, fault):
+        faulty.faults[:] = [fault]
+        faulty.folder.replace("a", b"1")
+        faulty.faults[:] = [fault]
+        assert faulty.folder.read("a") == b"1"
+        assert faulty.faults == []
 
-    @pytest.mark.parametrize("error", [ConnectionResetError(), OSError(errno.EBUSY, "slow down"), TimeoutError()])
-    def test_what_passes_is_asked_again(self, s3, monkeypatch, error):
-        folder = s3.folder
-        once, left = folder._request_once, [error, error]
+    @pytest.mark.parametrize("fault", ["reset", 409, 429, 503])
+    def test_a_create_that_no_writer_won_is_asked_again(self, faulty, fault):
+        faulty.faults[:] = [fault]
+        assert faulty.folder.create("a", b"1")
+        assert not faulty.folder.create("a", b"2")
+        assert faulty.folder.read("a") == b"1"
 
-        def unwell(*args, **kwargs):
-            if left:
-                raise left.pop()
-            return once(*args, **kwargs)
+    def test_a_store_that_refuses_every_writer_is_an_error_in_time(self, faulty, monkeypatch):
+        monkeypatch.setattr(faulty.folder, "_timeout", 1.0)
+        monkeypatch.setattr(faulty.folder, "exists", lambda _: False)
+        faulty.faults[:] = [409] * 50
+        with pytest.raises(OSError, match="409") as caught:
+            faulty.folder.create("a", b"1")
+        assert caught.value.errno == errno.EBUSY
 
-        monkeypatch.setattr(folder, "_request_once", unwell)
-        monkeypatch.setattr(object_store, "_PAUSE", 0.001)
-        folder.replace("a", b"1")
-        assert folder.read("a") == b"1"
+    def test_a_put_whose_answer_was_lost(self, faulty):
+        """It finds its own object, and the folder is published all the same; a plain create cannot know."""
+        faulty.faults[:] = ["lost"]
+        assert not faulty.folder.create("a", b"mine")
+        assert faulty.folder.read("a") == b"mine"
+        # of the mark, after the requests that look for it and the put of the file
+        faulty.faults[:] = [None, None, None, "lost"]
+        faulty.folder.publish("folder", {"a": b"1", "mark": b"mine"})
+        assert faulty.folder.published("mark") == ["folder"]
+        assert faulty.faults == []
 
-    def test_a_put_whose_answer_was_lost(self, s3, monkeypatch):
-        folder = s3.folder
-        once, lost = folder._request_once, []
+    @pytest.mark.parametrize("verb", ["replace", "create", "read"])
+    def test_no_answer_ends(self, faulty, monkeypatch, verb):
+        monkeypatch.setattr(faulty.folder, "_timeout", 0.3)
+        faulty.faults[:] = ["hang"] * 9
+        with pytest.raises(TimeoutError, match=r"no response within 0\.3 s"):
+            getattr(faulty.folder, verb)("a", *([b""] if verb != "read" else []))
 
-        def unwell(verb, *args, **kwargs):
-            result = once(verb, *args, **kwargs)
-            if verb == "pipe_file" and kwargs["mode"] == "create" and not lost:
-                lost.append(verb)
-                raise ConnectionResetError
-            return result
 
-        monkeypatch.setattr(folder, "_request_once", unwell)
-        monkeypatch.setattr(object_store, "_PAUSE", 0.001)
-        folder.publish("folder", {"a": b"1", "mark": b"mine"})
-        assert lost
-        assert folder.published("mark") == ["folder"]
+@pytest.mark.parametrize(
+    ("url", "options", "message"),
+    [
+        ("s3://bucket/run", {"key": SECRET, "secrte": SECRET}, "'secrte' is not valid for store 'S3'"),
+        ("s3://bucket/run", {"key": SECRET, "secret": 5}, "wanted texts"),
+        ("s3://bucket/run", {"profile": "no-such-profile"}, "no-such-profile.*profile="),
+        ("az://container/run", {"acount_name": SECRET}, "'acount_name' is not valid"),
+    ],
+)
+def test_options_that_no_store_has(url, options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_folder(url, options)
+    assert SECRET not in str(caught.value)
 
-    def test_no_answer_ends(self, s3, monkeypatch):
-        folder = s3.folder
-        monkeypatch.setattr(folder, "_timeout", 0.3)
 
-        async def hang(*_, **__):
-            await asyncio.sleep(60)
-
-        monkeypatch.setattr(folder._fs, "_pipe_file", hang)
-        with pytest.raises(TimeoutError, match="no response within"):
-            folder.replace("a", b"")
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/run", "s3a://bucket/run", "gs://bucket/run", "gcs://bucket/run", "az://container/run"]
+)
+def test_the_clouds_that_are_known(url):
+    options = {"account_name": "a"} if url.startswith("az") else {"skip_signature": True}
+    assert open_folder(url, options).url == url
+    assert isinstance(open_store(url, read_only=True, storage_options=options), ObjectStore)
 
 
 def test_a_store_in_memory_keeps_the_same_promises():
-    folder = open_folder(f"memory://folders-{time.time_ns()}/run")
+    folder = ObjectFolder("memory://run", MemoryStore())
     folder.require_exclusive()
     folder.publish("one", {"a": b"1", "mark": b""})
     folder.replace("half/a", b"")

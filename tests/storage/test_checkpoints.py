@@ -273,19 +273,20 @@ def test_death_at_every_request_of_a_commit_to_a_store(s3, monkeypatch):
     newest = 2
     for k, when in itertools.product(range(1, 20), ("before", "after")):
         checkpoints, count, step = open_checkpoints(), 0, 10 * k + (when == "after")
-        ask = checkpoints.folder._request_once
+        ask = checkpoints.folder._answer
 
         def dying(*args, k=k, when=when, ask=ask, **kwargs):
             nonlocal count
             count += 1
             if count == k and when == "before":
                 raise Died
-            result = ask(*args, **kwargs)
-            if count == k:
-                raise Died
-            return result
+            try:
+                return ask(*args, **kwargs)
+            finally:
+                if count == k:
+                    raise Died
 
-        monkeypatch.setattr(checkpoints.folder, "_request_once", dying)
+        monkeypatch.setattr(checkpoints.folder, "_answer", dying)
         died = False
         try:
             checkpoints.commit(step, 2, TENSORS, {"step": step})

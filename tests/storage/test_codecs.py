@@ -3,12 +3,14 @@
 import contextlib
 import json
 import pickle
+from importlib.metadata import version
 from pathlib import Path
 
 import numcodecs
 import numpy as np
 import pytest
 import zarr
+from packaging.version import Version
 
 from dask_isgd.errors import DataError
 from dask_isgd.pipelines import ingest
@@ -44,6 +46,7 @@ def bomb(tmp_path, monkeypatch):
     return root
 
 
+@pytest.mark.skipif(Version(version("numcodecs")) >= Version("0.17"), reason="numcodecs 0.17 does not set it off")
 def test_the_bomb_works(bomb, tmp_path):
     with contextlib.suppress(Exception):  # what it decodes to is no string
         zarr.open_array(bomb / "text", mode="r")[:]

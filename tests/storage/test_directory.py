@@ -261,7 +261,7 @@ def test_urls_that_are_refused(url):
 
 
 def test_unknown_protocols_are_refused():
-    with pytest.raises(ConfigError, match="nosuch://bucket/run cannot be opened"):
+    with pytest.raises(ConfigError, match="got nosuch://bucket/run; wanted a path, or"):
         RunDirectory("nosuch://bucket/run")
 
 
