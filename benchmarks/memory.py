@@ -131,10 +131,12 @@ def census() -> dict[str, Any]:
     import gc
     import sys
 
+    fields = [(name, ctypes.c_size_t) for name in _HEAP]
+
     class Heap(ctypes.Structure):
         """mallinfo2 of glibc, 2.33 and later."""
 
-        _fields_ = [(name, ctypes.c_size_t) for name in _HEAP]
+        _fields_ = fields
 
     found: dict[str, Any] = {}
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
