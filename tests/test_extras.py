@@ -27,7 +27,18 @@ from dask_isgd.storage.backends.stores import open_folder
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("dask_isgd", "storage", "pipelines")
 FOR_DEVELOPERS = {"test", "bench"}
-BY_NAME = {"aiohttp", "icechunk", "h5py", "dask-cuda", "mlflow-skinny", "prometheus-client", "tensorboard", "wandb"}
+BY_NAME = {
+    "accelerate",
+    "aiohttp",
+    "icechunk",
+    "h5py",
+    "dask-cuda",
+    "mlflow-skinny",
+    "prometheus-client",
+    "tensorboard",
+    "transformers",
+    "wandb",
+}
 """Imported by a library that is, or by a name that is a text."""
 BROUGHT_ALONG = {
     "botocore": "the errors of boto3",

@@ -52,7 +52,7 @@ def fit(
     ``data`` is a Zarr dataset: a URL, a path or a ``Dataset``; or an object in memory, such as arrays ``(x, y)``, a
     map-style ``torch.utils.data.Dataset`` or a frame, which is written once, as it is, beside ``run_dir``, if it is
     small (``dask_isgd.checks.data``); so is ``validation``. ``run_dir`` is the run directory, a path or
-    ``s3://bucket/folder`` that every worker can reach; ``storage_options`` are passed to fsspec to open it (a
+    ``s3://bucket/folder`` that every worker can reach; ``storage_options`` are obstore's, to open it (a
     ``Dataset`` has its own). ``loss(output, target)`` returns one loss per example, shape (B,); the default is cross
     entropy. With ``detach`` the run outlives the client.
 
