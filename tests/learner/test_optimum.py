@@ -8,8 +8,6 @@ way, and clipping uniform draws at the mean norm moved the mean prediction to 0.
 from __future__ import annotations
 
 import functools
-import runpy
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -212,14 +210,3 @@ def test_these_problems_notice_a_clipping_that_moves_the_optimum():
     clipped = train("positives 0.01", 32, 0.05, seed=0, steps=4000, sampling={"uniform": True}, clip_norm=0.02)
     assert 0.2 < clipped.clipped < 0.6
     assert clipped.prediction < 0.5 < 0.8 < plain.prediction < 1.25
-
-
-@pytest.mark.slow  # four runs of 3,000 steps
-def test_where_all_examples_can_be_fitted_clipping_costs_no_progress():
-    """Norms fall with the loss. A bound at the mean of recent ones alone shortened the mean step by 6 %."""
-    train = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "separable.py"))["train"]
-    default, plain = (
-        np.mean([train("two classes", arm, seed, 3000)[0] for seed in range(2)])
-        for arm in ("weighted, default", "weighted, unclipped")
-    )
-    assert 0.98 < default / plain < 1.015
