@@ -167,7 +167,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "LSTM": (lambda: Reads(Recurrent(nn.LSTM, batch_first=True), 7), True),
     "GRU, two layers, both ways, batch second": (
         lambda: Reads(Recurrent(nn.GRU, batch_first=False, num_layers=2, bidirectional=True), 14),
-        False,
+        True,
     ),
     "positions, a parameter": (lambda: Reads(Positions("parameter")), True),
     "positions, (1, T, d)": (lambda: Reads(Positions("parameter with a leading one")), True),
