@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 import dask.config
 from dask.utils import parse_bytes, parse_timedelta
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 
 from dask_isgd.field_types import (
     Bytes,
@@ -30,6 +31,8 @@ from dask_isgd.field_types import (
 from dask_isgd.validation import settings
 from dask_isgd.yaml_file import read_yaml
 
+OF_DEFAULT_OPTIMIZER = ("learning_rate", "momentum")
+"""Settings of ``Learning`` whose defaults are those of its default optimizer."""
 DEFAULTS = read_yaml(Path(__file__).with_name("isgd.yaml"), "the defaults")
 dask.config.update_defaults(DEFAULTS)
 
@@ -49,7 +52,8 @@ class Learning:
     """How the learner trains.
 
     ``optimizer`` is called with the parameters and returns a ``torch.optim.Optimizer``; None
-    means SGD with ``learning_rate`` and Nesterov ``momentum``. ``scheduler`` is called with the
+    means SGD with ``learning_rate`` and Nesterov ``momentum``. If these two are given beside an optimizer, it is called
+    with them too, as ``lr`` and ``momentum``. ``scheduler`` is called with the
     optimizer and returns a learning-rate scheduler, which is stepped once per update. Instead of a
     callable its name may be given, ``"package.module:name"``.
     """
@@ -58,8 +62,10 @@ class Learning:
     """Optimizer updates in the run."""
     batch_size: Count = default("learning.batch-size")
     """Examples per step."""
-    learning_rate: Positive = default("learning.learning-rate")
-    momentum: Annotated[float, Field(strict=True, ge=0, le=1)] = default("learning.momentum")
+    learning_rate: Positive | None = default("learning.learning-rate")
+    """None, the default beside an ``optimizer``: the optimizer's own."""
+    momentum: Annotated[float, Field(strict=True, ge=0, le=1)] | None = default("learning.momentum")
+    """None, the default beside an ``optimizer``: the optimizer's own."""
     optimizer: Function | None = None
     scheduler: Function | None = None
     device: Text = default("learning.device")
@@ -97,6 +103,19 @@ class Learning:
     synchronous: Flag = False
     """Score everything, then take ``publish_every`` steps, and repeat: reproducible to the bit; waits for scorers."""
     seed: Natural = default("learning.seed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_optimizer(cls, values: Any) -> Any:
+        """Let settings of the default optimizer have their defaults beside no other one."""
+        given = values.kwargs if isinstance(values, ArgsKwargs) else values
+        if not isinstance(given, Mapping):
+            return values
+        own = {name: given[name] for name in OF_DEFAULT_OPTIMIZER if given.get(name) is not None}
+        if given.get("optimizer") is not None:
+            own = dict.fromkeys(OF_DEFAULT_OPTIMIZER) | own
+        rest = {name: value for name, value in given.items() if name not in OF_DEFAULT_OPTIMIZER}
+        return ArgsKwargs(values.args, rest | own) if isinstance(values, ArgsKwargs) else rest | own
 
     @property
     def cache_memory_bytes(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from dask_isgd.config import Learning, Sampling, Scoring
+from dask_isgd.config import OF_DEFAULT_OPTIMIZER, Learning, Sampling, Scoring
 from dask_isgd.errors import ConfigError
 from dask_isgd.field_types import fits_text
 from dask_isgd.names import keys_underscored
@@ -39,8 +39,8 @@ class Recipe:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     validation: Annotated[str, fits_text("the name of a group of the dataset")] | None = None
     """The group of the dataset that is evaluated on; None: no evaluation."""
-    loss: Annotated[str, fits_text("'package.module:name' of a loss per example")] | None = None
-    """``"package.module:name"`` of a loss per example; None: cross entropy."""
+    loss: Annotated[str, fits_text("mse, bce, huber or 'package.module:name' of a loss per example")] | None = None
+    """``mse``, ``bce``, ``huber`` or ``"package.module:name"`` of a loss per example; None: cross entropy."""
 
 
 def load_recipe(path: str | Path, defaults: Mapping[str, Recipe] | None = None) -> Recipe:
@@ -66,7 +66,12 @@ def recipe_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Recipe
     merged = {**_fields(base), **given}
     for part in _PARTS:  # a part without a value under its key is one without settings
         own = {} if given.get(part) is None else keys_underscored(given[part])
-        merged[part] = {**_fields(getattr(base, part, None)), **own} if isinstance(own, Mapping) else own
+        if isinstance(own, Mapping):
+            of_base = _fields(getattr(base, part, None))
+            for name in OF_DEFAULT_OPTIMIZER if own.get("optimizer") else ():
+                of_base.pop(name, None)  # they suit the base's own optimizer
+            own = {**of_base, **own}
+        merged[part] = own
     return validate(Recipe, merged, Places("Recipe", _PARTS))
 
 

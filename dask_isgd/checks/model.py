@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from dask_isgd.core.batch import Prepare
 from dask_isgd.core.incomplete import incomplete, replaced
 from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError
-from dask_isgd.norms import NormEngine, check_training_mode
+from dask_isgd.norms import NormEngine, check_training_mode, checked_losses
+from dask_isgd.norms.tensor_trees import shapes_of
 from dask_isgd.storage import Dataset
 
 _PROBE_ROWS = 64
@@ -75,6 +77,7 @@ def check_model(
         classes = int(output.shape[1])
         dataset.check(classes=classes)
     x = inputs if len(inputs) > 1 else inputs[0]
+    _check_loss(loss, output, targets)
     check_training_mode(module, loss, x, targets)
     engine = NormEngine(module, loss, method=scoring.method, train_mode=scoring.train_mode)
     for _ in range(2):  # the audit, and the check of the second batch
@@ -82,3 +85,11 @@ def check_model(
     began = time.perf_counter()
     engine(x, targets)
     return len(targets) / max(time.perf_counter() - began, 1e-9), classes
+
+
+def _check_loss(loss: Loss, output: Any, targets: Tensor) -> None:
+    with torch.no_grad():
+        try:
+            checked_losses(loss, output, targets, len(targets))
+        except RuntimeError as error:
+            raise ModelError(f"the loss fails on {shapes_of(output, targets)}: {error}") from error

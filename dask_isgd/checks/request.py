@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Mapping
@@ -15,15 +16,18 @@ from dask_isgd import config
 from dask_isgd.checks.data import dataset_of
 from dask_isgd.checks.finite import check_finite
 from dask_isgd.checks.model import check_model, check_parameters
-from dask_isgd.checks.resume import require_resumable
+from dask_isgd.checks.optimizer import check_optimizer
+from dask_isgd.checks.resume import changed_settings, require_resumable
 from dask_isgd.checks.settings import check_settings
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core import models
-from dask_isgd.core.loss import Loss, cross_entropy
+from dask_isgd.core.loss import Loss, bce, cross_entropy, loss_of
 from dask_isgd.core.models import ModelSource
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import RunMismatchError
 from dask_isgd.storage import Dataset, RunDirectory
+
+logger = logging.getLogger(__name__)
 
 _TASK_SECONDS = 1.0
 _LEAST_CHUNKS = 8
@@ -37,7 +41,7 @@ class RunRequest:
     data: Any
     """A ``Dataset``, a path, a URL, or an object in memory."""
     run_dir: str | Path
-    loss: Loss | None = None
+    loss: Loss | str | None = None
     learning: Learning
     scoring: Scoring = field(default_factory=Scoring)
     sampling: Sampling = field(default_factory=Sampling)
@@ -72,10 +76,11 @@ def prepare(request: RunRequest) -> PreparedRun:
     directory = request.directory
     former = directory.former(resume=request.resume, overwrite=request.overwrite)
     dataset, validation = _datasets(request)
-    classify = request.loss is None
+    loss = loss_of(request.loss)
+    classify = loss is None
     dataset.check(classify=classify)
     check_settings(request.learning, request.scoring, request.sampling, dataset)
-    module, speed = _check_model(request, dataset, validation)
+    module, speed = _check_model(request, loss, dataset, validation)
     document: dict[str, Any] = {
         "run": uuid.uuid4().hex[:10],
         "data": dataset.fingerprint(),
@@ -92,6 +97,8 @@ def prepare(request: RunRequest) -> PreparedRun:
         "scoring": config.to_mapping(request.scoring),
         "sampling": config.to_mapping(request.sampling),
     }
+    if former is not None and (changes := changed_settings(former.get("config"), document["config"])):
+        logger.warning("run %s resumes with other settings than before: %s", directory.name, "; ".join(changes))
     spec = RunSpec(
         run=document["run"],
         url=directory.url,
@@ -99,7 +106,7 @@ def prepare(request: RunRequest) -> PreparedRun:
         model=request.model,
         data=dataset,
         validation=validation,
-        loss=request.loss,
+        loss=loss,
         learning=request.learning,
         scoring=request.scoring,
         sampling=request.sampling,
@@ -120,19 +127,22 @@ def _datasets(request: RunRequest) -> tuple[Dataset, Dataset | None]:
     )
 
 
-def _check_model(request: RunRequest, dataset: Dataset, validation: Dataset | None) -> tuple[nn.Module, float]:
+def _check_model(
+    request: RunRequest, loss: Loss | None, dataset: Dataset, validation: Dataset | None
+) -> tuple[nn.Module, float]:
     """The model and the examples that it scores per second here, after a trial on a few examples."""
-    classify = request.loss is None
+    classify = loss is None
     module = models.build(request.model, request.learning.seed)
     check_parameters(module)
-    loss = request.loss if request.loss is not None else cross_entropy
+    check_optimizer(module, request.learning)
     for each in (dataset, validation):
         if each is not None:
-            check_finite(each, module, loss, skip=request.scoring.skip_bad_chunks)
-    speed, classes = check_model(module, loss, dataset, request.scoring, classify=classify)
+            check_finite(each, module, loss or cross_entropy, skip=request.scoring.skip_bad_chunks)
+    speed, classes = check_model(module, loss or cross_entropy, dataset, request.scoring, classify=classify)
     for each in (dataset, validation):
         if each is not None:
-            each.check(classes=classes, classify=classify)
+            binary = loss is bce and each.arrays[each.target_name].dtype.kind in "iub"
+            each.check(classes=2 if binary else classes, classify=classify or binary)
     return module, speed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -40,6 +41,21 @@ def require_resumable(directory: RunDirectory, run: str, module: nn.Module, lear
             + "\n".join(wrong)
             + "\nPass those of the run, or start a new run in another directory"
         )
+
+
+def changed_settings(there: Any, here: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return each setting that differs from the run's, with both values; ``there`` is as run.json holds it."""
+    former = there if isinstance(there, Mapping) else {}
+    changed = [
+        f"{part.capitalize()}.{name}: {former[part][name]!r} → {value!r}"
+        for part, settings in here.items()
+        for name, value in settings.items()
+        if isinstance(former.get(part), Mapping) and name in former[part] and former[part][name] != value
+    ]
+    rate = any(change.startswith("Learning.learning_rate:") for change in changed)
+    if rate and here["learning"]["scheduler"] is not None:
+        changed.append("the schedule continues with the learning rate that it had")
+    return changed
 
 
 def _kind(groups: list[dict[str, Any]]) -> list[tuple[int, list[str]]]:

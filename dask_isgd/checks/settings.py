@@ -10,6 +10,7 @@ import dask.config
 import torch
 
 from dask_isgd import config
+from dask_isgd.checks.optimizer import ignored_settings
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.core import models
 from dask_isgd.errors import ConfigError
@@ -26,8 +27,13 @@ def check_settings(learning: Learning, scoring: Scoring, sampling: Sampling, dat
         *_unknown("isgd", dask.config.get("isgd"), config.DEFAULTS["isgd"]),
     ]
     if not mistakes:
-        mistakes += [*_device(learning), *_chunk(scoring, dataset), *_skipping(learning, scoring)]
-        mistakes += _without_scores(learning, scoring, sampling)
+        mistakes += [
+            *_device(learning),
+            *ignored_settings(learning),
+            *_chunk(scoring, dataset),
+            *_skipping(learning, scoring),
+            *_without_scores(learning, scoring, sampling),
+        ]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     if learning.batch_size > len(dataset):

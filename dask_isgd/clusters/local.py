@@ -16,6 +16,7 @@ from distributed import Nanny, Scheduler, Security
 
 import dask_isgd.config  # noqa: F401  # its defaults
 from dask_isgd.clusters.base import LearnerCluster, learner_names
+from dask_isgd.clusters.main_guard import require_main_guard
 from dask_isgd.errors import ConfigError
 from dask_isgd.runtime.allocator import WORKER_ENVIRONMENT
 from dask_isgd.runtime.placement import LEARNER, SCORER
@@ -47,6 +48,7 @@ class LocalCluster(LearnerCluster):
         silence_logs: int = logging.WARNING,
         **kwargs: Any,
     ) -> None:
+        require_main_guard()
         self._gpus = [str(gpu) for gpu in (visible_gpus() if gpus is None else gpus)]
         cores = os.cpu_count() or 1
         if n_workers is None:

@@ -47,6 +47,7 @@ class Update:
     def __init__(self, parameters: list[nn.Parameter], learning: Learning, *, weighted: bool) -> None:
         self.parameters = parameters
         self.optimizer = make_optimizer(parameters, learning)
+        self._set = _arguments(learning).keys() & self.optimizer.param_groups[0].keys()
         self.scheduler = learning.scheduler(self.optimizer) if learning.scheduler is not None else None
         device = parameters[0].device
         self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor if weighted else None, device)
@@ -138,7 +139,13 @@ class Update:
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
                 slots.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": slots, "param_groups": state["optimizer"]["groups"]})
+        groups = state["optimizer"]["groups"]
+        if self.scheduler is None:  # the settings may have changed since; a schedule continues with its own rate
+            own = self.optimizer.param_groups
+            groups = [
+                {**saved, **{key: each[key] for key in self._set}} for each, saved in zip(own, groups, strict=True)
+            ]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._clipping.restore(_within(tensors, "clipping."), state["clipping"])
@@ -152,19 +159,21 @@ def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def make_optimizer(parameters: list[nn.Parameter], learning: Learning) -> torch.optim.Optimizer:
     """Return the optimizer of a run. Raises ModelError if ``Learning.optimizer`` returns something else."""
     if learning.optimizer is not None:
-        optimizer = learning.optimizer(parameters)
+        optimizer = learning.optimizer(parameters, **_arguments(learning))
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ModelError(f"optimizer: returned {type(optimizer).__name__}, wanted a torch.optim.Optimizer")
         return optimizer
-    settings: dict[str, Any] = {
-        "lr": learning.learning_rate,
-        "momentum": learning.momentum,
-        "nesterov": learning.momentum > 0,
-    }
+    settings: dict[str, Any] = {**_arguments(learning), "nesterov": bool(learning.momentum)}
     try:
         return torch.optim.SGD(parameters, fused=True, **settings)
     except RuntimeError:  # a device or dtype that has no fused kernel
         return torch.optim.SGD(parameters, **settings)
+
+
+def _arguments(learning: Learning) -> dict[str, float]:
+    """Return the hyperparameters that the settings hold, as torch spells them."""
+    given = {"lr": learning.learning_rate, "momentum": learning.momentum}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _takes_predicate(optimizer: torch.optim.Optimizer) -> bool:

@@ -98,17 +98,33 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 def checked_losses(loss: Loss, output: Any, targets: Any, size: int) -> Tensor:
     """Return one loss per example, shape (``size``,); ModelError for anything else."""
-    losses = loss(output, targets)
+    try:
+        losses = loss(output, targets)
+    except (IndexError, TypeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"the loss fails on {shapes_of(output, targets)}: {error}. Has the model one output per class?"
+        ) from error
     if not isinstance(losses, Tensor):
         raise ModelError(f"the loss returned {type(losses).__name__}, wanted a tensor of shape ({size},)")
     if losses.shape != (size,) or not losses.is_floating_point():
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(output)) or type(output).__name__
         raise ModelError(
             f"the loss returned shape {tuple(losses.shape)} and {losses.dtype}, wanted one floating-point loss per "
-            f"example, shape ({size},); the model's output has shape {shapes}. Use reduction='none' and, if an "
+            f"example, shape ({size},), from {shapes_of(output, targets)}. Use reduction='none' and, if an "
             "example has several terms, sum or average over all dimensions but the first"
         )
     return losses
+
+
+def shapes_of(output: Any, targets: Any) -> str:
+    """Return the shapes of a model's output and of the targets, in words."""
+
+    def shown(value: Any) -> str:
+        found = (f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors(value))
+        return ", ".join(found) or type(value).__name__
+
+    return f"an output of shape {shown(output)} and targets of shape {shown(targets)}"
 
 
 def square_norms(rows: Tensor) -> Tensor:

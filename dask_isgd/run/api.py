@@ -36,7 +36,7 @@ def fit(
     data: Any,
     run_dir: str | Path,
     *,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     learning: Learning,
     scoring: Scoring | None = None,
     sampling: Sampling | None = None,
@@ -53,8 +53,9 @@ def fit(
     map-style ``torch.utils.data.Dataset`` or a frame, which is written once, as it is, beside ``run_dir``, if it is
     small (``dask_isgd.checks.data``); so is ``validation``. ``run_dir`` is the run directory, a path or
     ``s3://bucket/folder`` that every worker can reach; ``storage_options`` are obstore's, to open it (a
-    ``Dataset`` has its own). ``loss(output, target)`` returns one loss per example, shape (B,); the default is cross
-    entropy. With ``detach`` the run outlives the client.
+    ``Dataset`` has its own). ``loss(output, target)`` returns one loss per example, shape (B,); known by name are
+    ``"cross_entropy"`` (the default), ``"mse"``, ``"bce"`` (with logits) and ``"huber"``. With ``detach`` the run
+    outlives the client.
 
     Raises, before anything is submitted, the errors of ``dask_isgd.errors`` that apply to the settings, the data, the
     model, the run directory or the workers.

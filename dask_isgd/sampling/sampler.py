@@ -66,6 +66,7 @@ class ImportanceSampler:
         self._current: Proposal | None = None
         """The proposal in force; None if something changed since it was computed."""
         self._warned = False
+        self._bad_minibatches = 0
 
     @property
     def biased(self) -> bool:
@@ -226,7 +227,12 @@ class ImportanceSampler:
         good = ~is_bad(fresh)
         bad = 0 if good.all() else int(len(fresh) - good.sum())
         if bad:
-            logger.warning("step %d: %d of %d norms of the minibatch are bad and ignored", step, bad, len(fresh))
+            self._bad_minibatches += 1
+            if str(self._bad_minibatches).rstrip("0") == "1":  # the 1st, 10th, 100th: not one line per step
+                logger.warning(
+                    "step %d: %d of %d norms of the minibatch are bad and ignored; such minibatches so far: %d",
+                    *(step, bad, len(fresh), self._bad_minibatches),
+                )
             wanted, fresh = wanted[good], fresh[good]
         if len(wanted):
             unscored = self._weights.unscored

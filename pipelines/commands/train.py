@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dask_isgd.errors import IsgdError, MissingExtraError
-from dask_isgd.names import named
 from dask_isgd.pipelines import PIPELINES, Recipe
 from dask_isgd.pipelines.commands.cluster import connector, no_warnings, quiet_logs
 from dask_isgd.pipelines.commands.terminated import Terminated
@@ -127,7 +126,7 @@ def _prepare(options: Options, recipe: Recipe, run_dir: str, data: Dataset, vali
         model=recipe.model,
         data=data,
         run_dir=run_dir,
-        loss=named(recipe.loss) if recipe.loss is not None else None,
+        loss=recipe.loss,
         learning=recipe.learning,
         scoring=recipe.scoring,
         sampling=recipe.sampling,

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dask_isgd.errors import ConfigError
 from dask_isgd.storage.backends.folder import PARTIAL, Folder, temporary_name, writing
 
 # File systems without hard links report one of these.
@@ -130,7 +131,19 @@ class LocalFolder(Folder):
         return removed
 
     def require_exclusive(self) -> None:
-        pass  # links and O_EXCL are exclusive on any file system
+        """Raise ConfigError if nothing can be created here; links and O_EXCL are exclusive on any file system."""
+        there = next(path for path in (self.path, *self.path.absolute().parents) if os.path.lexists(path))
+        try:
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+            probe = temporary(there / "probe")
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"run directory {self.url}: nothing can be created there: {error.strerror or error}. "
+                "Choose another directory, or check its permissions"
+            ) from error
 
 
 def temporary(path: Path) -> Path:

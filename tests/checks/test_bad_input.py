@@ -14,6 +14,7 @@ from torch import nn
 import dask_isgd as isgd
 from dask_isgd.checks import request
 from dask_isgd.checks.request import PreparedRun, create
+from dask_isgd.core.loss import bce
 from dask_isgd.errors import (
     ConfigError,
     DataError,
@@ -318,6 +319,17 @@ class TestModel:
                 r"loss returned shape \(\).*wanted one .*loss per example, shape \(",
             ),
             (model, {"loss": lambda o, t: o}, r"loss returned shape \(40, 3\).*wanted one .*loss per example"),
+            (
+                lambda: nn.Linear(6, 2),
+                {"loss": lambda o, t: nn.functional.cross_entropy(o, t, reduction="none")},
+                r"the loss fails on an output of shape \(40, 2\) float32 and targets .*\(40,\) int64: Target 2",
+            ),
+            (
+                lambda: nn.Linear(6, 2),
+                {"loss": lambda o, t: (o - t) ** 2},
+                r"the loss fails on an output of shape \(40, 2\) float32 and targets",
+            ),
+            (model, {"loss": "mse"}, r"got an output of shape \(40, 3\) for targets of shape \(40,\)"),
             (Complex, {}, r"(?s)phase: \(2,\) complex64.*nothing: \(5,\) float32 without data"),
         ],
         ids=[
@@ -328,12 +340,21 @@ class TestModel:
             "output",
             "mean loss",
             "matrix loss",
+            "too few outputs",
+            "shapes",
+            "mse of classes",
             "tensors",
         ],
     )
     def test_what_is_wrong_is_said_with_what_was_wanted(self, tmp_path, source, changes, says):
         with pytest.raises(ModelError, match=says):
             check(tmp_path, source=source, **changes)
+
+    def test_labels_of_a_binary_loss(self, tmp_path):
+        with pytest.raises(LabelError, match=r"labels from 0 to 2, wanted 0 to 1"):
+            check(tmp_path, source=lambda: nn.Linear(6, 1), loss="bce")
+        binary = data(tmp_path, "binary.zarr", y=Y % 2)
+        assert check(tmp_path, binary, source=lambda: nn.Linear(6, 1), loss="bce").spec.loss is bce
 
     def test_a_loss_that_is_not_finite_stops_before_the_update(self):
         trainer = Trainer(model(), lambda o, t: o.sum(1) * float("nan"), isgd.Learning(steps=1))
@@ -363,6 +384,12 @@ class TestNorms:
         norms[10:16] = np.nan
         with pytest.raises(NonFiniteNormsError, match=r"chunk 0: got 6 of 500 .*first: example 10.*wanted at most 1 %"):
             task._keep_former(norms, weights, 0, 0, strict=False)
+
+    def test_bad_norms_of_many_minibatches_are_few_lines(self, caplog):
+        sampler = ImportanceSampler(N, 10, isgd.Sampling())
+        for step in range(100):
+            assert sampler.feedback(np.arange(4), [1.0, np.nan, 2.0, np.inf], step) == 2
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["step 0", "step 9", "step 99"]
 
     def test_weights_that_are_all_zero_draw_uniformly(self):
         sampler = ImportanceSampler(N, 10, isgd.Sampling(gate="open", smoothing=0.0))

@@ -40,6 +40,16 @@ def test_the_same_settings_resume(run, digits, run_dir):
         assert prepared(digits, run_dir, **changes).resume
 
 
+def test_what_changed_is_said(run, digits, run_dir, caplog):
+    prepared(digits, run_dir)
+    assert not caplog.records
+    prepared(digits, run_dir, batch_size=16, learning_rate=0.3)
+    wanted = (
+        "run resumes with other settings than before: Learning.batch_size: 8 → 16; Learning.learning_rate: 0.05 → 0.3"
+    )
+    assert wanted in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

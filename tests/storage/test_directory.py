@@ -55,6 +55,16 @@ def test_nothing_there(home):
     assert home.all == []
 
 
+@pytest.mark.parametrize(
+    "place", ["file", "file/below", "/proc/nothing/run"], ids=["file", "below a file", "unwritable"]
+)
+def test_a_place_where_nothing_can_be_created(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"run directory .*: nothing can be created there: .*Choose another"):
+        RunDirectory(tmp_path / place).former(resume=False, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_run_is_not_written_over(rundir):
     with pytest.raises(RunExistsError, match=r"resume=True.*overwrite=True"):
         rundir.create({})
