@@ -142,7 +142,7 @@ class Running:
         raise RuntimeError(f"the run ended too soon: {self._run.status}")
 
     def _learner_address(self) -> str:
-        tasks, name = self._client.processing(), f"learn-{self._run.name}"
+        tasks, name = self._client.processing(), f"learn-{self._run.id}"
         return next(address for address, keys in tasks.items() if any(name in str(key) for key in keys))
 
     def _send(self, number: signal.Signals) -> None:
@@ -201,7 +201,7 @@ class Running:
         stops = sorted(
             part["stop"]
             for task in self._tasks
-            if f"score-{self._run.name}" in str(task["key"])
+            if f"score-{self._run.id}" in str(task["key"])
             for part in task["startstops"]
             if part["action"] == "compute"
         )

@@ -107,18 +107,31 @@ EVALUATION = (
 """The evaluations of the validation data: one row per version evaluated (``Run.evaluations``)."""
 
 LIVE = (
-    Column("validation_error", "validation error", "fraction", "error of the latest evaluation"),
-    Column("validation_loss", "validation loss", "", "loss of the latest evaluation"),
+    Column(
+        "validation_error",
+        "validation error",
+        "fraction",
+        "validation examples classified wrongly, at the latest evaluation",
+    ),
+    Column("validation_loss", "validation loss", "", "mean loss over the validation data, at the latest evaluation"),
     Column("examples_scored", "examples scored", "examples", "examples scored by the current coordinator"),
     Column("scored_per_second", "scored per second", "examples per second", "current speed of all scorers together"),
     Column("learned_per_second", "learned per second", "examples per second", "speed of the learner (dashboard only)"),
     Column("published_behind", "published", "steps", "age of the latest published version (dashboard only)"),
     Column("scored_behind", "in use by scorers", "steps", "age of the latest version scored with (dashboard only)"),
+    Column("steps", "steps", "steps", "steps of the run"),
     Column("faults", "faults", "", "faults since the run was first seen"),
     Column("incarnation", "incarnation", "", "current incarnation of the learner"),
 )
 """Further figures of ``Run.latest`` and the dashboard, which events carry and no history keeps."""
 
+LEGEND = {
+    "training loss": "like gain and spread, the mean of the last tenth of the reports",
+    "gain": "how many times as many examples uniform draws need for a gradient with as little noise; above 1 it pays",
+    "spread": "standard deviation of the gradient of one draw, with the best weights, those in use, and uniform draws",
+    "steps per second": "over the entire run",
+}
+"""Words of the summary, as a newcomer reads them; the others are in docs/glossary.md."""
 NAMES = tuple(column.name for column in HISTORY)
 ANNOUNCED = tuple(column.name for column in HISTORY if column.announced)
 COLUMNS = {column.name: column for column in (*LIVE, *HISTORY)}

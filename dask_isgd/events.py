@@ -59,6 +59,8 @@ class Progress(Event):
     """Whether just enough is scored to notice when importance sampling would pay."""
     why: str = ""
     """The reason for the state of the gate, in a few words."""
+    steps: int | None = None
+    """Steps of the run."""
     values: dict[str, float]
 
 
@@ -159,6 +161,15 @@ _KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Heartbeat, Fault, WeightSummary, ShareClaim)
 }
+
+
+def name_of(run: str) -> str:
+    """Return the name of the directory in which a run began, from its id.
+
+    >>> name_of("my-run-5f0c12ab"), name_of("5f0c12ab34")
+    ('my-run', '5f0c12ab34')
+    """
+    return run.rpartition("-")[0] or run
 
 
 def topic_of(run: str) -> str:

@@ -20,6 +20,7 @@ from dask_isgd.errors import IsgdError
 from dask_isgd.names import nearest
 from dask_isgd.pipelines import PIPELINES, Recipe, load_recipe
 from dask_isgd.pipelines.commands.terminated import Terminated
+from dask_isgd.pipelines.commands.wording import as_options
 
 _DEBUG = "dask_isgd.debug"
 
@@ -36,7 +37,7 @@ def _clean(command: Callable[..., None]) -> Callable[..., None]:
         except IsgdError as error:
             if debug:
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(as_options(str(error))) from error
         except Terminated:
             raise SystemExit(128 + signal.SIGTERM) from None
         except KeyboardInterrupt:
@@ -103,7 +104,12 @@ def _recipe(_: click.Context, __: click.Parameter, value: str) -> Recipe:
     raise click.BadParameter(f"got {value!r}. {hint}")
 
 
-@isgd.command(help=f"Train a model and see whether importance sampling pays.\n\n\b\nNAME is one of\n{_pipelines()}")
+@isgd.command(
+    help=f"Train a model and see whether importance sampling pays.\n\n\b\nNAME is one of\n{_pipelines()}\n\n"
+    "Ctrl-C does not end the training: it prints how to watch and stop the run, which continues. A second "
+    "Ctrl-C within three seconds stops the run after a last checkpoint, and a third one leaves immediately. "
+    "--resume continues a stopped run."
+)
 @click.argument("what", metavar="NAME|RECIPE.yaml")
 @click.option(
     "--scheduler",
@@ -211,9 +217,76 @@ def stop(run: str) -> None:
 
     Works on every machine that can write to the directory; `train --resume` resumes the run.
     """
-    from dask_isgd.pipelines.commands import show
+    from dask_isgd.pipelines.commands.control import request
 
-    click.echo(show.stop(run))
+    click.echo(request(run, "stop"))
+
+
+@isgd.command()
+@click.argument("run", metavar="RUN")
+@_clean
+def pause(run: str) -> None:
+    """Pause the run in the directory RUN after a checkpoint; it keeps its workers."""
+    from dask_isgd.pipelines.commands.control import request
+
+    click.echo(request(run, "pause"))
+
+
+@isgd.command()
+@click.argument("run", metavar="RUN")
+@_clean
+def unpause(run: str) -> None:
+    """Continue the paused run in the directory RUN."""
+    from dask_isgd.pipelines.commands.control import request
+
+    click.echo(request(run, "run"))
+
+
+@isgd.command("list")
+@click.argument("folder", metavar="[FOLDER]", default="runs")
+@_clean
+def list_runs(folder: str) -> None:
+    """List the runs in FOLDER, `runs` by default, the latest first."""
+    from dask_isgd.pipelines.commands import compare
+
+    compare.list_runs(folder)
+
+
+@isgd.command(short_help="Compare runs in a table and a plot.")
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.option("--to", "path", metavar="FILE", help="The .png, .svg or .pdf file to write.  [default: comparison.png]")
+@_clean
+def compare(runs: tuple[str, ...], path: str | None) -> None:
+    """Print the summaries of the runs in the directories RUN side by side, and plot them all in the same panels.
+
+    To see what importance sampling is worth, train once more with --uniform and compare.
+    """
+    from dask_isgd.pipelines.commands import compare as comparing
+    from dask_isgd.pipelines.commands.show import FORMATS
+
+    if len(runs) < 2:
+        raise click.UsageError("compare needs at least two runs.")
+    _require_suffix(path, FORMATS[:-1])
+    comparing.print_comparison(runs, path)
+
+
+@isgd.command(short_help="Export the trained parameters or the history.")
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--to", "path", metavar="FILE", required=True, help="A .safetensors file for the parameters, .csv for the history."
+)
+@_clean
+def export(run: str, path: str) -> None:
+    """Write the latest parameters, or the history, of the run in the directory RUN as one file for other programs."""
+    from dask_isgd.pipelines.commands import export as exporting
+
+    _require_suffix(path, exporting.FORMATS)
+    click.echo(exporting.export(run, path))
+
+
+def _require_suffix(path: str | None, known: tuple[str, ...]) -> None:
+    if path is not None and Path(path).suffix.lower() not in known:
+        raise click.BadParameter(f"got {path!r}, wanted a file ending in {', '.join(known)}.", param_hint="--to")
 
 
 @isgd.command(short_help="Save the plot of the run in the directory RUN.")
@@ -226,8 +299,7 @@ def plot(run: str, path: str | None) -> None:
     """Plot loss, validation error, variance and gain of the run in the directory RUN."""
     from dask_isgd.pipelines.commands import show
 
-    if path is not None and Path(path).suffix.lower() not in show.FORMATS:
-        raise click.BadParameter(f"got {path!r}, wanted a file ending in {', '.join(show.FORMATS)}.", param_hint="--to")
+    _require_suffix(path, show.FORMATS)
     click.echo(show.plot(run, path))
 
 

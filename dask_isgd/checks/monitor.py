@@ -38,7 +38,7 @@ class RunMonitor:
     """Follows one run. If it owns no futures, it relies on events and on the scheduler's list of tasks."""
 
     def __init__(self, client: Client, directory: RunDirectory, run: str, steps: int) -> None:
-        self._client, self._directory, self._run = client, directory, run
+        self._client, self._directory, self._run, self._name = client, directory, run, directory.name
         self._learner: Future[Any] | None = None
         self._coordinator: Future[Any] | None = None
         self._events = pubsub.subscribe(client, topic_of(run))
@@ -147,7 +147,7 @@ class RunMonitor:
         if left <= 0:
             status = self.status
             rest = "and continues" if status in GOING else "but its tasks have not ended; is the cluster responding?"
-            raise WaitTimeoutError(f"run {self._run}: timed out waiting for {what}; the run is {status} {rest}")
+            raise WaitTimeoutError(f"run {self._name}: timed out waiting for {what}; the run is {status} {rest}")
         event = self._events.get(min(_EVENT_TIMEOUT, left))
         if event is not None:
             with self._lock:
@@ -178,14 +178,14 @@ class RunMonitor:
         self._raise(self._learner)
         if self._outcome in ("fenced", "superseded"):
             raise LeaseLostError(
-                f"run {self._run} was taken over: it has been resumed by another client. What this start had trained "
+                f"run {self._name} was taken over: it has been resumed by another client. What this start had trained "
                 "is committed, unless the other one began before; attach() watches and controls the run"
             )
         self.wait_for_coordinator(min(deadline, time.monotonic() + self._timeout))
         self._raise(self._coordinator)
         for ended in map(self._values.ended.get, (LEARNER, COORDINATOR)):
             if ended is not None and ended.outcome == "failed":
-                raise _as_raised(self._run, ended)
+                raise _as_raised(self._name, ended)
         if progress is not None:
             progress(self.latest)
 
@@ -215,7 +215,7 @@ class RunMonitor:
         workers = workers_of(self._client)
         if not workers or lacks_learner(workers):
             raise NoLearnerWorkerError(
-                f"run {self._run}: the learner has been silent for {silent:.0f} s and none of the "
+                f"run {self._name}: the learner has been silent for {silent:.0f} s and none of the "
                 f"{len(workers)} workers can run it; start one with "
                 "`dask worker SCHEDULER --resources 'learner=1' --nthreads 2`. "
                 "The run then resumes from its latest checkpoint; call wait() again, or stop()"
@@ -227,11 +227,11 @@ class RunMonitor:
         error = future.exception(timeout=self._timeout)
         if isinstance(error, KilledWorker):
             raise WorkersLostError(
-                f"run {self._run}: the worker of {future.key} died repeatedly without progress in between "
+                f"run {self._name}: the worker of {future.key} died repeatedly without progress in between "
                 f"({error}). Check the workers' logs for memory use first; then continue with resume=True"
             ) from error
         if isinstance(error, NoValidWorkerError):
-            raise NoLearnerWorkerError(f"run {self._run}: {error}; continue with resume=True") from error
+            raise NoLearnerWorkerError(f"run {self._name}: {error}; continue with resume=True") from error
         raise error
 
 

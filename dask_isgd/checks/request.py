@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _TASK_SECONDS = 1.0
 _LEAST_CHUNKS = 8
+_LONGEST_NAME = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def prepare(request: RunRequest) -> PreparedRun:
     check_settings(request.learning, request.scoring, request.sampling, dataset)
     module, speed = _check_model(request, loss, dataset, validation)
     document: dict[str, Any] = {
-        "run": uuid.uuid4().hex[:10],
+        "run": f"{re.sub(r'[^A-Za-z0-9._-]', '_', directory.name)[:_LONGEST_NAME]}-{uuid.uuid4().hex[:8]}",
         "data": dataset.fingerprint(),
         "model": {"name": models.name_of(request.model), "signature": models.signature(module)},
         "chunk": _chunk_size(dataset, request, speed),

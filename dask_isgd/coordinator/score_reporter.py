@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dask_isgd.coordinator.weight_summary import WeightSummarizer
 from dask_isgd.errors import DataError
+from dask_isgd.events import name_of
 from dask_isgd.order import Order, sort_key
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.scorer.task import ScoreReport
@@ -103,6 +104,6 @@ class ScoreReporter:
         try:
             summary: dict[str, Any] = self._summarizer.summarize(self.stamps[:, 0], step)
         except (DataError, OSError):
-            logger.warning("run %s: the weights cannot be summarised", self._announcer.run, exc_info=True)
+            logger.warning("run %s: the weights cannot be summarised", name_of(self._announcer.run), exc_info=True)
             return
         self._announcer.weight_summary(step, summary)

@@ -136,7 +136,7 @@ class Coordinator(LongTask):
             if outcome not in ("left", "fenced") and self.earlier_outcome is None:  # else a successor needs it
                 forget(self.client, self.spec.variable)
         except (OSError, RuntimeError, IsgdError):
-            logger.exception("run %s: the coordinator could not be closed", self.spec.run)
+            logger.exception("run %s: the coordinator could not be closed", self.spec.name)
 
     @property
     def _is_over(self) -> bool:
@@ -173,7 +173,7 @@ class Coordinator(LongTask):
         try:
             self.superseded = self.superseded or self.is_superseded()
         except OSError as error:  # it is read again in a second
-            logger.warning("run %s: the control file cannot be read: %s", self.spec.run, error)
+            logger.warning("run %s: the control file cannot be read: %s", self.spec.name, error)
 
     # Events ---------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class Coordinator(LongTask):
             raise _explained(report, task.chunk)
 
     def _fault(self, what: str, detail: str) -> None:
-        logger.warning("run %s: %s: %s", self.spec.run, what, detail)
+        logger.warning("run %s: %s: %s", self.spec.name, what, detail)
         self.announcer.fault(what, detail)
 
 

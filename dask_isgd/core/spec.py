@@ -17,7 +17,7 @@ class RunSpec:
     """A run: where it is stored, what it trains and how."""
 
     run: str
-    """Unique id of the run; part of every key, topic and Variable."""
+    """Unique id of the run, which begins with its name; part of every key, topic and Variable."""
     url: str
     """URL of the run directory."""
     model: ModelSource
@@ -46,6 +46,11 @@ class RunSpec:
     def open_weights(self) -> WeightArray | OutputArray:
         """Open what scoring tasks write to."""
         return self.directory.open_weights()
+
+    @property
+    def name(self) -> str:
+        """What people call the run: the name of its directory."""
+        return self.directory.name
 
     @property
     def examples(self) -> int:

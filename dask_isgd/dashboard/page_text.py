@@ -6,7 +6,7 @@ import time
 
 from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.display.render import render
-from dask_isgd.display.text import figure, figures, number
+from dask_isgd.display.text import DASH, figures, steps_of, time_left
 
 _COLOURS = {"running": "#0072B2", "finished": "#009E73", "failed": "#D55E00", "stopped": "#9a6a00", "paused": "#9a6a00"}
 
@@ -17,8 +17,9 @@ def header(record: RunRecord | None, now: float) -> str:
         return render("no_run")
     status, latest = record.status(now), record.latest
     shown = [
-        ("run", record.run),
-        figure("step", latest),
+        ("run", record.name),
+        ("step", steps_of(latest).removeprefix("step ")),
+        *([("time left", left)] if status == "running" and (left := time_left(latest)) != DASH else []),
         *figures(latest, more=True),
         ("restarts", str(max(0, int(latest.get("incarnation", 1)) - 1))),
         ("faults", str(record.faults)),
@@ -35,4 +36,4 @@ def event_log(record: RunRecord | None) -> str:
 
 def label(record: RunRecord, now: float) -> str:
     """Return a run's entry in the list of runs."""
-    return f"{record.run} · {record.status(now)} · step {number(record.latest.get('step', 0))}"
+    return f"{record.name} · {record.status(now)} · {steps_of(record.latest)}"

@@ -33,9 +33,9 @@ _FONT = {"font-family": "Helvetica, Arial, sans-serif"}
 class Page:
     """A choice of run above some panels; follows the latest run unless one is chosen."""
 
-    def __init__(self, watcher: RunWatcher, panels: dict[str, Panel]) -> None:
+    def __init__(self, watcher: RunWatcher, panels: dict[str, Panel], chosen: str = LATEST) -> None:
         self.watcher, self.panels = watcher, panels
-        self.select = Select(value=LATEST, options=[LATEST], width=330, height=32, name="run")
+        self.select = Select(value=chosen, options=[LATEST], width=330, height=32, name="run")
         self.header = Div(text="", sizing_mode="stretch_width", styles=_FONT, name="header")
         self.event_log = Div(
             text="", sizing_mode="stretch_both", styles={**_FONT, "overflow-y": "auto"}, name="event-log"
@@ -70,7 +70,7 @@ class Page:
 
 def overview(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
     """Build the page with everything about one run."""
-    page = Page(watch(scheduler), {name: make() for name, make in PANELS.items()})
+    page = Page(watch(scheduler), {name: make() for name, make in PANELS.items()}, _chosen(doc))
     grid = [[page.panels[name].root for name in names] for names in _ROWS]
     lowest = row(
         column(page.panels["ages"].root, sizing_mode="stretch_both"),
@@ -89,15 +89,22 @@ def overview(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
 def individual(name: str, scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
     """Build a page that one panel fills, for JupyterLab's panes."""
     panel = PANELS[name]()
-    page = Page(watch(scheduler), {name: panel})
+    page = Page(watch(scheduler), {name: panel}, _chosen(doc))
     _serve(doc, page, column(page.select, panel.root, sizing_mode="stretch_both"), f"Dask: {panel.title}")
 
 
 def faults(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
     """Build the page with the log of a run's faults and restarts."""
-    page = Page(watch(scheduler), {})
+    page = Page(watch(scheduler), {}, _chosen(doc))
     root = column(page.select, page.header, page.event_log, sizing_mode="stretch_both")
     _serve(doc, page, root, "Dask: faults and restarts")
+
+
+def _chosen(doc: Any) -> str:
+    """Return the id of the run that the page's address asks for, ``?run=ID``."""
+    context = doc.session_context
+    values = context.request.arguments.get("run") if context is not None and context.request is not None else None
+    return values[0].decode(errors="replace") if values else LATEST
 
 
 def _serve(doc: Any, page: Page, root: Any, title: str) -> None:

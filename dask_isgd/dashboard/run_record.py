@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.display.latest_values import COORDINATOR, LEARNER, SUCCEEDED, LatestValues, of_learner
-from dask_isgd.events import Control, Ended, Evaluated, Event, Fault, Heartbeat, Progress, Scored, WeightSummary
+from dask_isgd.events import (
+    Control,
+    Ended,
+    Evaluated,
+    Event,
+    Fault,
+    Heartbeat,
+    Progress,
+    Scored,
+    WeightSummary,
+    name_of,
+)
 
 Floats = NDArray[np.float64]
 
@@ -94,7 +105,7 @@ class RunRecord:
     """One run, from its events."""
 
     def __init__(self, run: str) -> None:
-        self.run = run
+        self.run, self.name = run, name_of(run)
         self.progress = Series(PROGRESS)
         self.evaluations = Series(EVALUATION, capacity=400)
         self.log: deque[LogEntry] = deque(maxlen=200)

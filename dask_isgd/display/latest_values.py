@@ -53,6 +53,8 @@ class LatestValues:
             self._apply_incarnation(event)
         if isinstance(event, Progress):
             values.update(event.values, step=event.step, gate=event.open)
+            if event.steps is not None:
+                values["steps"] = event.steps
         elif isinstance(event, Published):
             values.update(version=event.version, checkpoint=event.checkpoint, learner=event.address)
         elif isinstance(event, Scored):

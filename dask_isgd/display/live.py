@@ -9,11 +9,14 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
-from dask_isgd.display.text import figures_line
+from dask_isgd.display.text import figures_line, steps_of
 
 _LINE_SECONDS = 5.0
+_WITHOUT_FIGURES = 62
+"""Columns of a terminal that status, bar, steps and time left take; figures get the rest."""
 
 
 class LiveProgress:
@@ -33,17 +36,18 @@ class LiveProgress:
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.fields[status]}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}", style="cyan"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[of]}"),
                 TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+                TextColumn("{task.fields[figures]}", style="cyan", table_column=Column(no_wrap=True)),
                 console=self.console,
                 refresh_per_second=4,
             )
 
     def __enter__(self) -> LiveProgress:
         if self._bar is not None:
-            self._task = self._bar.add_task("run", total=self.steps, status="starting", figures="")
+            self._task = self._bar.add_task("run", total=self.steps, status="starting", of="", figures="")
             self._bar.start()
         return self
 
@@ -58,7 +62,9 @@ class LiveProgress:
         steps = values.get("steps") or self.steps
         status = str(values.get("status") or ("training" if step else "starting"))
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, total=steps, status=status, figures=figures_line(values))
+            figures = figures_line(values, self.console.width - _WITHOUT_FIGURES)
+            of = steps_of({"step": step, "steps": steps})
+            self._bar.update(self._task, completed=step, total=steps, status=status, of=of, figures=figures)
             return
         now = time.monotonic()
         if step != self._last and (now - self._written >= self.seconds or step == steps):
@@ -67,6 +73,6 @@ class LiveProgress:
 
     def line(self, status: str, step: int, steps: int | None, values: Mapping[str, Any]) -> None:
         """Write one plain line and flush it, for logs."""
-        of = f"/{steps:,}" if steps else ""
-        self.console.file.write(f"{status}  step {step:,}{of}  {figures_line(values)}".rstrip() + "\n")
+        of = steps_of({"step": step, "steps": steps})
+        self.console.file.write(f"{status}  {of}  {figures_line(values)}".rstrip() + "\n")
         self.console.file.flush()

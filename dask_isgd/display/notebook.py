@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from dask_isgd.display.html import card
-from dask_isgd.display.text import figures_line, number
+from dask_isgd.display.text import figures_line, steps_of
 
 
 class Shown(Protocol):
@@ -44,5 +44,5 @@ class NotebookProgress:
 
     def _bundle(self, values: Mapping[str, Any]) -> dict[str, str]:
         status = self._run.status
-        plain = f"run {self._run.name}  {status}  step {number(values.get('step'))}  {figures_line(values)}"
+        plain = f"run {self._run.name}  {status}  {steps_of(values)}  {figures_line(values)}"
         return {"text/html": card(self._run.name, status, values), "text/plain": plain}

@@ -48,11 +48,11 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.04)
     figure = NotebookFigure(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
     grid = figure.add_gridspec(2, 2)
-    step = _values(history, "step")
+    step = values_of(history, "step")
     order = np.argsort(step[np.isfinite(step)], kind="stable")
 
     def column(name: str) -> Array:
-        values = _values(history, name)
+        values = values_of(history, name)
         return values[np.isfinite(step)][order] if len(values) == len(step) else np.full(len(order), np.nan)
 
     steps = column("step")
@@ -78,7 +78,8 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     return figure
 
 
-def _values(dataset: Any, name: str) -> Array:
+def values_of(dataset: Any, name: str) -> Array:
+    """Return a column, or an empty one if there is none."""
     if dataset is None or name not in dataset:
         return np.zeros(0)
     return np.asarray(dataset[name], dtype=np.float64)
@@ -88,7 +89,8 @@ def _width(n: int) -> int:
     return max(1, n // 25)
 
 
-def _frame(axes: Axes, title: str) -> None:
+def frame(axes: Axes, title: str) -> None:
+    """Give a panel its title and the look of all panels."""
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -105,7 +107,7 @@ def _empty(axes: Axes, text: str) -> None:
     axes.grid(False)
 
 
-def _log(axes: Axes, values: Array) -> None:
+def log_axis(axes: Axes, values: Array, *, percent: bool = False) -> None:
     """Make the axis logarithmic, with a few plain labels, if the values span more than a factor of 4."""
     positive = values[np.isfinite(values) & (values > 0)]
     if len(positive) < 2 or positive.max() / positive.min() < 4:
@@ -113,25 +115,26 @@ def _log(axes: Axes, values: Array) -> None:
     axes.set_yscale("log")
     narrow = positive.max() / positive.min() < 100
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    unit = (100, "%") if percent else (1, "")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{unit[0] * value:,g}{unit[1]}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _curve(axes: Axes, x: Array, y: Array, color: str, style: Any = "-") -> Array:
+def draw_curve(axes: Axes, x: Array, y: Array, color: str, style: Any = "-", **options: Any) -> Array:
     """Draw the raw values faintly and the smoothed ones strongly; return the smoothed ones."""
     smoothed = smooth(y, _width(len(y)))
     if len(y) > 50:
         axes.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
-    axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style)
+    axes.plot(x, smoothed, color=color, linewidth=1.9, linestyle=style, **options)
     return smoothed
 
 
 def _loss(axes: Axes, x: Array, y: Array) -> None:
-    _frame(axes, label("loss").capitalize())
+    frame(axes, label("loss").capitalize())
     if not np.isfinite(y).any():
         return _empty(axes, "no report yet")
-    smoothed = _curve(axes, x, y, BLUE)
-    _log(axes, smoothed)
+    smoothed = draw_curve(axes, x, y, BLUE)
+    log_axis(axes, smoothed)
     # Occasionally a minibatch has almost no loss; on a logarithmic axis it would flatten everything else.
     if axes.get_yscale() == "log":
         low, high = np.nanmin(smoothed[smoothed > 0]), np.nanmax(y)
@@ -140,19 +143,17 @@ def _loss(axes: Axes, x: Array, y: Array) -> None:
 
 
 def _error(axes: Axes, evaluations: Any) -> None:
-    _frame(axes, label("validation_error").capitalize())
-    x, y = _values(evaluations, "step"), _values(evaluations, "error")
+    frame(axes, label("validation_error").capitalize())
+    x, y = values_of(evaluations, "step"), values_of(evaluations, "error")
     keep = np.isfinite(x) & np.isfinite(y) if len(x) == len(y) else np.zeros(len(x), dtype=bool)
     if not keep.any():  # no classes, or nothing evaluated
-        return _validation_loss(axes, x, _values(evaluations, "loss"))
+        return _validation_loss(axes, x, values_of(evaluations, "loss"))
     x, y = x[keep], y[keep]
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     axes.plot(x, y, color=RED, linewidth=1.9, marker="o" if len(x) < 40 else None, markersize=3.5)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    _log(axes, y)
-    if axes.get_yscale() == "log":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:,g}%"))
+    log_axis(axes, y, percent=True)
     best = int(np.argmin(y))
     axes.plot(x[best], y[best], "o", color=RED, markersize=7, markerfacecolor="white", markeredgewidth=1.8)
     axes.text(
@@ -176,12 +177,12 @@ def _validation_loss(axes: Axes, x: Array, y: Array) -> None:
     axes.set_title(label("validation_loss").capitalize(), loc="left", fontsize=10.5, color=INK, pad=8)
     order = np.argsort(x[keep], kind="stable")
     axes.plot(x[keep][order], y[keep][order], color=RED, linewidth=1.9, marker="o" if keep.sum() < 40 else None, ms=3.5)
-    _log(axes, y[keep])
+    log_axis(axes, y[keep])
     return None
 
 
 def _variance(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
-    _frame(axes, "Spread of the gradient, √Tr Σ of one draw")
+    frame(axes, "Spread of the gradient, √Tr Σ of one draw")
     shown = []
     with np.errstate(invalid="ignore"):
         for name, color, style in (
@@ -201,7 +202,7 @@ def _variance(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     if not shown:
         return _empty(axes, "no norms yet")
     values = np.concatenate(shown)
-    _log(axes, values)
+    log_axis(axes, values)
     if axes.get_yscale() == "log" and (values > 0).any():
         axes.set_ylim(np.nanmin(values[values > 0]) / 1.7, np.nanmax(values) * 1.7)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best", handlelength=2.4)
@@ -209,7 +210,7 @@ def _variance(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
 
 
 def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
-    _frame(axes, "Gain over uniform draws")
+    frame(axes, "Gain over uniform draws")
     gain, gate = column("gain"), column("gate")
     if not np.isfinite(gain).any():
         return _empty(axes, "uniform draws: nothing to compare" if len(gain) else "no report yet")
@@ -220,7 +221,7 @@ def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
         left = 0.0 if start == 0 else x[start]
         right = x[min(end, len(x) - 1)]
         axes.axvspan(left, right, color=SHADE, linewidth=0, label="gate closed: uniform draws" if number == 0 else None)
-    smoothed = _curve(axes, x, gain, PURPLE)
+    smoothed = draw_curve(axes, x, gain, PURPLE)
     axes.axhline(1.0, color=MUTED, linewidth=1.0, linestyle="--")
     finite = np.concatenate([smoothed[np.isfinite(smoothed)], [1.0]])
     margin = max(0.15 * np.ptp(finite), 0.1)
@@ -233,12 +234,12 @@ def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
 
 
 def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
-    _frame(axes, "")
+    frame(axes, "")
     axes.set_title("")
     age, size = column("mean_age"), column("ess_fraction")
     if not (np.isfinite(age).any() or np.isfinite(size).any()):
         return _empty(axes, "no weights")
-    _curve(axes, x, age, BLUE)
+    draw_curve(axes, x, age, BLUE)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -248,7 +249,7 @@ def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
         right.spines[side].set_visible(False)
     right.spines["right"].set_color("#b0b0b0")
     right.tick_params(colors=MUTED, labelsize=8.5, length=3)
-    _curve(right, x, size, GREEN, style="--")
+    draw_curve(right, x, size, GREEN, style="--")
     right.set_ylim(0, 1.05)
     right.yaxis.set_major_locator(MaxNLocator(3))
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

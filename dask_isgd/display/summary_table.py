@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dask_isgd.columns import label
+from dask_isgd.columns import LEGEND, label
 from dask_isgd.display.text import DASH, duration, factor, known, noise_scale, number, percent
 
 
@@ -20,21 +20,33 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     kinds = ("ideal", "stale", "uniform")
     traces = [variance.get(kind) for kind in kinds]
     roots = [number(math.sqrt(t)) if known(t) and t >= 0 else DASH for t in traces]
-    names = " / ".join(label(f"variance_{kind}") for kind in kinds)
+    names = ", ".join(label(f"variance_{kind}") for kind in kinds)
+    evaluated, steps = summary.get("evaluated"), summary.get("steps")
+    older = f" at step {evaluated:,}" if known(evaluated) and known(steps) and evaluated < steps else ""
+    validation = [
+        (label(name), text(summary.get(name)))
+        for name, text in (("validation_error", percent), ("validation_loss", number))
+    ]
     rows = [
         ("run", str(summary.get("run", DASH))),
         ("status", str(summary.get("status") or DASH)),
         ("steps", number(summary.get("steps"))),
         ("time", duration(summary.get("seconds"))),
         (label("loss"), number(summary.get("train_loss"))),
-        (label("validation_error"), percent(summary.get("validation_error"))),
+        *((name, text if text == DASH else text + older) for name, text in validation),
         (label("gain"), factor(summary.get("gain"))),
         (label("noise_scale"), noise_scale(summary.get("noise_scale"), summary.get("batch_size"))),
-        (f"√Tr Σ {names}", DASH if set(roots) == {DASH} else " / ".join(roots)),
+        (f"spread: {names}", DASH if set(roots) == {DASH} else ", ".join(roots)),
         (label("examples_scored"), number(summary.get("examples_scored"))),
         (label("steps_per_second"), number(summary.get("steps_per_second"))),
     ]
     return [(name, text) for name, text in rows if text != DASH]
+
+
+def legend(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the words in the rows of a summary that need an explanation, with their meanings."""
+    shown = " ".join(name for name, _ in summary_rows(summary))
+    return [(word, meaning) for word, meaning in LEGEND.items() if word in shown]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -47,6 +59,21 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def comparison_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the summaries of several runs, by name, as a table with one column per run."""
+    columns = {name: dict(summary_rows({**summary, "run": None})) for name, summary in summaries.items()}
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", style="dim", no_wrap=True)
+    for name in columns:
+        table.add_column(Text(name), overflow="fold")
+    for row in dict.fromkeys(row for rows in columns.values() for row in rows if row != "run"):
+        table.add_row(row, *(Text(rows.get(row, DASH)) for rows in columns.values()))
+    return table
+
+
 def print_summary(summary: Mapping[str, Any], stream: TextIO) -> None:
-    """Print the summary to a stream, in colour only if it is a terminal."""
-    Console(file=stream, highlight=False).print(summary_table(summary))
+    """Print the summary and a legend of its words to a stream, in colour only if it is a terminal."""
+    console = Console(file=stream, highlight=False)
+    console.print(summary_table(summary))
+    for word, meaning in legend(summary):
+        console.print(Text(f"{word}: {meaning}"), style="dim", soft_wrap=not console.is_terminal)

@@ -13,6 +13,7 @@ from dask_isgd.columns import COLUMNS
 
 DASH = "–"
 FIGURES = ("loss", "validation_error", "gain", "steps_per_second", "scored_per_second", "mean_age")
+"""The main figures in the order of their importance; without classes the validation loss takes the error's place."""
 _MORE = ("noise_scale", "gate")
 
 
@@ -97,9 +98,41 @@ def figures(values: Mapping[str, Any], *, more: bool = False) -> list[tuple[str,
 
     ``more``: those that need room, too.
     """
-    return [figure(name, values) for name in (*FIGURES, *(_MORE if more else ()))]
+    without_classes = known(values.get("validation_loss")) and not known(values.get("validation_error"))
+    names = [*FIGURES, *(_MORE if more else ())]
+    return [
+        figure("validation_loss" if name == "validation_error" and without_classes else name, values) for name in names
+    ]
 
 
-def figures_line(values: Mapping[str, Any]) -> str:
-    """Return the main figures that are known in one line."""
-    return "  ".join(f"{name} {text}" for name, text in figures(values) if text != DASH)
+def figures_line(values: Mapping[str, Any], width: float = math.inf) -> str:
+    """Return the main figures that are known in one line, the first ones only if it has less ``width``."""
+    line = ""
+    for name, text in figures(values):
+        longer = f"{line}  {name} {text}".strip() if text != DASH else line
+        if len(longer) > width:
+            break
+        line = longer
+    return line
+
+
+def steps_of(values: Mapping[str, Any]) -> str:
+    """Return the step and the run's number of steps, if it is known.
+
+    >>> steps_of({"step": 1200, "steps": 8000}), steps_of({})
+    ('step 1,200 of 8,000', 'step 0')
+    """
+    of = f" of {number(values['steps'])}" if values.get("steps") else ""
+    return f"step {number(values.get('step') or 0)}{of}"
+
+
+def time_left(values: Mapping[str, Any]) -> str:
+    """Return how long the remaining steps take at the present speed.
+
+    >>> time_left({"step": 100, "steps": 700, "steps_per_second": 10.0}), time_left({"step": 3})
+    ('1 min 0 s', '–')
+    """
+    step, steps, speed = values.get("step"), values.get("steps"), values.get("steps_per_second")
+    if not (known(step) and known(steps) and known(speed) and speed > 0):
+        return DASH
+    return duration(max(0, steps - step) / speed)

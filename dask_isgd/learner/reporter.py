@@ -66,6 +66,7 @@ class Reporter:
             self._announced = now
             self._announcer.progress(
                 step,
+                self._run_steps,
                 {name: float(f"{row[name]:.6g}") for name in columns.ANNOUNCED},
                 gate_open=batch_sampler.open,
                 probing=batch_sampler.gate.probing and not self._synchronous,

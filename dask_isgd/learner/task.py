@@ -180,7 +180,7 @@ class Learner(LongTask):
         spec = self.spec
         if spec.directory.document("data")["data"] != spec.data.fingerprint():
             raise RunMismatchError(
-                f"{spec.data!r} was changed since run {spec.run} began: shapes, dtypes, chunks or the content of its "
+                f"{spec.data!r} was changed since run {spec.name} began: shapes, dtypes, chunks or the content of its "
                 "first, middle or last chunk differ. Restore the data, or start a new run in another directory"
             )
 
@@ -299,7 +299,7 @@ class Learner(LongTask):
         try:
             control = self.spec.directory.control()
         except (OSError, RunNotFoundError) as error:  # it is read again in a second, and events carry the same
-            logger.warning("run %s: the control file cannot be read: %s", self.spec.run, error)
+            logger.warning("run %s: the control file cannot be read: %s", self.spec.name, error)
             return
         attempt = control.get("attempt", self.spec.attempt)  # none: the file was damaged, and written again
         self.superseded = self.superseded or attempt > self.spec.attempt

@@ -96,7 +96,7 @@ def start(client: Client, prepared: PreparedRun) -> Run:
     if len(workers) == 1 and spec.scores:
         what = "nothing is scored, and weights come from the learner's minibatches"
         shared = "scoring shares it with the learner"
-        logger.info("run %s: the cluster has one worker: %s", spec.run, what if spec.feedback_suffices else shared)
+        logger.info("run %s: the cluster has one worker: %s", spec.name, what if spec.feedback_suffices else shared)
     run = Run(client, spec.directory, spec.model)
     run._monitor.forget()
     open_variable(client, spec.variable)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dask_isgd.callbacks.callback import Callback, CallbackRunner
+from dask_isgd.display.live import LiveProgress
 from dask_isgd.display.notebook import NotebookProgress, Shown, in_notebook
 from dask_isgd.errors import RunNotFoundError
 
@@ -30,21 +32,27 @@ class Reporting(Shown, Protocol):
 
 @contextmanager
 def progress_calls(
-    run: Reporting, progress: Progress | None, callbacks: Sequence[Callback]
+    run: Reporting, progress: Progress | bool, callbacks: Sequence[Callback]
 ) -> Iterator[Progress | None]:
     """Yield one function to call with the latest values, or None if nothing needs them.
 
-    In a notebook this shows the card of the run, unless ``progress`` is given.
+    ``progress``: a function that shows them; True for the card of the run in a notebook, and elsewhere a bar on
+    stderr, or lines if that is no terminal; False for nothing.
     """
-    card = NotebookProgress(run) if progress is None and in_notebook() else None
-    show = card or progress
-    if not callbacks:
-        try:
-            yield show
-        finally:
-            if card is not None:  # even after an error: a saved notebook shows this state
-                card(run.latest)
-        return
+    with ExitStack() as stack:
+        card = NotebookProgress(run) if progress is True and in_notebook() else None
+        show = card or (progress if callable(progress) else None)
+        if progress is True and card is None:
+            show = stack.enter_context(LiveProgress(sys.stderr))
+        if card is not None:  # even after an error: a saved notebook shows this state
+            stack.callback(lambda: card(run.latest))
+        if callbacks:
+            show = stack.enter_context(_with_callbacks(run, show, callbacks))
+        yield show
+
+
+@contextmanager
+def _with_callbacks(run: Reporting, show: Progress | None, callbacks: Sequence[Callback]) -> Iterator[Progress]:
     runner = CallbackRunner(callbacks)
     runner.begin(run.name, run.document.get("config", {}))
 
@@ -57,8 +65,6 @@ def progress_calls(
     try:
         yield call
     finally:
-        if card is not None:
-            card(run.latest)
         runner.update(run.history, run.evaluations)
         try:
             summary = run.summary()

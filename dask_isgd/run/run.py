@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from distributed import Client, fire_and_forget
 
@@ -16,6 +17,7 @@ from dask_isgd.checks.monitor import GOING, RunMonitor
 from dask_isgd.core import models
 from dask_isgd.core.models import ModelSource
 from dask_isgd.display.html import card
+from dask_isgd.display.text import steps_of
 from dask_isgd.errors import CheckpointError, ConfigError
 from dask_isgd.events import Control, topic_of
 from dask_isgd.run.hardest import Hardest, hardest
@@ -36,11 +38,19 @@ class Run:
 
     def __init__(self, client: Client, directory: RunDirectory, model: ModelSource | None) -> None:
         self.document = directory.document("run", "config.learning.steps")
-        self.name = str(self.document["run"])
+        self.id = str(self.document["run"])
+        """Unique among all runs of a cluster; keys and topics of Dask contain it."""
+        self.name = directory.name
+        """What people call the run: the name of its directory."""
         self.directory = directory
         self._client, self._model = client, model
         self._data: Dataset | None = None
-        self._monitor = RunMonitor(client, directory, self.name, int(self.document["config"]["learning"]["steps"]))
+        self._monitor = RunMonitor(client, directory, self.id, int(self.document["config"]["learning"]["steps"]))
+
+    @property
+    def dashboard_link(self) -> str:
+        """The link to the run's page on the dashboard of its cluster."""
+        return f"{str(self._client.dashboard_link).removesuffix('/status')}/isgd?run={quote(self.id)}"
 
     # Watching -------------------------------------------------------------------------------
 
@@ -64,18 +74,19 @@ class Run:
     def wait(
         self,
         timeout: float | None = None,
-        progress: Callable[[Mapping[str, Any]], None] | None = None,
+        progress: Callable[[Mapping[str, Any]], None] | bool = True,
         *,
         callbacks: Sequence[Callback] = (),
         second_interrupt: float = 3.0,
     ) -> dict[str, Any]:
         """Wait for the end of the run, at most ``timeout`` seconds; return its summary.
 
-        ``progress`` is called with the latest values about twice per second; without it, a notebook shows the card
-        of the run. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the waiting, not the
-        run; another one within ``second_interrupt`` seconds stops the run. Raises the error that ended the run;
-        WaitTimeoutError after ``timeout``; NoLearnerWorkerError if no worker has been able to run the learner for
-        ``isgd.cluster.timeout``: the run continues as soon as there is one, and ``wait`` can be called again.
+        ``progress`` is called with the latest values about twice per second. True shows the card of the run in a
+        notebook and a bar or lines on stderr elsewhere; False shows nothing. ``callbacks`` (``dask_isgd.callbacks``)
+        log the run elsewhere. Ctrl-C stops the waiting, not the run; another one within ``second_interrupt`` seconds
+        stops the run. Raises the error that ended the run; WaitTimeoutError after ``timeout``; NoLearnerWorkerError if
+        no worker has been able to run the learner for ``isgd.cluster.timeout``: the run continues as soon as there is
+        one, and ``wait`` can be called again.
         """
         try:
             with progress_calls(self, progress, callbacks) as call:
@@ -110,7 +121,7 @@ class Run:
         """Return a matplotlib figure of loss, validation error, variance and gain."""
         from dask_isgd.display.plots import plot
 
-        return plot(self.history, self.evaluations, title=f"run {self.name}")
+        return plot(self.history, self.evaluations, title=self.name)
 
     def hardest(self, k: int = 10, data: Dataset | None = None) -> Hardest:
         """Return the k heaviest examples: indices, weights, ages; with ``data`` also images and labels.
@@ -125,7 +136,7 @@ class Run:
 
     def __repr__(self) -> str:
         latest = self.latest
-        return f"<Run {self.name}: {self.status}, step {latest['step']} of {latest['steps']}>"
+        return f"<Run {self.name}: {self.status}, {steps_of(latest)}>"
 
     def _repr_html_(self) -> str:
         return card(self.name, self.status, self.latest)
@@ -156,8 +167,8 @@ class Run:
     def _request(self, state: str) -> None:
         self.directory.set_control(want=state)
         attempt = self.directory.attempt()
-        control = Control(run=self.name, incarnation=0, attempt=attempt, want=state)
-        pubsub.announce(self._client, topic_of(self.name), control)
+        control = Control(run=self.id, incarnation=0, attempt=attempt, want=state)
+        pubsub.announce(self._client, topic_of(self.id), control)
 
     def model(self) -> nn.Module:
         """Return the model with the parameters of the latest checkpoint, in eval mode."""

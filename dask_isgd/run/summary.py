@@ -18,9 +18,10 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
     """Return the summary of a run; a value that is not known is None.
 
     train_loss: mean of the unbiased estimates in the last tenth of the reports; validation_error: fraction of the
-    validation data that is misclassified at the last version evaluated; variance: traces for one draw, a mean like
-    train_loss; noise_scale: variance.uniform over the squared norm of the mean gradient, in examples like batch_size,
-    the minibatch size (below it, variance is not what holds training back); examples_scored: as the coordinator
+    validation data that is misclassified at the last version evaluated, which is ``evaluated``; validation_loss:
+    its mean loss there; variance: traces for one draw, a mean like train_loss; noise_scale: variance.uniform over the
+    squared norm of the mean gradient, in examples like batch_size, the minibatch size (below it, variance is not what
+    holds training back); examples_scored: as the coordinator
     reported it, since the directory does not record it.
     Raises RunNotFoundError if the run has neither a report nor a checkpoint.
     """
@@ -41,7 +42,7 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
     seconds = float(found.state["seconds"]) if found is not None else (last("seconds") or 0.0)
     step = found.step if found is not None else int(last("step") or 0)
     uniform = bool(document["config"]["sampling"]["uniform"])
-    error = float(evaluations["error"][-1]) if len(evaluations["step"]) else math.nan
+    evaluated = {name: float(evaluations[name][-1]) for name in evaluations} if len(evaluations["step"]) else {}
     variance = {kind: last(f"variance_{kind}", mean=True) for kind in ("ideal", "stale", "uniform")}
     square, trace = last("mean_gradient_sq_norm", mean=True), variance["uniform"]
     return {
@@ -49,7 +50,9 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
         "steps": step,
         "seconds": round(seconds, 3),
         "train_loss": last("loss", mean=True),
-        "validation_error": error if math.isfinite(error) else None,
+        "validation_error": _finite(evaluated.get("error")),
+        "validation_loss": _finite(evaluated.get("loss")),
+        "evaluated": int(evaluated["step"]) if evaluated else None,
         "variance": variance,
         "gain": last("gain", mean=True),
         "noise_scale": trace / square if trace is not None and square is not None and square > 0 else None,
@@ -58,3 +61,7 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
         "steps_per_second": round(step / seconds, 3) if seconds else None,
         "sampling": "uniform" if uniform else "importance",
     }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -49,11 +49,14 @@ class Announcer:
         """Announce a version, and the name of the latest checkpoint."""
         self._announce(events.Published, version=version, address=self.address, checkpoint=checkpoint, final=final)
 
-    def progress(self, step: int, values: Mapping[str, float], *, gate_open: bool, probing: bool, why: str) -> None:
+    def progress(
+        self, step: int, steps: int, values: Mapping[str, float], *, gate_open: bool, probing: bool, why: str
+    ) -> None:
         """Announce the latest row of the history, and the state of the gate."""
         self._announce(
             events.Progress,
             step=step,
+            steps=steps,
             address=self.address,
             open=gate_open,
             probing=probing,

@@ -1,4 +1,4 @@
-"""``dask isgd status``, ``stop`` and ``plot``: they need only the directory of a run, during the run or after."""
+"""``dask isgd status`` and ``plot``: they need only the directory of a run, during the run or after."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from dask_isgd.errors import StorageFullError
 from dask_isgd.run.summary import summarise
 from dask_isgd.storage import RunDirectory
 from dask_isgd.storage.backends.stores import join, open_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf", ".html")
 _SILENT_SECONDS = 60.0
@@ -66,16 +69,6 @@ class RunProgress:
         return {"run": "running", "pause": "paused", "stop": "stopped"}[self.requested]
 
 
-def stop(run: str) -> str:
-    """Ask the learner of a run to commit and stop; return a message. Raises RunNotFoundError if there is no run."""
-    directory = RunDirectory(run)
-    found = directory.checkpoints().latest()
-    if found is not None and found.state.get("finished"):
-        return f"run {run} has already finished, at step {found.step:,}"
-    directory.set_control(want="stop")  # the learner reads it about once per second
-    return f"run {run} was asked to stop; its learner commits a checkpoint first. Resume it with --run {run} --resume"
-
-
 def read_progress(run: str) -> RunProgress:
     """Read the progress of a run. Raises RunNotFoundError if there is no run."""
     directory = RunDirectory(run)
@@ -90,6 +83,7 @@ def read_progress(run: str) -> RunProgress:
     values: dict[str, Any] = {name: float(column[-1]) for name, column in history.items() if reports}
     if len(evaluations["step"]):
         values["validation_error"] = float(evaluations["error"][-1])
+        values["validation_loss"] = float(evaluations["loss"][-1])
     step = max(int(history["step"][-1]) if reports else 0, int(summary["steps"]))
     return RunProgress(
         summary=summary,
@@ -167,13 +161,21 @@ def save_plot(directory: RunDirectory, run: str, *, path: str | None = None) -> 
 
     name = directory.name
     target = path if path is not None else join(run, "summary.png")
+    figure = plots.plot(directory.read_columns(), directory.read_columns("evaluation"), title=name)
+    if not target.lower().endswith(".html"):
+        return save_figure(figure, target)
+    return save_figure(figure, target, lambda svg: page(name, read_progress(run).summary, svg))
+
+
+def save_figure(figure: Figure, target: str, page: Callable[[str], str] | None = None) -> str:
+    """Save a figure atomically, as the file's suffix says, or as the HTML that ``page`` makes of it as SVG.
+
+    Return the path. Raises StorageFullError if it cannot be written.
+    """
     place, _, file = target.rpartition("/")
-    kind = Path(file).suffix.lower().removeprefix(".")
-    figure, drawn = plots.plot(directory.read_columns(), directory.read_columns("evaluation"), title=name), io.BytesIO()
-    figure.savefig(drawn, format="svg" if kind == "html" else kind)
-    data = drawn.getvalue()
-    if kind == "html":
-        data = page(name, read_progress(run).summary, data.decode()).encode()
+    kind, drawn = Path(file).suffix.lower().removeprefix("."), io.BytesIO()
+    figure.savefig(drawn, format="svg" if page is not None else kind)
+    data = drawn.getvalue() if page is None else page(drawn.getvalue().decode()).encode()
     try:
         open_folder(place or ("/" if target.startswith("/") else ".")).replace(file, data)
     except (OSError, StorageFullError) as error:

@@ -141,8 +141,8 @@ def _train(client: Client, prepared: PreparedRun, run_dir: str, *, outlives: boo
     """Train to the end of the run. Raises the error that ended it, or IsgdError."""
     from dask_isgd.run.api import start
 
-    click.echo(f"run {run_dir}, dashboard {client.dashboard_link}", err=True)
     run = start(client, prepared)
+    click.echo(f"run {run_dir}, dashboard {run.dashboard_link}", err=True)
     _follow(run, run_dir, prepared.spec.learning.steps, outlives=outlives)
     if run.status == "failed":
         raise IsgdError(f"run {run_dir} failed; `dask isgd status {run_dir}` shows its progress")

@@ -9,7 +9,7 @@ import pytest
 import dask_isgd as isgd
 from dask_isgd.checks.request import RunRequest, _chunk_size, _differences
 from dask_isgd.errors import RunExistsError, RunMismatchError, RunNotFoundError
-from dask_isgd.pipelines.commands import show
+from dask_isgd.pipelines.commands import control, show
 from dask_isgd.storage import RunDirectory
 
 
@@ -80,7 +80,7 @@ def test_differences(there, here, found):
         lambda url: RunDirectory(url).former(resume=True, overwrite=False),
         show.status,
         show.plot,
-        show.stop,
+        lambda url: control.request(url, "stop"),
     ],
     ids=["attach", "resume", "status", "plot", "stop"],
 )

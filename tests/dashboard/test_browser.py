@@ -101,8 +101,8 @@ def wait_for_a_checkpoint(run) -> None:
 
 
 def test_what_others_write_is_shown_as_text(client, browser, run):
-    fault = {"kind": "fault", "run": run.name, "incarnation": 1, "what": "test", "detail": EVIL}
-    client.log_event(f"isgd-{run.name}", fault)
+    fault = {"kind": "fault", "run": run.id, "incarnation": 1, "what": "test", "detail": EVIL}
+    client.log_event(f"isgd-{run.id}", fault)
     page(client, browser, "/isgd")
     until(browser, "return Bokeh.documents[0].get_model_by_name('event-log').text.includes('onerror');", "the fault")
     hostile = Progress(run=EVIL, incarnation=1, step=1, address=EVIL, open=True, why=EVIL, values={"loss": 1.0})

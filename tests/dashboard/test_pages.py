@@ -318,6 +318,6 @@ class TestSpans:
             found = list(dask_scheduler.extensions["spans"].find_by_tags(tag))
             return len(found), sorted(group.prefix.name for span in found for group in span.groups)
 
-        number, prefixes = client.run_on_scheduler(names, f"isgd-{run.name}")
+        number, prefixes = client.run_on_scheduler(names, f"isgd-{run.id}")
         assert number == 1
         assert {"learn", "coordinate", "score", "evaluate"} <= set(prefixes)

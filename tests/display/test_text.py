@@ -1,6 +1,7 @@
 """How a run is shown: figures, lines, tables, cards and plots."""
 
 import io
+import math
 import re
 
 import numpy as np
@@ -9,10 +10,11 @@ import xarray as xr
 from rich.console import Console
 
 from dask_isgd.display import plots, smoothing
+from dask_isgd.display.comparison import plot_runs
 from dask_isgd.display.html import card
 from dask_isgd.display.live import LiveProgress
-from dask_isgd.display.summary_table import print_summary, summary_rows, summary_table
-from dask_isgd.display.text import DASH, duration, factor, number, percent
+from dask_isgd.display.summary_table import comparison_table, legend, print_summary, summary_rows, summary_table
+from dask_isgd.display.text import DASH, duration, factor, figures_line, number, percent
 
 
 class TestNumbers:
@@ -51,9 +53,9 @@ class TestProgress:
             progress({**LATEST, "step": 4000})  # but the last step is always written
         lines = stream.getvalue().splitlines()
         figures = "training loss 0.231  gain 1.82×  steps per second 812  mean age 45"
-        assert lines[0] == f"training  step 400/4,000  {figures}"
+        assert lines[0] == f"training  step 400 of 4,000  {figures}"
         assert len(lines) == 2
-        assert "step 4,000/4,000" in lines[1]
+        assert "step 4,000 of 4,000" in lines[1]
         assert "\x1b" not in stream.getvalue()
 
     def test_nothing_known_yet(self):
@@ -62,16 +64,22 @@ class TestProgress:
             progress({})
         assert stream.getvalue() == "starting  step 0\n"
 
-    def test_a_bar_on_a_terminal(self, monkeypatch):
+    @pytest.mark.parametrize(("columns", "figures"), [(80, 0), (119, 3), (200, 4)])
+    def test_a_bar_on_a_terminal(self, monkeypatch, columns, figures):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm-256color")
-        monkeypatch.setenv("COLUMNS", "140")
+        monkeypatch.setenv("COLUMNS", str(columns))
         stream = io.StringIO()
         with LiveProgress(stream, steps=4000) as progress:
             progress(LATEST)
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-        assert "400/4000" in text
-        assert "gain 1.82×" in text
+        last = text.replace("\r", "\n").strip().splitlines()[-1].rstrip()
+        assert len(last) <= columns
+        assert "━" in last
+        assert "step 400 of 4,000" in last
+        assert "left" in last
+        known = ("training loss 0.231", "gain 1.82×", "steps per second 812", "mean age 45")
+        assert [name for name in known if name in last] == list(known[:figures])
 
     def test_a_run_that_ends_in_an_error_restores_the_terminal(self, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -99,9 +107,10 @@ class TestSummary:
         stream = io.StringIO()
         print_summary(self.SUMMARY, stream)
         text = stream.getvalue()
-        for part in ("runs/[red]x", "4,000", "1 min 2 s", "2 / 3 / 4", "1.78×", "123,456"):
+        for part in ("runs/[red]x", "4,000", "1 min 2 s", "2, 3, 4", "1.78×", "123,456"):
             assert part in text
         assert "validation error" not in text  # there was none
+        assert "gain: how many times as many examples" in text.replace("\n", " ")
         assert "\x1b" not in text
 
     def test_of_a_uniform_run(self):
@@ -113,6 +122,44 @@ class TestSummary:
         Console(file=stream, width=30).print(summary_table({"run": "x" * 80}))
         assert stream.getvalue().count("x") == 80
 
+    @pytest.mark.parametrize(
+        ("values", "row"),
+        [
+            ({"validation_error": 0.1, "evaluated": 400}, ("validation error", "10.00 %")),
+            ({"validation_error": 0.1, "evaluated": 300}, ("validation error", "10.00 % at step 300")),
+            ({"validation_loss": 2.5, "evaluated": 400}, ("validation loss", "2.5")),
+        ],
+    )
+    def test_the_validation(self, values, row):
+        assert row in summary_rows({"steps": 400, **values})
+
+    def test_runs_side_by_side(self):
+        stream = io.StringIO()
+        both = {"one": self.SUMMARY, "two": {**self.SUMMARY, "gain": None, "steps": 7}}
+        Console(file=stream, width=100).print(comparison_table(both))
+        rows = {line[:30].strip(): line[30:].split() for line in stream.getvalue().splitlines()}
+        assert rows["steps"] == ["4,000", "7"]
+        assert rows["gain"] == ["1.78×", DASH]
+
+    def test_the_words_of_the_summary_are_explained(self):
+        assert [word for word, _ in legend(self.SUMMARY)] == [
+            "training loss",
+            "gain",
+            "spread",
+            "steps per second",
+        ]
+        assert legend({"run": "r"}) == []
+
+
+class TestFigures:
+    def test_the_loss_of_a_regression_takes_the_place_of_its_error(self):
+        assert "validation loss 0.5" in figures_line({"validation_loss": 0.5, "validation_error": math.nan})
+        assert "validation error 10.00 %" in figures_line({"validation_loss": 0.5, "validation_error": 0.1})
+
+    def test_what_does_not_fit_is_left_out(self):
+        assert figures_line(LATEST, 40) == "training loss 0.231  gain 1.82×"
+        assert figures_line(LATEST, 5) == ""
+
 
 class TestHtml:
     def test_is_escaped(self):
@@ -120,6 +167,7 @@ class TestHtml:
         assert "<script" not in page
         assert "running&lt;b&gt;" in page
         assert "step 400 of 4,000" in page
+        assert "step 400 of 4,000, 4.4 s left" in card("r", "running", LATEST)
         assert "width:10.0%" in page
 
     @pytest.mark.parametrize(("gate", "text"), [(True, "open"), (0.0, "closed"), (None, None), (float("nan"), None)])
@@ -184,6 +232,21 @@ class TestPlot:
         axes = plots.plot(history(400), evaluated).axes[1]
         assert axes.get_title(loc="left") == "Validation loss"
         assert axes.lines[0].get_ydata().tolist() == [3.0, 2.0, 1.0]
+
+    @pytest.mark.parametrize("without", ["", "error", "loss"])
+    def test_several_runs_in_each_panel(self, without):
+        evaluated = EVALUATIONS.assign(loss=("report", [3.0, 2.0, 1.0])).reset_coords()
+        if without == "error":
+            evaluated = evaluated.assign(error=("report", [np.nan] * 3))
+        reports = history(30).reset_coords().assign(seconds=("report", np.arange(30.0)))
+        if without == "loss":
+            reports = reports.isel(report=slice(0))
+        figure = plot_runs({"one": (reports, evaluated), "two": (reports, evaluated)})
+        figure.savefig(io.BytesIO())
+        assert [len(axes.lines) for axes in figure.axes] == [2] * 4
+        assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["one", "two"]
+        title = figure.axes[2].get_title(loc="left")
+        assert title == f"Validation {'loss' if without == 'error' else 'error'}, by steps"
 
     def test_shows_itself_in_a_notebook(self):
         assert plots.plot(None)._repr_png_().startswith(b"\x89PNG")

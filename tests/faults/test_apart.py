@@ -50,7 +50,7 @@ def client(apart):
 
 def incarnations(client, run, kind: str) -> list[int]:
     """Of the learners that said something of one kind, in the order it was heard."""
-    return [e["incarnation"] for _, e in client.get_events(topic_of(run.name)) if e["kind"] == kind]
+    return [e["incarnation"] for _, e in client.get_events(topic_of(run.id)) if e["kind"] == kind]
 
 
 def test_a_terminated_worker_leaves_within_its_grace_and_loses_a_step_at_most(apart, client, digits, run_dir, capsys):
@@ -112,7 +112,7 @@ with Client(sys.argv[1]) as client:
 def test_a_slow_subscriber_slows_nobody(client, digits, run_dir):
     run = fit(client, digits, run_dir)
     until(run, reaches(400))
-    with process("-c", SLOW, client.scheduler.address, topic_of(run.name)) as other:
+    with process("-c", SLOW, client.scheduler.address, topic_of(run.id)) as other:
         assert other.stdout.readline() == "heard\n"
         before = run.latest["step"]
         until(run, reaches(before + 1000))

@@ -61,8 +61,8 @@ def test_a_loss_that_is_not_finite_arrives_as_itself_and_nothing_of_it_is_kept(c
     found = run.directory.checkpoints().latest()
     assert found is None or all(np.isfinite(a).all() for n, a in found.tensors.items() if n.startswith("model."))
     # a publication on its way when the learner failed may be heard after its end
-    late = Published(run=run.name, incarnation=1, version=0, address="", checkpoint=None)
-    pubsub.announce(client, f"isgd-{run.name}", late)
+    late = Published(run=run.id, incarnation=1, version=0, address="", checkpoint=None)
+    pubsub.announce(client, f"isgd-{run.id}", late)
     other = isgd.attach(client, run_dir)  # nothing but the events tell this one
     with pytest.raises(NonFiniteLossError, match=r"step \d+"):
         other.wait(timeout=WAIT)
@@ -192,7 +192,7 @@ def test_a_run_that_is_told_to_goes_on_without_bad_chunks_and_says_so(client, da
     bad = {start // weights.chunk_size for start in (3 * size, 7 * size)}
     for chunk in range(weights.n_chunks):
         assert np.isfinite(weights.read(chunk)).all() == (chunk not in bad)
-    faults = [e for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "fault"]
+    faults = [e for _, e in client.get_events(topic_of(run.id)) if e["kind"] == "fault"]
     said = [e["detail"] for e in faults if e["what"] == "data"]
     assert {int(re.match(r"scoring chunk (\d+) is left out", detail)[1]) for detail in said} == bad
     assert {int(re.match(r"chunk (\d+): ", e["detail"])[1]) for e in faults if e["what"] == "score"} == bad
@@ -267,7 +267,7 @@ def test_a_version_lost_with_its_holder_is_made_good_by_the_next(client, digits,
     kill(holder(run)["pid"])
     weights = WeightArray.open(run.directory.weights)
     until(run, lambda latest: (weights.read_stamps()[:, 1] == 2).all())
-    heard = [e for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "scored"]
+    heard = [e for _, e in client.get_events(topic_of(run.id)) if e["kind"] == "scored"]
     assert heard
     assert run.stop(timeout=WAIT) == "stopped"
 
@@ -287,7 +287,7 @@ def test_without_a_worker_for_the_learner_the_wait_ends_and_the_run_goes_on_when
     with capsys.disabled():
         print(f"\nlearner's worker retired: trains {seconds:.1f} s after the user was told, on a worker that was added")
     assert trained(run, 1) <= lowest_step(run, 2) < trained(run, 1) + 10  # reports come every 10 steps
-    published = [e["incarnation"] for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "published"]
+    published = [e["incarnation"] for _, e in client.get_events(topic_of(run.id)) if e["kind"] == "published"]
     assert published == sorted(published)
     assert run.stop(timeout=WAIT) == "stopped"
     no_gaps(run)

@@ -66,7 +66,7 @@ def test_a_worker_killed_for_memory_is_named_and_its_learner_goes_on(apart, clie
         print(f"\nworker killed for memory: the next learner trains after {seconds:.1f} s")
     assert seconds < 5 * PROMISE
     assert lowest_step(run, 2) >= kept >= 50
-    faults = [e for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "fault"]
+    faults = [e for _, e in client.get_events(topic_of(run.id)) if e["kind"] == "fault"]
     (killed,) = [e["detail"] for e in faults if e["what"] == "learner killed for memory"]
     assert address in killed
     assert killed.endswith("of 900 MB")
@@ -87,7 +87,7 @@ def test_a_worker_whose_lifetime_is_over_leaves_in_order_and_the_learner_goes_on
         print(f"\nlifetime over: the next learner trains after {seconds:.1f} s")
     assert seconds < 5 * PROMISE
     assert trained(run, 1) <= lowest_step(run, 2) < trained(run, 1) + 10  # reports come every 10 steps
-    published = [e["incarnation"] for _, e in client.get_events(topic_of(run.name)) if e["kind"] == "published"]
+    published = [e["incarnation"] for _, e in client.get_events(topic_of(run.id)) if e["kind"] == "published"]
     assert published == sorted(published)
     assert run.stop(timeout=WAIT) == "stopped"
     no_gaps(run)

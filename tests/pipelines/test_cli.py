@@ -1,5 +1,6 @@
 """The command line: usage, errors before any cluster, exit codes, what goes to which stream."""
 
+import csv
 import json
 import os
 import signal
@@ -8,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from dask_isgd.pipelines.cli import isgd
 from dask_isgd.pipelines.commands import show
@@ -59,6 +62,9 @@ class TestUsage:
             (("train", "digits", "--uniform", "--synchronous"), "cannot be used together; pass one"),
             (("train", "digits", "--resume"), "--resume needs --run DIR, the run to resume"),
             (("plot", "r", "--to", "picture.bmp"), "wanted a file ending in .png"),
+            (("export", "r", "--to", "model.onnx"), "wanted a file ending in .safetensors, .csv"),
+            (("export", "r"), "Missing option '--to'"),
+            (("compare", "r"), "compare needs at least two runs"),
         ],
     )
     def test_bad_usage_is_2(self, here, arguments, message):
@@ -67,7 +73,9 @@ class TestUsage:
         assert message in result.output
         assert list(here.iterdir()) == []
 
-    @pytest.mark.parametrize("command", ["prepare", "train", "status", "plot"])
+    @pytest.mark.parametrize(
+        "command", ["prepare", "train", "status", "list", "compare", "export", "pause", "unpause", "plot"]
+    )
     def test_every_command_has_help(self, command):
         result = invoke(command, "--help")
         assert result.exit_code == 0
@@ -110,13 +118,26 @@ class TestErrors:
         (here / "r.yaml").write_text("data: a.zarr\nmodel: torch.nn:Identity\nvalidation: test\nlearning: {steps: 5}\n")
         self.check(invoke("train", "r.yaml"), "test", "train")
 
-    def test_a_run_that_exists(self, here):
+    def test_a_run_that_exists_names_options(self, here):
         make_run(here / "r")
-        self.check(invoke("train", "digits", "--run", "r"), "already holds a run")
+        result = invoke("train", "digits", "--run", "r")
+        self.check(result, "already holds a run. Resume it (--resume), delete it and start again (--overwrite)")
 
-    @pytest.mark.parametrize("command", ["status", "plot"])
-    def test_no_run(self, here, command):
-        self.check(invoke(command, "nothing"), "no run.json")
+    def test_a_run_directory_that_is_a_file(self, here):
+        (here / "file").touch()
+        self.check(invoke("train", "digits", "--run", "file"), "nothing can be created there", "is a file")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("status",), ("plot",), ("pause",), ("unpause",), ("stop",), ("export", "--to", "m.csv"), ("compare", "x")],
+        ids=lambda arguments: arguments[0],
+    )
+    def test_no_run(self, here, arguments):
+        command, *others = arguments
+        self.check(invoke(command, "nothing", *others), "no run.json")
+
+    def test_no_run_in_a_folder(self, here):
+        self.check(invoke("list"), "no run in the folder runs")
 
     def test_debug_shows_the_traceback(self, here):
         result = invoke("status", "nothing", "--debug")
@@ -147,7 +168,7 @@ class TestStatusAndPlot:
         make_run(here / "r")
         result = invoke("status", "r")
         assert result.exit_code == 0, result.output
-        for part in ("step 600 of 600", "1.50×", "1 / 2 / 3", "last report"):
+        for part in ("step 600 of 600", "1.50×", "1, 2, 3", "gain: how many times", "last report"):
             assert part in result.stdout
 
     def test_status_of_a_run_that_has_only_begun(self, here):
@@ -180,7 +201,7 @@ class TestStatusAndPlot:
         assert result.exit_code == 0, result.output
         lines = result.stdout.splitlines()
         assert sleeps == [0.1] * 3
-        assert lines[0].startswith("running  step 200/600")
+        assert lines[0].startswith("running  step 200 of 600")
         assert "stopped, step 260 of 600" in result.stdout
 
     def test_watch_as_json_is_one_line_per_update(self, here, monkeypatch):
@@ -207,6 +228,76 @@ class TestStatusAndPlot:
         path = here / result.stdout.strip()
         assert path.read_bytes().startswith(start)
         assert [p.name for p in path.parent.glob(".*.partial*")] == []
+
+
+class TestSeveralRuns:
+    def test_a_list(self, here):
+        make_run(here / "runs" / "first")
+        make_run(here / "runs" / "second", rows=0)
+        (here / "runs" / "file").touch()
+        result = invoke("list")
+        assert result.exit_code == 0, result.output
+        header, *rows = [line.split() for line in result.stdout.splitlines()]
+        assert header == ["run", "status", "step", "validation", "error", "gain", "last", "report"]
+        assert sorted(row[0] for row in rows) == ["first", "second"]
+        assert next(row[:6] for row in rows if row[0] == "first") == ["first", "running", "600", "of", "600", "–"]
+
+    def test_a_comparison(self, here):
+        for name in ("one", "two"):
+            make_run(here / name)
+        result = invoke("compare", "one", "two", "--to", "both.svg")
+        assert result.exit_code == 0, result.output
+        assert [line.split() for line in result.stdout.splitlines() if line.startswith("gain")] == [
+            ["gain", "1.50×", "1.50×"]
+        ]
+        assert result.stdout.endswith("plot saved to both.svg\n")
+        assert (here / "both.svg").read_bytes().startswith(b"<?xml")
+
+
+class TestControl:
+    def test_pause_and_unpause(self, here):
+        directory = make_run(here / "r")
+        for command, want in (("pause", "pause"), ("unpause", "run"), ("stop", "stop")):
+            result = invoke(command, "r")
+            assert result.exit_code == 0, result.output
+            assert directory.control()["want"] == want
+
+    def test_a_finished_run(self, here):
+        directory = make_run(here / "r")
+        directory.checkpoints().commit(600, 1, {}, {"run": "abc", "finished": True})
+        assert invoke("pause", "r").stdout == "run r has already finished, at step 600\n"
+        assert directory.control()["want"] == "run"
+
+
+class TestExport:
+    def test_the_parameters_as_the_model_names_them(self, here):
+        tensors = {
+            "model.a.weight": np.ones((2, 3), "f4"),
+            "model.b": np.zeros(2, "i2"),
+            "optimizer.0.step": np.ones(1),
+        }
+        state = {"run": "abc", "dtypes": {"model.b": "bfloat16"}}
+        make_run(here / "r").checkpoints().commit(40, 1, tensors, state)
+        assert invoke("export", "r", "--to", "m.safetensors").exit_code == 0
+        found = load_file(here / "m.safetensors")
+        assert {name: (tuple(t.shape), t.dtype) for name, t in found.items()} == {
+            "a.weight": ((2, 3), torch.float32),
+            "b": ((2,), torch.bfloat16),
+        }
+
+    def test_the_history(self, here):
+        make_run(here / "r")
+        assert invoke("export", "r", "--to", "folder/h.csv").exit_code == 0
+        rows = list(csv.DictReader((here / "folder" / "h.csv").read_text().splitlines()))
+        assert len(rows) == 30
+        assert next(iter(rows[0])) == "step"
+        assert (float(rows[29]["step"]), float(rows[29]["loss"])) == (600.0, 2 / 30)
+
+    def test_nothing_to_export_yet(self, here):
+        make_run(here / "r")
+        result = invoke("export", "r", "--to", "m.safetensors")
+        assert result.exit_code == 1
+        assert "run r has no checkpoint yet" in result.output
 
 
 class TestJson:

@@ -23,7 +23,7 @@ OPEN = isgd.Sampling(gate="open")
 
 
 def scored_on(client: Client, run: isgd.Run) -> set[str]:
-    return {r["worker"] for r in client.get_task_stream(count=10_000) if f"score-{run.name}" in str(r["key"])}
+    return {r["worker"] for r in client.get_task_stream(count=10_000) if f"score-{run.id}" in str(r["key"])}
 
 
 @pytest.mark.parametrize("workers", [2, 1])
@@ -53,7 +53,7 @@ def test_a_plain_client_keeps_scorers_off_the_learner_where_it_can(digits, run_d
             late = [
                 r["worker"]
                 for r in client.get_task_stream(count=10_000)
-                if f"score-{run.name}" in str(r["key"]) and ast.literal_eval(str(r["key"]))[3] > 40
+                if f"score-{run.id}" in str(r["key"]) and ast.literal_eval(str(r["key"]))[3] > 40
             ]
             assert learner not in late
 

@@ -40,7 +40,7 @@ def threads_of_the_learner(client: Client) -> tuple[int, int]:
 
 def heard(client: Client, run: isgd.Run, kind: str) -> list[tuple[float, dict[str, Any]]]:
     """What the run has said of one kind so far, and when."""
-    return [(time, event) for time, event in client.get_events(f"isgd-{run.name}") if event["kind"] == kind]
+    return [(time, event) for time, event in client.get_events(f"isgd-{run.id}") if event["kind"] == kind]
 
 
 def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp_path):

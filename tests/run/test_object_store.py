@@ -80,7 +80,7 @@ def test_a_run_survives_the_death_of_its_learner_and_is_resumed(client: Client, 
     assert len(hardest) == 3
 
     told = [repr(x) for x in (run, run.directory, checkpoints, leases, resumed.document, summary)]
-    told += [json.dumps(event) for _, event in client.get_events(topic_of(run.name))]
+    told += [json.dumps(event) for _, event in client.get_events(topic_of(run.id))]
     told += [str(logs) for logs in (client.get_scheduler_logs(), client.get_worker_logs(), caplog.text)]
     told += [s3.folder.read(name).decode("latin-1") for name in s3.all]
     assert [text for text in told if SECRET in text] == []

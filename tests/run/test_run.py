@@ -49,7 +49,7 @@ def trained(client: Client, digits: Dataset, tmp_path_factory) -> isgd.Run:
 
 
 def scored_events(client: Client, run: isgd.Run) -> list[tuple[int, int]]:
-    events = client.get_events(f"isgd-{run.name}")
+    events = client.get_events(f"isgd-{run.id}")
     return [(chunk, version) for _, e in events if e["kind"] == "scored" for chunk, _, version in e["chunks"]]
 
 
@@ -219,8 +219,8 @@ def test_uniform_takes_equal_steps_and_scores_nothing(client, digits, run_dir):
     summary = run.wait(timeout=WAIT)
     assert summary["steps"] == 200
     done = [str(record["key"]) for record in client.get_task_stream(count=10_000)]
-    assert any("evaluate-" + run.name in key for key in done)
-    assert not any("score-" + run.name in key for key in done)
+    assert any("evaluate-" + run.id in key for key in done)
+    assert not any("score-" + run.id in key for key in done)
     assert np.isnan(WeightArray.open(run.directory.weights).read_stamps()).all()
 
 

@@ -48,7 +48,7 @@ def test_three_runs_share_the_scorers_and_the_failure_of_one_is_its_own(digits, 
         tasks = collections.Counter(
             str(record["key"]).split("'")[1] for record in client.get_task_stream(count=100_000)
         )
-        first, second = (tasks[f"score-{run.name}"] for run in runs[:2])
+        first, second = (tasks[f"score-{run.id}"] for run in runs[:2])
         assert 0.6 < first / second < 1.7, "equal parts of one scorer"
         assert [run.stop(timeout=WAIT) for run in runs[:2]] == ["stopped", "stopped"]
         assert len({run.latest["learner"] for run in runs}) == 3, "a learner's worker each"
