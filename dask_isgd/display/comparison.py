@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from dask_isgd.columns import label
 from dask_isgd.display.plots import (
@@ -24,6 +21,12 @@ from dask_isgd.display.plots import (
     log_axis,
     values_of,
 )
+from dask_isgd.extras import needs
+
+with needs("plot", "a comparison of runs"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED)
 _STYLES = ("-", "--", ":", "-.")

@@ -45,8 +45,14 @@ def nothing_yet():
 
 
 def test_without_progress_or_callbacks_there_is_nothing_to_call():
-    with progress_calls(make_run(), None, ()) as call:
+    with progress_calls(make_run(), False, ()) as call:
         assert call is None
+
+
+def test_a_script_shows_progress_as_the_command_does(capsys):
+    with progress_calls(make_run(), True, ()) as call:
+        call({"step": 20, "steps": 20, "loss": 0.5})
+    assert capsys.readouterr().err == "training  step 20 of 20  training loss 0.5\n"
 
 
 def test_progress_alone_is_called_itself():
@@ -66,6 +72,6 @@ def test_callbacks_receive_begin_every_report_and_end(summary, shown):
 
 def test_callbacks_end_after_an_error_too():
     log = Log()
-    with pytest.raises(KeyboardInterrupt), progress_calls(make_run(), None, [log]):
+    with pytest.raises(KeyboardInterrupt), progress_calls(make_run(), False, [log]):
         raise KeyboardInterrupt
     assert log.calls[-1] == ("end", "finished", {"steps": 20})

@@ -32,8 +32,10 @@ SUMMARY = {
             Published(**RUN, version=32, address=HOST, checkpoint="step-000000010-i0001", final=True),
         ),
         (
-            lambda a: a.progress(20, {"loss": 0.5}, gate_open=True, probing=False, why="pays"),
-            Progress(**RUN, step=20, address=HOST, open=True, probing=False, why="pays", values={"loss": 0.5}),
+            lambda a: a.progress(20, 40, {"loss": 0.5}, gate_open=True, probing=False, why="pays"),
+            Progress(
+                **RUN, step=20, steps=40, address=HOST, open=True, probing=False, why="pays", values={"loss": 0.5}
+            ),
         ),
         (
             lambda a: a.scored([[0, 1, 32]], examples=10, per_second=3.5),
