@@ -16,7 +16,9 @@ _MAP_COLUMNS = 32
 
 
 class AgeMap(Panel):
-    title = "Age of the weights of every chunk, in steps"
+    title = "Age of the weights of every chunk"
+    meaning = "Steps since the weights of each chunk of the data were computed; grey: never."
+    axes = False
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("x", "y", "age", "text", "chunks")}
@@ -88,7 +90,7 @@ class Bars(Panel):
         self.source.data = {name: [] for name in ("left", "right", "count")}
         plot = style.new_plot(self.title, x=self.x, x_log=self.x_log)
         plot.y_range.start = 0
-        plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+        style.whole_numbers(plot.yaxis)
         bars = plot.quad(
             left="left",
             right="right",
@@ -117,6 +119,7 @@ class Bars(Panel):
 
 class AgeHistogram(Bars):
     title = "Chunks by age"
+    meaning = "How many chunks have weights of each age, in steps."
     x = "steps since they were scored"
 
     def bins(self, record: RunRecord) -> tuple[Any, Any]:
@@ -133,6 +136,7 @@ class AgeHistogram(Bars):
 
 class Weights(Bars):
     title = "Weights"
+    meaning = "How many examples have a weight (gradient norm) of each size: the wider, the more there is to gain."
     x = "weight (gradient norm)"
     x_log = True
     color = GREEN
@@ -148,7 +152,7 @@ class Weights(Bars):
         super().update(record)
         summary, text = record.weight_summary, self.title
         if summary is not None and summary.top_share is not None:
-            text += f": the largest 1 % hold {100 * summary.top_share:.0f} % of the sum"
+            text += f": top 1 % hold {100 * summary.top_share:.0f} %"
         if summary is not None and summary.zeros:
             text += f"; {summary.zeros:,} are zero"
         self.root.title.text = text

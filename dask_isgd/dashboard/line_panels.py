@@ -22,6 +22,7 @@ def _smooth(values: Any) -> Any:
 
 class Loss(Panel):
     title = label("loss").capitalize()
+    meaning = "Estimate of the mean loss over all training examples, from the weighted minibatches."
     y_log = True
 
     def draw(self) -> Any:
@@ -38,13 +39,14 @@ class Loss(Panel):
 
 class Error(Panel):
     title = label("validation_error").capitalize()
+    meaning = "Share of the validation examples that are classified wrongly; without classes, their mean loss."
     covers = ("error",)
+    y_log = True
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "error", "loss")}
-        plot = style.new_plot(self.title)
-        plot.y_range.start = 0
-        plot.yaxis.formatter = NumeralTickFormatter(format="0.[0]%")
+        plot = style.new_plot(self.title, y_log=self.y_log)
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[000]%")
         (line,) = self._lines(plot, ("error", "", RED, "solid"))
         plot.scatter("step", "error", source=self.source, size=5, color=RED)
         tips = ((label("validation_error"), "@error{0.00%}"), (label("validation_loss"), "@loss{0.0000}"))
@@ -58,17 +60,24 @@ class Error(Panel):
             self.root.title.text = self.title + (f": {100 * error:.2f} %" if math.isfinite(error) else "")
         else:  # without classes the loss replaces the error
             self.root.title.text = f"{label('validation_loss').capitalize()}: {loss:.4g}"
-        self.root.yaxis.formatter.format = "0.[0]%" if not math.isfinite(loss) or math.isfinite(error) else "0.[000]"
+        self.root.yaxis.formatter.format = "0.[000]%" if not math.isfinite(loss) or math.isfinite(error) else "0.[0000]"
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         found = {name: record.evaluations[name] for name in ("step", "error", "loss")}
         if not np.isfinite(found["error"]).any():
             found["error"] = found["loss"]
+        positive = found["error"][found["error"] > 0]
+        if len(positive):  # no logarithm of zero
+            found["error"] = np.where(found["error"] == 0, positive.min() / 2, found["error"])
         return found
 
 
 class Spread(Panel):
-    title = "Spread of the gradient, √Tr Σ of one draw"
+    title = "Spread of the gradient"
+    meaning = (
+        "Standard deviation √Tr Σ of the gradient of one draw: uniform draws, draws as they are, and the best "
+        "possible. Lower means less noise."
+    )
     y_log = True
     KINDS = ("uniform", "stale", "ideal")
 
@@ -98,7 +107,11 @@ class Spread(Panel):
 
 
 class Gain(Panel):
-    title = "Gain over uniform draws"
+    title = "Gain"
+    meaning = (
+        "How many times as many examples uniform draws need for a gradient with as little noise. "
+        "While it is too low the gate is closed and draws are uniform."
+    )
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "gain", "raw_gain", "candidate")}
@@ -113,7 +126,7 @@ class Gain(Panel):
             legend_label="gate closed",
         )
         lines = self._lines(plot, ("gain", label("gain"), PURPLE, "solid"), raw=True)
-        lines += self._lines(plot, ("candidate", label("candidate_gain"), GREEN, "dotted"))
+        lines += self._lines(plot, ("candidate", "if drawn by weight", GREEN, "dotted"))
         plot.add_layout(Span(location=1.0, dimension="width", line_color=style.MUTED, line_dash="dashed"))
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00]")
         tips = (("step", "@step{0,0}"), (label("gain"), "@gain{0.00}×"), (label("candidate_gain"), "@candidate{0.00}×"))
@@ -146,7 +159,11 @@ def closed_spans(step: Any, gate: Any) -> tuple[list[float], list[float]]:
 
 
 class Sampling(Panel):
-    title = "Effective sample size and largest coefficient"
+    title = "Sample size and coefficient"
+    meaning = (
+        "Effective sample size: the share of the examples that is really in use, 100 % for uniform draws. Largest "
+        "coefficient: by how much the loss of the least probable example is multiplied."
+    )
     covers = ("largest",)  # the other axis is fixed
 
     def draw(self) -> Any:
@@ -160,7 +177,7 @@ class Sampling(Panel):
         style.style_axis(plot.yaxis[0], GREEN)
         right.ticker.desired_num_ticks = 5
         plot.add_layout(right, "right")
-        (size,) = self._lines(plot, ("size", label("ess_fraction"), GREEN, "solid"))
+        (size,) = self._lines(plot, ("size", "effective size", GREEN, "solid"))
         self._lines(plot, ("largest", label("largest_coefficient"), PURPLE, "dashed"), y_range_name="largest")
         tips = ((label("ess_fraction"), "@size{0.0%}"), (label("largest_coefficient"), "@largest{0.0}"))
         style.hover(plot, size, ("step", "@step{0,0}"), *tips)
@@ -175,6 +192,7 @@ class Sampling(Panel):
 
 class Speed(Panel):
     title = "Examples per second"
+    meaning = "Examples that the learner trains on per second, and that all scorers together score."
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "learned", "scored")}
@@ -182,7 +200,7 @@ class Speed(Panel):
         plot.y_range.start = 0
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
         scored, learned = label("scored_per_second"), label("learned_per_second")
-        lines = self._lines(plot, ("scored", scored, ORANGE, "solid"), ("learned", learned, BLUE, "solid"))
+        lines = self._lines(plot, ("scored", "scored", ORANGE, "solid"), ("learned", "learned", BLUE, "solid"))
         tips = (("step", "@step{0,0}"), (scored, "@scored{0,0}"), (learned, "@learned{0,0}"))
         style.hover(plot, lines[1], *tips)
         style.legend(plot)
@@ -195,17 +213,20 @@ class Speed(Panel):
 
 
 class Versions(Panel):
-    title = "Versions: steps behind the learner"
+    title = "Steps behind the learner"
+    meaning = (
+        "How old, in steps, are the weights on average, the version that scorers use, and the version last published."
+    )
 
     def draw(self) -> Any:
         self.source.data = {name: [] for name in ("step", "published", "scored", "mean")}
         plot = style.new_plot(self.title)
         plot.y_range.start = 0
-        plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+        style.whole_numbers(plot.yaxis)
         lines = self._lines(
             plot,
             ("mean", label("mean_age"), GREEN, "dotted"),
-            ("scored", label("scored_behind"), ORANGE, "solid"),
+            ("scored", "in use", ORANGE, "solid"),
             ("published", label("published_behind"), BLUE, "solid"),
         )
         tips = (

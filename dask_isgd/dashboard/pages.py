@@ -27,6 +27,7 @@ _ROWS = (
     ("sampling", "speed", "versions", "weights"),
 )
 _HEIGHT = 250
+_LOG_WIDTH = 300
 _FONT = {"font-family": "Helvetica, Arial, sans-serif"}
 
 
@@ -75,7 +76,7 @@ def overview(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
     lowest = row(
         column(page.panels["ages"].root, sizing_mode="stretch_both"),
         column(page.panels["age-histogram"].root, sizing_mode="stretch_both"),
-        column(page.event_log, sizing_mode="stretch_both"),
+        column(page.event_log, sizing_mode="stretch_height", width=_LOG_WIDTH),
         sizing_mode="stretch_width",
         height=_HEIGHT,
     )

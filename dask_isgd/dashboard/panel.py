@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, DataRange1d
+from bokeh.models import ColumnDataSource, CustomAction, DataRange1d, FixedTicker
 
 from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.dashboard.style import RED
+from dask_isgd.dashboard.ticks import log_ticks
 
 
 class Panel:
@@ -22,6 +23,10 @@ class Panel:
     covers: tuple[str, ...] | None = None
     """Columns that the y axis covers; None for all but the faint ones."""
     x_log = y_log = False
+    axes = True
+    """Whether the panel has axes, which are hidden until there is something to show."""
+    meaning = ""
+    """What the panel shows, in a sentence; the tip of its question mark."""
 
     def __init__(self) -> None:
         self.source = ColumnDataSource({})
@@ -30,6 +35,11 @@ class Panel:
         # with almost no loss would flatten the rest of a logarithmic axis.
         self.extent = ColumnDataSource({"x": [1.0, 10.0], "y": [0.1, 1.0]})
         self.root = self.draw()
+        if self.axes:
+            self.root.axis.visible = self.root.grid.visible = False
+        self.root.add_tools(CustomAction(icon="help", description=f"{self.meaning} Words: docs/glossary.md."))
+        if self.y_log:
+            self.root.yaxis.ticker = FixedTicker(ticks=[])
         mark = self.root.scatter("x", "y", source=self.extent, size=0, alpha=0)
         for axis in (self.root.x_range, self.root.y_range, *self.root.extra_y_ranges.values()):
             if isinstance(axis, DataRange1d):
@@ -45,8 +55,13 @@ class Panel:
         self.restarts.data = {"step": list(record.restarts)}
         x, y = self.extent_of(data)
         extent = {"x": _bounds(x, self.x_log), "y": _bounds(y, self.y_log)}
-        if all(extent.values()):
+        shown = all(extent.values())
+        if shown:
             self.extent.data = extent
+            if self.y_log:
+                self.root.yaxis.ticker.ticks = log_ticks(*extent["y"])
+        if self.axes:
+            self.root.axis.visible = self.root.grid.visible = shown
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         """Return the columns of the source."""

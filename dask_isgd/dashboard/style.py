@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.models import BasicTickFormatter, HoverTool, NumeralTickFormatter
+from bokeh.models import BasicTicker, BasicTickFormatter, HoverTool, NumeralTickFormatter
 from bokeh.plotting import figure
 
 # Okabe and Ito's palette, as in dask_isgd.display.plots.
@@ -38,7 +38,7 @@ def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = 
     plot.toolbar.logo = None
     plot.toolbar.autohide = True
     plot.title.text_color = INK
-    plot.title.text_font_size = "13px"
+    plot.title.text_font_size = "12px"
     plot.title.text_font_style = "bold"
     plot.min_border_right = 12
     for axis in plot.axis:
@@ -49,7 +49,7 @@ def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = 
     plot.xaxis.ticker.desired_num_ticks = 5
     plot.yaxis.ticker.desired_num_ticks = 5
     if not x_log:
-        plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        whole_numbers(plot.xaxis)
     if y_log:
         plot.yaxis.formatter = BasicTickFormatter(use_scientific=False)
     return plot
@@ -66,6 +66,12 @@ def style_axis(axis: Any, color: str = MUTED) -> None:
     axis.axis_label_text_font_style = "normal"
     axis.axis_label_text_font_size = "11px"
     axis.axis_label_standoff = 4
+
+
+def whole_numbers(axis: Any) -> None:
+    """Label an axis with whole numbers, none of them twice."""
+    axis.ticker = BasicTicker(min_interval=1, desired_num_ticks=5)
+    axis.formatter = NumeralTickFormatter(format="0,0")
 
 
 def legend(plot: Any) -> None:

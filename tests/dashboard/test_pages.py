@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster, Scheduler
 
 import dask_isgd as isgd
 from dask_isgd import events
-from dask_isgd.dashboard import dask_setup
+from dask_isgd.dashboard import dask_setup, page_text
 from dask_isgd.dashboard.line_panels import closed_spans
 from dask_isgd.dashboard.pages import PAGES, Page
 from dask_isgd.dashboard.panels import PANELS
@@ -205,6 +205,36 @@ class TestDocuments:
             lengths = {len(values) for values in panel.source.data.values()}
             assert len(lengths) == 1
         assert lengths != {0}
+
+    @pytest.mark.parametrize("name", PANELS)
+    def test_axes_are_hidden_until_there_is_something_and_every_title_is_explained(self, name):
+        panel = PANELS[name]()
+        if panel.axes:
+            assert not any(axis.visible for axis in panel.root.axis)
+            panel.update(full_record())
+            assert all(axis.visible for axis in panel.root.axis)
+        assert panel.meaning.endswith(".")
+        assert any(panel.meaning in str(getattr(tool, "description", "")) for tool in panel.root.tools)
+
+    def test_an_error_of_nothing_is_shown_on_the_logarithmic_axis(self):
+        record = RunRecord("abc")
+        for version, error in ((100, 0.2), (200, 0.0)):
+            record.apply(events.Evaluated(run="abc", incarnation=1, version=version, loss=0.3, error=error), at=100.0)
+        panel = PANELS["error"]()
+        panel.update(record)
+        assert panel.source.data["error"].tolist() == [0.2, 0.1]
+        assert panel.root.title.text == "Validation error: 0.00 %"
+
+    def test_the_header_has_the_name_the_steps_and_the_time_left(self):
+        record = RunRecord("my-run-0123abcd")
+        values = {"steps_per_second": 10.0}
+        record.apply(
+            events.Progress(run="r", incarnation=1, step=200, steps=800, address="", open=True, values=values), at=100.0
+        )
+        text = page_text.header(record, 101.0)
+        for part in (">my-run<", ">200 of 800<", ">1 min 0 s<"):
+            assert part in text
+        assert page_text.label(record, 101.0) == "my-run · running · step 200 of 800"
 
     def test_without_classes_the_loss_replaces_the_error(self):
         record = RunRecord("abc")
