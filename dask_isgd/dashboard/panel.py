@@ -59,7 +59,8 @@ class Panel:
         if shown:
             self.extent.data = extent
             if self.y_log:
-                self.root.yaxis.ticker.ticks = log_ticks(*extent["y"])
+                low, high = extent["y"]
+                self.root.yaxis.ticker.ticks = log_ticks(low, high)
         if self.axes:
             self.root.axis.visible = self.root.grid.visible = shown
 
