@@ -23,7 +23,7 @@ from dask_isgd.learner.task import learn
 from dask_isgd.run.run import Run
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.parameters import open_variable
-from dask_isgd.runtime.placement import coordinator_placement, learner_placement
+from dask_isgd.runtime.placement import coordinator_placement, learner_placement, note_on_sharing
 from dask_isgd.runtime.scheduler_plugin import guard_run
 from dask_isgd.storage import RunDirectory
 
@@ -93,10 +93,9 @@ def start(client: Client, prepared: PreparedRun) -> Run:
         raise
     begin(prepared)
     spec = prepared.spec
-    if len(workers) == 1 and spec.scores:
-        what = "nothing is scored, and weights come from the learner's minibatches"
-        shared = "scoring shares it with the learner"
-        logger.info("run %s: the cluster has one worker: %s", spec.name, what if spec.feedback_suffices else shared)
+    note = note_on_sharing(workers, feedback=spec.feedback_suffices) if spec.scores else None
+    if note is not None:
+        logger.info("run %s: the cluster has one worker: %s", spec.name, note)
     run = Run(client, spec.directory, spec.model)
     run._monitor.forget()
     open_variable(client, spec.variable)

@@ -41,6 +41,24 @@ def lacks_learner(workers: Mapping[str, Mapping[str, Any]]) -> bool:
     return roles == {SCORER}
 
 
+def note_on_sharing(workers: Mapping[str, Mapping[str, Any]], *, feedback: bool) -> str | None:
+    """Describe what a cluster of one worker means for scoring, with ``feedback`` or without; None if there are more.
+
+    >>> note_on_sharing({"tcp://a": {"nthreads": 2}}, feedback=False)
+    'scoring shares it with the learner'
+    """
+    if len(workers) != 1:
+        return None
+    (worker,) = workers.values()
+    alone = int(worker["nthreads"]) == 1
+    note = "nothing is scored" if alone or feedback else "scoring shares it with the learner"
+    if feedback:
+        note += ", and weights come from the learner's minibatches"
+    if alone:
+        note += "; its only thread is the learner's, so nothing is evaluated before the end: start it with --nthreads 2"
+    return note
+
+
 def missing_resources(workers: Mapping[str, Mapping[str, Any]], scoring: Scoring) -> str | None:
     """Describe the resources that scoring tasks require if no worker declares all of them; None if one does."""
     wanted = dict(scoring.resources or {})

@@ -10,6 +10,7 @@ from distributed.comm import CommClosedError
 import dask_isgd as isgd
 from dask_isgd.checks import cluster
 from dask_isgd.checks.cluster import check_cluster
+from dask_isgd.errors import ConfigError
 
 CLOSED = CommClosedError("in <TCP>: Connection reset by peer")
 
@@ -55,3 +56,11 @@ def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypa
     plan = SimpleNamespace(spec=SimpleNamespace(scoring=isgd.Scoring()), document={})
     assert check_cluster(None, plan) == {"new": learner, "scorer": scorer}
     assert not answering
+
+
+def test_a_run_that_waits_for_scores_needs_a_thread_that_scores(monkeypatch):
+    monkeypatch.setattr(cluster, "wait_for_workers", lambda client: {"only": {"nthreads": 1}})
+    learning = isgd.Learning(steps=1, synchronous=True)
+    spec = SimpleNamespace(scoring=isgd.Scoring(), learning=learning, sampling=isgd.Sampling())
+    with pytest.raises(ConfigError, match=r"Learning.synchronous: .*one worker with one thread.*--nthreads 2"):
+        check_cluster(None, SimpleNamespace(spec=spec, document={}))

@@ -6,7 +6,7 @@ import pytest
 
 import dask_isgd as isgd
 from dask_isgd.runtime import placement
-from dask_isgd.runtime.placement import ScorerPool
+from dask_isgd.runtime.placement import ScorerPool, note_on_sharing
 
 LEARNER = {"nthreads": 2, "resources": {"learner": 1.0}}
 SCORER = {"nthreads": 3, "resources": {"scorer": 2.0}}
@@ -51,3 +51,18 @@ def test_the_only_worker_scores_nothing_if_feedback_is_enough(there, resources):
     assert (scorers.addresses(), scorers.capacity()) == (["a"], 0), "it still evaluates"
     there.update(b=worker)
     assert (scorers.addresses(), scorers.capacity()) == (["b"], 1 if resources else 4)
+
+
+@pytest.mark.parametrize(
+    ("workers", "feedback", "note"),
+    [
+        ({"a": {"nthreads": 1}}, True, "nothing is scored, and weights come from the learner's minibatches; its only"),
+        ({"a": {"nthreads": 1}}, False, "nothing is scored; its only thread is the learner's"),
+        ({"a": {"nthreads": 2}}, True, "nothing is scored, and weights come from the learner's minibatches"),
+        ({"a": {"nthreads": 2}}, False, "scoring shares it with the learner"),
+        ({"a": {"nthreads": 1}, "b": {"nthreads": 1}}, False, None),
+    ],
+)
+def test_what_is_said_of_a_cluster_of_one(workers, feedback, note):
+    found = note_on_sharing(workers, feedback=feedback)
+    assert found is note or found.startswith(note)
