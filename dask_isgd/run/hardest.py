@@ -61,7 +61,7 @@ class Hardest:
         return f'<div style="display:flex;flex-wrap:wrap;gap:10px">{cards}</div>'
 
     def _card(self, i: int) -> str:
-        lines = [f"<b>{self.weights[i]:.3g}</b>", f"#{self.indices[i]}, age {self.ages[i]:,.0f}"]
+        lines = [f"<b>weight {self.weights[i]:.3g}</b>", f"#{self.indices[i]}, age {self.ages[i]:,.0f}"]
         wrong = False
         if self.targets is not None and self.targets.ndim == 1:
             text = f"label {self.targets[i]}"

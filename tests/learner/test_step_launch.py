@@ -34,7 +34,8 @@ def halving(optimizer: torch.optim.Optimizer) -> Any:
 
 
 def trainer(device: str = "cpu", **changes: Any) -> Trainer:
-    settings = {"steps": 100, "learning_rate": 0.1, "device": device, "scheduler": halving, **changes}
+    rate = {} if changes.get("optimizer") else {"learning_rate": 0.1}
+    settings = {"steps": 100, **rate, "device": device, "scheduler": halving, **changes}
     return Trainer(models.build(mlp, 1), cross_entropy, isgd.Learning(**settings))
 
 

@@ -32,7 +32,9 @@ def mlp() -> nn.Module:
 
 
 def trainer(**changes) -> Trainer:
-    settings = {"steps": 100, "learning_rate": 0.1, "device": "cpu", "clip_mean_factor": None}
+    settings = {"steps": 100, "device": "cpu", "clip_mean_factor": None}
+    if changes.get("optimizer") is None:
+        settings["learning_rate"] = 0.1
     return Trainer(models.build(mlp, 1), cross_entropy, isgd.Learning(**{**settings, **changes}))
 
 
@@ -209,6 +211,18 @@ def test_a_restored_trainer_goes_on_to_the_bit(optimizer):
         assert one.step(k, (x,), y, np.ones(N)) == two.step(k, (x,), y, np.ones(N))
     for name, tensor in one.tensors().items():
         assert torch.equal(tensor, two.tensors()[name])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rate"), [(None, 0.02), (lambda o: torch.optim.lr_scheduler.StepLR(o, 100), 0.1)]
+)
+def test_another_rate_is_used_after_a_restore_unless_a_schedule_continues(scheduler, rate):
+    x, y = problem()
+    one, two = trainer(scheduler=scheduler), trainer(scheduler=scheduler, learning_rate=0.02)
+    one.step(0, (x,), y, np.ones(N))
+    arrays, odd = models.to_arrays(one.tensors())
+    two.restore(models.from_arrays(arrays, odd), json.loads(json.dumps(one.state())))
+    assert two.update.optimizer.param_groups[0]["lr"] == rate
 
 
 def test_bfloat16_survives_the_way_through_numpy():
