@@ -62,7 +62,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
     workers = wait_for_workers(client)
     if prepared.spec.scores and (lacking := missing_resources(workers, prepared.spec.scoring)):
         raise ConfigError(f"Scoring.resources: {lacking}; no worker could score. Change it or start such a worker")
-    if sum(int(worker["nthreads"]) for worker in workers.values()) == 1 and _waits_for_scores(prepared.spec):
+    if sum(int(worker["nthreads"]) for worker in workers.values()) == 1 and prepared.spec.waits_for_scores:
         raise ConfigError(
             "Learning.synchronous: waits for scores, and the cluster has one worker with one thread, which the learner "
             "occupies. Start a second worker, or this one with --nthreads 2"
@@ -115,10 +115,6 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
     if workers.keys() - answers.keys():  # a worker has died meanwhile, perhaps the learner's
         return check_cluster(client, prepared)
     return workers
-
-
-def _waits_for_scores(spec: RunSpec) -> bool:
-    return spec.learning.synchronous and not spec.sampling.uniform
 
 
 def ask_workers(client: Client, function: Any, timeout: float, *args: Any) -> dict[str, Any]:

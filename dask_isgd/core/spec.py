@@ -66,6 +66,11 @@ class RunSpec:
         return self.scoring.passes != 0 and not self.sampling.uniform
 
     @property
+    def waits_for_scores(self) -> bool:
+        """Whether training waits until all is scored."""
+        return self.scores and self.learning.synchronous
+
+    @property
     def feedback_suffices(self) -> bool:
         """Whether weights may come from the learner's own minibatches alone."""
         return self.sampling.feedback and not self.learning.synchronous

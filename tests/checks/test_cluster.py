@@ -53,14 +53,13 @@ def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypa
         return dict.fromkeys(answering.pop(0), right)
 
     monkeypatch.setattr(cluster, "ask_workers", ask)
-    plan = SimpleNamespace(spec=SimpleNamespace(scoring=isgd.Scoring()), document={})
+    plan = SimpleNamespace(spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False), document={})
     assert check_cluster(None, plan) == {"new": learner, "scorer": scorer}
     assert not answering
 
 
 def test_a_run_that_waits_for_scores_needs_a_thread_that_scores(monkeypatch):
     monkeypatch.setattr(cluster, "wait_for_workers", lambda client: {"only": {"nthreads": 1}})
-    learning = isgd.Learning(steps=1, synchronous=True)
-    spec = SimpleNamespace(scoring=isgd.Scoring(), learning=learning, sampling=isgd.Sampling())
+    spec = SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=True)
     with pytest.raises(ConfigError, match=r"Learning.synchronous: .*one worker with one thread.*--nthreads 2"):
         check_cluster(None, SimpleNamespace(spec=spec, document={}))

@@ -51,7 +51,7 @@ class TestUsage:
             ((), "Usage"),
             (("prepare", "imagenet"), "'imagenet' is not one of 'digits', 'fashion-mnist', 'svhn'"),
             (("train", "digit"), "Did you mean 'digits'?"),
-            (("train", "imagenet"), "Pass digits, fashion-mnist, svhn or a RECIPE.yaml"),
+            (("train", "imagenet"), "Pass digits, fashion-mnist, svhn"),
             (("train", "missing.yaml"), "there is no file 'missing.yaml'; check the path"),
             (("train", "digits", "--workers", "0"), "0 is not in the range x>=1"),
             (
