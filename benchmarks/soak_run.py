@@ -69,7 +69,7 @@ class SoakRun:
         self.client = self.cluster.client()
         self.client.wait_for_workers(scorers + 1, timeout=BACK)
         self.run = start(self.client, self.data, self.run_dir, detach=True)
-        self.events = pubsub.subscribe(self.client, topic_of(self.run.name))
+        self.events = pubsub.subscribe(self.client, topic_of(self.run.id))
         self.parts.callback(self.events.close)
         self.until(lambda latest: latest["step"] > 20)
 
