@@ -53,7 +53,9 @@ def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypa
         return dict.fromkeys(answering.pop(0), right)
 
     monkeypatch.setattr(cluster, "ask_workers", ask)
-    plan = SimpleNamespace(spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False), document={})
+    plan = SimpleNamespace(
+        spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False), document={}
+    )
     assert check_cluster(None, plan) == {"new": learner, "scorer": scorer}
     assert not answering
 
