@@ -1,4 +1,4 @@
-"""A sampler's state as tensors and plain values, and back: what ``torch.load(weights_only=True)`` accepts."""
+"""A sampler's state as tensors and plain values, and back: what torch loads with ``weights_only=True``."""
 
 from __future__ import annotations
 
