@@ -258,10 +258,12 @@ def trained(tmp_path_factory):
     }
 
 
+@pytest.mark.slow  # four runs of ten epochs
 def test_training_ends_where_direct_draws_end(trained):
     assert trained["feed"]["final_loss"] == pytest.approx(trained["direct"]["final_loss"], rel=0.05)
 
 
+@pytest.mark.slow  # the same runs
 @pytest.mark.parametrize("what", ["loss", "variance", "gain"])
 def test_reported_values_are_as_true_as_with_direct_draws(trained, what):
     """The reported value over that of all examples; variance and gain are smoothed, and so lag behind in both."""
@@ -270,5 +272,6 @@ def test_reported_values_are_as_true_as_with_direct_draws(trained, what):
     assert feed == pytest.approx(1, abs=0.12)
 
 
+@pytest.mark.slow  # the same runs
 def test_coefficients_keep_their_bound(trained):
     assert 1.5 < trained["feed"]["largest_coefficient"] <= 2 * (1 + 1e-9)

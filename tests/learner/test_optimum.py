@@ -161,7 +161,7 @@ SITUATIONS = (
 )
 NEVER_CLIPPED = (
     pytest.param({"sampling": {"uniform": True}}, id="uniform"),
-    pytest.param({"score_every": None}, id="scorers never come"),
+    pytest.param({"sampling": {"feedback": False}, "score_every": None}, id="neither scores nor feedback"),
 )
 
 
@@ -185,6 +185,11 @@ def test_the_default_run_ends_at_the_optimum():
 @pytest.mark.parametrize(("kind", "batch", "rate"), PROBLEMS)
 def test_clipping_leaves_the_optimum_where_it_is(kind, batch, rate, situation):
     compare(kind, batch, rate, seeds=3, steps=4000, **situation)
+
+
+@pytest.mark.slow  # six runs of 4,000 steps
+def test_weights_from_feedback_alone_leave_the_optimum_where_it_is():
+    compare("positives 0.01", 32, 0.05, seeds=3, steps=4000, score_every=None)
 
 
 @pytest.mark.parametrize("situation", NEVER_CLIPPED)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import torch
 from click.testing import CliRunner
@@ -72,7 +73,8 @@ def test_stores_that_cannot(tmp_path: Path):
 
 
 def test_a_cluster_that_does_not_answer():
-    code, found = run("--scheduler", "tcp://127.0.0.1:1")
+    with dask.config.set({"isgd.cluster.timeout": "2s"}):
+        code, found = run("--scheduler", "tcp://127.0.0.1:1")
     assert code == 1
     assert "cluster tcp://127.0.0.1:1: OSError" in wrong(found)[0]
 
