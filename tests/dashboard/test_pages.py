@@ -350,4 +350,4 @@ class TestSpans:
 
         number, prefixes = client.run_on_scheduler(names, f"isgd-{run.id}")
         assert number == 1
-        assert {"learn", "coordinate", "score", "evaluate"} <= set(prefixes)
+        assert {f"{what}-{run.name}" for what in ("learn", "coordinate", "score", "evaluate")} <= set(prefixes)

@@ -7,8 +7,8 @@ def test_public_names():
     import dask_isgd.storage
 
     assert dask_isgd.storage.__all__ == [
-        "Checkpoint", "Checkpoints", "Dataset", "History", "Leases", "RawArray", "Rows", "RunDirectory", "WeightArray",
-        "read_history", "write_dataset",
+        "Checkpoint", "Checkpoints", "Dataset", "History", "Leases", "OutputArray", "RawArray", "Rows", "RunDirectory",
+        "WeightArray", "read_history", "write_dataset",
     ]  # fmt: skip
 
 
