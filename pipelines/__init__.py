@@ -125,7 +125,7 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
             ),
             Pipeline(
                 name="relief",
-                about="250,000 elevations of the Earth, where importance sampling hardly helps; needs ferret-datasets",
+                about="250,000 elevations of the Earth, where importance sampling helps little; needs ferret-datasets",
                 module="dask_isgd.pipelines.datasets.relief",
                 make_recipe=_relief,
             ),

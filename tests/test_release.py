@@ -54,7 +54,7 @@ def test_constraints_pin_every_dependency_within_its_bounds(name):
 
 
 def test_the_lowest_versions_are_those_that_are_declared():
-    """`scripts/lowest` writes them anew; a bound without such a release names a version that pip cannot find."""
+    """`scripts/lowest` writes them again; a bound without such a release names a version that pip cannot find."""
     pinned = pins("constraints-lowest.txt")
     for text in project()["dependencies"]:
         requirement = Requirement(text)

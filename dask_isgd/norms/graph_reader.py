@@ -102,7 +102,7 @@ class GraphReader:
             for name, readings in self._readings.items():
                 try:
                     self._norms[name] = norms_of_sum(readings, self.size)
-                except Exception as error:  # the training step goes on whatever fails here
+                except Exception as error:  # the training step continues whatever fails here
                     self.failed[name] = f"{type(error).__name__}: {error}"
         self._readings.clear()
         return {name: norm.to(wide(norm)).square() for name, norm in self._norms.items()}
@@ -120,7 +120,7 @@ class GraphReader:
             try:
                 with torch.no_grad():
                     self._add(term, path, nodes, gradient)
-            except Exception as error:  # the training step goes on whatever fails here
+            except Exception as error:  # the training step continues whatever fails here
                 self.failed[term.name] = f"{type(error).__name__}: {error}"
 
         return hook

@@ -121,7 +121,7 @@ def _write(url: str) -> str:
 
 @contextmanager
 def _noted(findings: list[Finding], part: str) -> Iterator[None]:
-    """Add an error of the body as a finding: a doctor goes on."""
+    """Add an error of the body as a finding: a doctor continues."""
     try:
         yield
     except (IsgdError, OSError, ImportError, ValueError) as error:

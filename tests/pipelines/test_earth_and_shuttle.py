@@ -1,4 +1,4 @@
-"""Where importance sampling helps, and where it doesn't: Statlog's shuttle, a land mask, the Earth's relief."""
+"""Where importance sampling helps much, and where little: Statlog's shuttle, a land mask, the Earth's relief."""
 
 from __future__ import annotations
 
