@@ -18,13 +18,15 @@
     batch_layouts       where the batch is in a layer that does not have it first
     graph_reader        reads the norms of other parameters off the graph: positions, scales, attention, derived weights
     shared_terms        finds where parameters meet the examples
-    meetings            one function per operation: the gradients of each example, where they meet
+    meetings            one function per operation: where parameters meet the examples
+    uses                the gradients of each example at a meeting, or the factors that they are a product of
+    row_owners          whose each row is, where an index chose the rows: read in each batch
     readings            the norm of one use of a parameter, and of the sum of several
     graph_nodes         what a node is, what it feeds, and its gradients for a batch
     per_example_copies  parameters of neither, replaced with one copy per example
     fallback            one example's gradient at a time: vmap, or a loop
     later_batches       which of the later batches are checked against autograd
-    row_choices         which parameters meet rows that the values of the inputs choose
+    row_choices         which parameters meet rows that the values of the inputs choose, and by which indices
     parameter_uses      what the graph does with each parameter
     recurrent           recurrent layers step by step
     model_state         restores the user's model

@@ -31,7 +31,7 @@ from dask_isgd.norms.coupling import check_inputs_independent, check_losses_inde
 from dask_isgd.norms.fallback import parameter_squares, vmap_fits
 from dask_isgd.norms.graph_reader import SharedTerm
 from dask_isgd.norms.graph_trace import GraphTrace, layers_with_rules, trace_graph
-from dask_isgd.norms.model_state import random_state, set_random_state, trainable
+from dask_isgd.norms.model_state import random_state, trainable
 from dask_isgd.norms.norm_plan import NormPlan
 from dask_isgd.norms.per_example_copies import Shape, copy_shapes
 from dask_isgd.norms.shared_terms import shared_terms
@@ -73,7 +73,7 @@ def audit(
     before = random_state(model)
     trace = trace_graph(model, loss, inputs, targets, size)
     deterministic = all(torch.equal(a, b) for a, b in zip(before, random_state(model), strict=True))
-    examples = trace.losses.detach().nan_to_num(0).topk(2).indices.tolist()
+    examples = trace.losses.detach().nan_to_num(0).topk(min(2, size)).indices.tolist()
     values = list(parameters.values())
     reference = {
         k: dict(zip(parameters, parameter_squares(trace.losses[k], values, retain=True), strict=True)) for k in examples
@@ -116,7 +116,7 @@ def _served(
     """Return layers, copies and shared terms whose norms are autograd's, their pass, and why others are not served."""
     layouts = _layouts(batch, trace)
     reasons = _unexplained(batch, trace, layouts)
-    shared = _read(batch, trace, reasons) if reads else ()
+    shared = _read(batch, trace, layouts, reasons) if reads else ()
     elsewhere = {term.name: "read off the graph" for term in shared}
     reasons = {name: reason for name, reason in reasons.items() if name not in elsewhere}
     ruled = {name for own in batch.parameters.values() for name in own.values()}
@@ -163,20 +163,23 @@ def _copies(batch: AuditBatch, names: list[str]) -> dict[str, Shape]:
     return found
 
 
-def _read(batch: AuditBatch, trace: GraphTrace, reasons: dict[str, str]) -> tuple[SharedTerm, ...]:
+def _read(
+    batch: AuditBatch, trace: GraphTrace, layouts: Mapping[str, BatchLayout], reasons: dict[str, str]
+) -> tuple[SharedTerm, ...]:
     """Return the terms of parameters that no rule serves, or that several calls use, which a reader reads rightly."""
     mixed = {name for layer in trace.mixed if layer not in trace.shapes for name in batch.parameters[layer].values()}
     uses = _uses(batch.parameters, trace.calls)
     names = [name for name in trainable(batch.model) if name in reasons or uses[name] > 1]
-    names = [name for name in names if reasons.get(name) != CHOSEN and name not in mixed]
-    if not names:
+    names = [name for name in names if name not in mixed or reasons.get(name) == CHOSEN]
+    terms = shared_terms(batch.model, trace, batch.size, names) if names else ()
+    if not terms:
         return ()
-    set_random_state(batch.model, batch.random)
-    terms = shared_terms(batch.model, batch.loss, batch.inputs, batch.targets, batch.size, names)
-    wrong = batch.mismatches((), {}, terms)[1]
-    terms = tuple(replace(term, positions_first=term.name in wrong) for term in terms)
-    while wrong and terms:
-        wrong = batch.mismatches((), {}, terms)[1]
+    # With the layers that rules serve: the graph records whose routed rows are behind a layer that needs a gradient.
+    layers = _captured_layers(batch.parameters, dict.fromkeys(names, "") | reasons, trace.calls, layouts)
+    wrong = batch.mismatches(layers, {}, terms)[1]
+    terms = tuple(replace(term, positions_first=term.name in wrong and not term.routed) for term in terms)
+    while wrong.keys() & {term.name for term in terms}:
+        wrong = batch.mismatches(layers, {}, terms)[1]
         terms = tuple(term for term in terms if term.name not in wrong)
     return terms
 

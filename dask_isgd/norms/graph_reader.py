@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from dask_isgd.norms.graph_nodes import Feeds, accumulator, fed_by, feeds_of, operation
-from dask_isgd.norms.meetings import MEETINGS, Examples, Gradients
+from dask_isgd.norms.meetings import MEETINGS, Examples
 from dask_isgd.norms.readings import Reading, norms_of_sum
+from dask_isgd.norms.row_owners import OwnersOfRows, RowOwners
 from dask_isgd.norms.tensor_trees import wide
+from dask_isgd.norms.uses import Gradients
 
 Path = tuple[tuple[str, int], ...]
 """Operations, and the operand that each takes, from a parameter to the node where it meets the examples."""
@@ -39,6 +41,8 @@ class SharedTerm:
     paths: frozenset[Path]
     positions_first: bool = False
     """Whether the gradient at the node has the positions first, not the examples."""
+    routed: bool = False
+    """Whether an index chose the rows, so that whose they are must be read in each pass."""
 
 
 class GraphReader:
@@ -59,13 +63,17 @@ class GraphReader:
         self._arrived: Counter[str] = Counter()
         self._nodes: dict[Any, list[Any]] = {}
         self._feeds: Feeds = {}
+        self._apart: dict[str, bool] = {}
+        self._owners = OwnersOfRows(size)
 
     def find(self, roots: Iterable[Tensor]) -> None:
         """Find the nodes where the terms meet the examples, in the graph of a forward pass."""
         self._feeds = feeds_of(roots) if self.terms else {}
         for term in self.terms:
             leaf = accumulator(self.model.get_parameter(term.name))
-            for path, nodes in known_meetings(leaf, self._feeds, term.paths):
+            found = known_meetings(leaf, self._feeds, term.paths)
+            self._apart[term.name] = _parts_apart([nodes for _, nodes in found])
+            for path, nodes in found:
                 if path not in term.paths:
                     self.failed[term.name] = "it meets the examples at other operations than in the audit"
                     continue
@@ -127,15 +135,38 @@ class GraphReader:
 
     def _add(self, term: SharedTerm, path: Path, nodes: list[Any], gradient: Tensor) -> None:
         operands = [operand for _, operand in path]
-        use = MEETINGS[path[-1]](nodes[-1], operands[-1], gradient, Examples(self.size, term.positions_first))
+        owners: RowOwners | None = None
+        if term.routed and (owners := self._owners.at(nodes[-1], operands[-1])) is None:
+            raise ValueError("the graph does not record whose each row is")
+        examples = Examples(self.size, term.positions_first, owners)
+        use = MEETINGS[path[-1]](nodes[-1], operands[-1], gradient, examples)
         views = all(name in VIEWS for name, _ in path[:-1])
         reading = Reading(use, nodes, operands, views)
-        if self._expected[term.name] == 1 and (views or not self.deferred):
-            self._norms[term.name] = reading.norms(self.size)
+        if self._apart[term.name] and (views or not self.deferred):
+            norms = reading.norms(self.size)
+            before = self._norms.get(term.name)
+            self._norms[term.name] = norms if before is None else torch.hypot(before, norms)
         elif views or self.deferred:
             self._readings[term.name].append(reading)
         else:  # its nodes are gone when the other uses have arrived
             self._readings[term.name].append(Reading(Gradients(reading.of(slice(None))), nodes[:1], operands[:1]))
+
+
+def _parts_apart(uses: list[list[Any]]) -> bool:
+    """Return whether no element of a parameter has several uses: there is one use, or each selects another part."""
+    if len(uses) == 1:
+        return True
+    first = [nodes[0] for nodes in uses]
+    if any(operation(node) != "Select" for node in first):
+        return False
+    lengths = [node._saved_self_sym_sizes[node._saved_dim] for node in first]
+    parts = {(node._saved_dim, _signed(node._saved_index) % n) for node, n in zip(first, lengths, strict=True)}
+    return len(parts) == len(uses) and len({dim for dim, _ in parts}) == 1
+
+
+def _signed(number: int) -> int:
+    """Return a number that torch has saved without its sign."""
+    return number if number < 1 << 63 else number - (1 << 64)
 
 
 def known_meetings(leaf: Any, feeds: Feeds, known: Set[Path]) -> list[tuple[Path, list[Any]]]:

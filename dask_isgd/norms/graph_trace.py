@@ -45,8 +45,8 @@ class GraphTrace:
     calls: Counter[str]
     """Calls of each layer that the losses depend on."""
     graph: Graph
-    chosen: set[int]
-    """Parameters, by id, that meet rows chosen by the values of the inputs."""
+    chosen: dict[int, frozenset[Any]]
+    """Parameters, by id, that meet rows chosen by the values of the inputs, and the indices that chose these."""
     mixed: dict[str, str]
     """Layers whose output rows are not the examples, and why."""
     shapes: dict[str, torch.Size]
@@ -92,7 +92,22 @@ def trace_graph(model: nn.Module, loss: Loss, inputs: Any, targets: Any, size: i
             if not found.layer:
                 raise coupling_error("one example's loss has a gradient with respect to another's output")
             mixed[found.layer] = "one example's loss depends on other rows of its output"
-    return GraphTrace(losses, calls, graph, choices.met, mixed, shapes)
+    return GraphTrace(losses, calls, graph, _with_unused(model, graph, choices.met), mixed, shapes)
+
+
+def _with_unused(model: nn.Module, graph: Graph, chosen: dict[int, frozenset[Any]]) -> dict[int, frozenset[Any]]:
+    """Return ``chosen``, and parameters of the same kinds that no row of this batch met: experts without a token."""
+    kinds = {name: kind_of(model, name) for name in trainable(model)}
+    numbers = {name: id(parameter) for name, parameter in trainable(model).items()}
+    known = {kind for name, kind in kinds.items() if numbers[name] in chosen}
+    unused = [numbers[name] for name, kind in kinds.items() if kind in known and not graph.uses[numbers[name]]]
+    return dict.fromkeys(unused, frozenset()) | chosen
+
+
+def kind_of(model: nn.Module, name: str) -> tuple[type[nn.Module], str, torch.Size]:
+    """Return what parameters of several modules of one type have in common."""
+    owner, _, key = name.rpartition(".")
+    return type(model.get_submodule(owner)), key, model.get_parameter(name).shape
 
 
 def _recorded_pass(

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from dask_isgd.norms.graph_nodes import shape_below, summed_to
-from dask_isgd.norms.rules import RULES
-from dask_isgd.norms.rules.linear import product_norms
-from dask_isgd.norms.tensor_trees import row_norms
+from dask_isgd.norms.row_owners import RowOwners
+from dask_isgd.norms.uses import Gradients, Kernel, Lookup, Product, Stack, Use
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,13 @@ class Examples:
 
     size: int
     positions_first: bool = False
+    owners: RowOwners | None = None
+    """Whose each row is, where an index chose the rows."""
 
     def first(self, tensor: Tensor) -> Tensor:
         """Return a tensor with the examples first: (B, ...)."""
+        if self.owners is not None:
+            return self.owners.gathered(tensor)
         if not self.positions_first:
             return tensor if tensor.shape[0] == self.size else tensor.reshape(self.size, -1, *tensor.shape[1:])
         if tensor.ndim < 2 or tensor.shape[1] != self.size:
@@ -39,88 +43,11 @@ class Examples:
 
     def rows(self, matrix: Tensor) -> Tensor:
         """Return a matrix of one row per example and position: (B T, d) or (T B, d) -> (B, T, d)."""
+        if self.owners is not None:
+            return self.owners.gathered(matrix)
         if self.positions_first:
             return matrix.reshape(-1, self.size, matrix.shape[1]).transpose(0, 1)
         return matrix.reshape(self.size, -1, matrix.shape[1])
-
-
-class Use(Protocol):
-    """One use of what is shared, at one meeting."""
-
-    def norms(self) -> Tensor:
-        """Return the norm of each example's gradient, (B,) float32 or wider."""
-
-    def of(self, examples: slice) -> Tensor:
-        """Return the gradients of some examples, (examples, ...)."""
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """The gradients themselves, (B, ...)."""
-
-    each: Tensor
-
-    def norms(self) -> Tensor:
-        return row_norms(self.each)
-
-    def of(self, examples: slice) -> Tensor:
-        return self.each[examples]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix (d, p) that rows (B, T, d) are multiplied by, and the gradients (B, T, p) of the products."""
-
-    rows: Tensor
-    gradients: Tensor
-
-    def norms(self) -> Tensor:
-        return product_norms(self.rows, self.gradients)
-
-    def of(self, examples: slice) -> Tensor:
-        gradients = self.gradients[examples]
-        return self.rows[examples].mT.to(gradients.dtype) @ gradients
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """A table (rows, d), tokens (B, ...) that are looked up in it, and the gradients (B, ..., d) of what is found."""
-
-    rows: int
-    padding: int | None
-    tokens: Tensor
-    gradients: Tensor
-
-    @property
-    def _table(self) -> Any:
-        width = self.gradients.shape[-1]
-        return SimpleNamespace(num_embeddings=self.rows, embedding_dim=width, padding_idx=self.padding)
-
-    def norms(self) -> Tensor:
-        return RULES[nn.Embedding].norms(self._table, (self.tokens,), self.gradients, frozenset())
-
-    def of(self, examples: slice) -> Tensor:
-        saved = (self.tokens[examples],)
-        return RULES[nn.Embedding].gradient(self._table, saved, self.gradients[examples], "weight")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The weight of a convolution, its input (B, C, ...) and the gradients of its output (B, O, ...)."""
-
-    layer: Any
-    inputs: Tensor
-    gradients: Tensor
-
-    @property
-    def _rule(self) -> Any:
-        return RULES[nn.ConvTranspose2d if self.layer.transposed else nn.Conv2d]
-
-    def norms(self) -> Tensor:
-        return self._rule.norms(self.layer, (self.inputs,), self.gradients, frozenset(["weight"]))  # type: ignore[no-any-return]
-
-    def of(self, examples: slice) -> Tensor:
-        return self._rule.gradient(self.layer, (self.inputs[examples],), self.gradients[examples], "weight")  # type: ignore[no-any-return]
 
 
 Meeting = Callable[[Any, int, Tensor, Examples], Use]
@@ -189,6 +116,19 @@ def _product(node: Any, operand: int, gradient: Tensor, examples: Examples) -> U
     if addition and node._saved_alpha != 1:
         gradient = gradient * node._saved_alpha
     return Product(examples.rows(rows), examples.rows(gradient))
+
+
+@meeting("GroupedMm", 1)
+def _grouped_product(node: Any, operand: int, gradient: Tensor, examples: Examples) -> Use:
+    """Rows in an order in which those of one matrix follow each other; past the last offset, nothing is multiplied."""
+    rows, offsets = node._saved_self, node._saved_offs
+    if examples.owners is None or rows.ndim != 2 or len(shape_below(node, operand)) != 3:
+        raise ValueError("not rows of known examples that are multiplied by a stack of matrices")
+    groups = torch.searchsorted(offsets, torch.arange(len(rows), dtype=offsets.dtype, device=rows.device), right=True)
+    count, size = len(offsets), examples.size
+    owners = examples.owners.within(groups, count + 1)
+    x, d = (owners.gathered(t)[: count * size] for t in (rows, gradient))
+    return Stack(Product(x, d), count)
 
 
 @meeting("Embedding", 0)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dask_isgd.norms.graph_nodes import operation, pulled_back, shape_below
-from dask_isgd.norms.meetings import Lookup, Product, Use, shared_lookup
+from dask_isgd.norms.meetings import shared_lookup
 from dask_isgd.norms.tensor_trees import row_norms, wide
+from dask_isgd.norms.uses import Lookup, Product, Use
 
 WORKSPACE = 1 << 24
 """Elements of materialised gradients at a time (64 MB in float32)."""

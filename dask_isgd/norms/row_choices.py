@@ -1,8 +1,9 @@
 """Which parameters meet rows that the values of the inputs choose: unpadded tokens, sorted or routed rows.
 
 What the audit proves of such rows holds for its own examples only: the next batch has other lengths, another order or
-other routes. One forward pass is watched, operation by operation. If the same indices put the rows back where they came
-from (``y[mask] = f(x[mask])``), what follows is trusted again.
+other routes. One forward pass is watched, operation by operation. What follows is trusted again if the same indices put
+the rows back where they came from (``y[mask] = f(x[mask])``), or if the inverse of a permutation does
+(``f(x[order])[order.argsort()]``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,12 @@ _SHAPES = (
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 )
+Key = tuple[Any, ...]
+"""An index tensor: its storage, and what of it."""
+
+NESTED = "nested"
+"""Among the indices that chose rows: one chose among the rows of another, and a single inverse does not undo both."""
+
 _ESCAPES = frozenset([Tensor.tolist, Tensor.numpy, Tensor.__array__])
 
 
@@ -44,6 +51,19 @@ class _Facts:
     """The indices that chose its rows."""
     parameters: frozenset[int] = frozenset()
     """Ids of the parameters that it consists of, and of nothing derived."""
+    order: Order | None = None
+    """What is known of it as an index."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """An index that is made of a permutation."""
+
+    index: Key
+    permutation: Key
+    """The key of the permutation."""
+    kind: Literal["itself", "inverse", "repeats", "counting"] = "itself"
+    """``repeats``: a permutation of rows that are repeated k times (``permutation // k``); ``counting``: 0, 1, …"""
 
 
 class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -52,9 +72,10 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, parameters: Iterable[Tensor], size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.size = size
-        self.met: set[int] = set()
-        """Ids of the parameters that meet chosen rows."""
+        self.met: dict[int, frozenset[Any]] = {}
+        """Ids of the parameters that meet chosen rows, and the indices that chose these."""
         self._escaped = False
+        self._orders: dict[Key, Order] = {}
         self._facts: dict[int, _Facts] = {}
         for parameter in parameters:
             self._of(parameter).parameters |= {id(parameter)}
@@ -86,15 +107,42 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
         own, restored = self._choice(name, args, output)
         choices = (choices | own) - restored
         names = frozenset[int]().union(*(f.parameters for f in facts if not f.derived))
-        if any(f.choices for f in facts) and name not in _PUTS:
-            self.met |= names
+        if name not in _PUTS and (chose := frozenset[Any]().union(*(f.choices for f in facts))):
+            self.met |= {number: self.met.get(number, frozenset()) | chose for number in names}
+        order = self._order(name, args, output)
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 found = self._of(tensor)
                 found.derived |= derived
                 found.choices = (found.choices | choices) - restored
                 found.parameters = frozenset() if found.derived else found.parameters | names
+                found.order = order if order is not None and order.index == key_of(tensor) else None
         return output
+
+    def _order(self, name: str, args: Any, output: Any) -> Order | None:
+        """Return what is known of an operation's result as an index."""
+        if name in ("arange", "sort"):
+            permutation = output[1] if name == "sort" else output
+            key = key_of(permutation)
+            if name == "arange":
+                return Order(key, key, "counting") if len(args) == 1 else None
+            if args[0].ndim != 1:
+                return None
+            before = self._order_of(args[0])
+            return Order(key, before.permutation, "inverse") if before is not None else Order(key, key)
+        if name == "floor_divide" and isinstance(args[1], int) and (before := self._order_of(args[0])) is not None:
+            return Order(key_of(output), before.permutation, "repeats")
+        if name == "index_put" and len(args[1]) == 1 and isinstance(args[1][0], Tensor):
+            before, values = self._order_of(args[1][0]), self._of(args[2]).order
+            counts = values is not None and values.kind == "counting" and values.index == key_of(args[2])
+            if before is not None and counts and args[0].shape == args[1][0].shape == args[2].shape:
+                return Order(key_of(output), before.permutation, "inverse")
+        return None
+
+    def _order_of(self, index: Tensor) -> Order | None:
+        """Return what is known of an index that is a permutation itself."""
+        order = self._of(index).order
+        return order if order is not None and order.kind == "itself" and order.index == key_of(index) else None
 
     def _choice(self, name: str, args: Any, output: Any) -> tuple[frozenset[Any], frozenset[Any]]:
         """Return the indices by which an operation chooses rows, and those whose choice it undoes."""
@@ -104,7 +152,8 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = args[0]
         if name in _CUTS:
             same = isinstance(output, Tensor) and output.ndim == target.ndim and output.shape[0] == target.shape[0]
-            dim = args[1] if name in ("select", "slice") and len(args) > 1 else args[2] if len(args) > 2 else 0
+            place = 2 if name.startswith("split") else 1
+            dim = args[place] if len(args) > place else 0
             cuts = self._escaped and self._of(target).derived and not same and self._is_rows(target, dim)
             return (frozenset(["Python"]) if cuts else none), none
         if name in _ORDERS:
@@ -112,12 +161,32 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
             dim = dim if name != "topk" else (args[2] if len(args) > 2 else -1)
             chosen = name.startswith("_pa") or (target.ndim > 1 and self._is_rows(target, dim))
             return (frozenset([name]) if chosen and self._of(target).derived else none), none
-        keys = frozenset(self._key(index) for index in self._row_indices(name, args) if self._of(index).derived)
+        keys = frozenset(key_of(index) for index in self._row_indices(name, args) if self._of(index).derived)
         if name in _TAKES:
-            return (keys if self._of(target).derived else none), none
+            before = self._of(target).choices
+            undone = frozenset(choice for choice in before if NESTED not in before and self._undoes(args, choice))
+            if not keys or not self._of(target).derived or undone:
+                return none, undone
+            indices = [index for index in self._row_indices(name, args) if self._of(index).order is not None]
+            self._orders |= {key_of(index): self._of(index).order for index in indices}
+            return (keys | {NESTED} if before else keys), none
         moved = next((a for a in reversed(args) if isinstance(a, Tensor)), target)
         back = keys & self._of(moved).choices
         return (none if back or not self._of(moved).derived else keys), back
+
+    def _undoes(self, args: Any, choice: Any) -> bool:
+        """Return whether ``x[index]`` puts back rows that a permutation chose: the index is its inverse."""
+        if not isinstance(args[1], (list, tuple)) or len(args[1]) != 1 or len(args[0]) != len(args[1][0]):
+            return False
+        index, chosen = self._of(args[1][0]).order, self._orders.get(choice)
+        return (
+            index is not None
+            and index.kind == "inverse"
+            and index.index == key_of(args[1][0])
+            and chosen is not None
+            and chosen.kind in ("itself", "repeats")
+            and chosen.permutation == index.permutation
+        )
 
     def _row_indices(self, name: str, args: Any) -> Iterator[Tensor]:
         """Yield the indices of an operation that are along the rows."""
@@ -135,10 +204,8 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield args[2]
 
     def _is_rows(self, tensor: Tensor, dim: int) -> bool:
-        if tensor.ndim == 0:
-            return False
-        dim %= tensor.ndim
-        return bool(tensor.shape[dim] == self.size or (dim == 0 and tensor.shape[0] % self.size == 0))
+        """Return whether a dimension has the examples, with others folded into them or not."""
+        return tensor.ndim > 0 and tensor.shape[dim] > 0 and tensor.shape[dim] % self.size == 0
 
     def _of(self, tensor: Tensor) -> _Facts:
         try:
@@ -147,8 +214,10 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _Facts(None, derived=True)
         return self._facts.setdefault(storage._cdata, _Facts(storage))
 
-    def _key(self, index: Tensor) -> tuple[Any, ...]:
-        return index.untyped_storage()._cdata, index.storage_offset(), index.shape
+
+def key_of(index: Tensor) -> Key:
+    """Return what tells an index from others as long as both exist."""
+    return index.untyped_storage()._cdata, index.storage_offset(), index.shape
 
 
 class _Escapes(TorchFunctionMode):
