@@ -6,7 +6,7 @@ optimizer's step are not included. One thread, CPU seconds, medians of repeats i
     pip install -e .[bench]
     python benchmarks/norms.py [--tiny] [--repeats 15] [--only mlp resnet] [--malloc default]
     pip install timm transformers
-    python benchmarks/norms.py --zoo [swin t5] [--tiny] [--repeats 15]
+    python benchmarks/norms.py --zoo [swin t5] [--tiny] [--repeats 15] [--json norms_zoo.json]
 
 ``--zoo`` measures architectures that people use (``norms_zoo.py``): it asserts that their norms are autograd's, and
 prints the ratio of each.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import json
 import os
 import random
 import resource
@@ -30,7 +31,8 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import norms_zoo
@@ -164,6 +166,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=list(workloads(tiny=True)), choices=list(workloads(tiny=True)))
     parser.add_argument("--zoo", nargs="*", metavar="NAME", help="architectures that people use, all or some of them")
+    parser.add_argument("--json", type=Path, help="a file that the tables are put into")
     parser.add_argument("--malloc", choices=["keep", "default"], default="keep", help="whether freed memory is kept")
     options = parser.parse_args(argv)
     threads = torch.get_num_threads()
@@ -171,7 +174,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     tables = {}
     try:
         if options.zoo is not None:
-            norms_zoo.main(tiny=options.tiny, repeats=2 if options.tiny else options.repeats, only=options.zoo)
+            repeats = 2 if options.tiny else options.repeats
+            norms_zoo.main(tiny=options.tiny, repeats=repeats, only=options.zoo, results=options.json)
             return {}
         for name in options.only:
             torch.manual_seed(0)
@@ -183,6 +187,10 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
                 )
             report(workload, *table)
             tables[name] = table[0]
+            if options.json is not None:
+                saved = json.loads(options.json.read_text()) if options.json.exists() else {}
+                saved[workload.title] = [asdict(row) for row in table[0]]
+                options.json.write_text(json.dumps(saved, indent=1) + "\n")
     finally:
         torch.set_num_threads(threads)
     return tables

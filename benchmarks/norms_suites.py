@@ -1,11 +1,12 @@
-"""Exact norms on the peers' own test cases: torch's module database and the layer tests that Opacus ships.
+"""Exact norms on the peers' own test cases: torch's module database, the layer tests of Opacus, BackPACK's settings.
 
 Each case is compared with the definition, autograd in float64, one example at a time, and is exact, refused
 (ModelError: no example has a gradient of its own) or wrong. Cases without a parameter or without a batch are not
 counted. To run it::
 
-    pip install opacus hypothesis expecttest
-    python benchmarks/norms_suites.py [--only torch opacus] [--verbose]
+    pip install opacus hypothesis expecttest backpack-for-pytorch pytest
+    git clone https://github.com/f-dangel/backpack
+    python benchmarks/norms_suites.py [--only torch opacus] [--backpack backpack] [--json counts.json] [--verbose]
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import pkgutil
+import sys
 import unittest
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dask_isgd.errors import ModelError
@@ -47,6 +53,18 @@ class Wrapped(nn.Module):
 
     def _moved(self, values: Any, source: int, to: int) -> Any:
         return tree_map(lambda t: t.movedim(source, to) if isinstance(t, Tensor) and t.ndim > 1 else t, values)
+
+
+class Unpacked(nn.Module):
+    """A layer of packed sequences, as a model of padded ones and their lengths."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, padded: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(self.layer(packed), batch_first=True, total_length=padded.shape[1])[0]
 
 
 def row_loss(output: Any, target: Tensor) -> Tensor:
@@ -125,8 +143,11 @@ def opacus_cases() -> Iterator[Case]:
     found: list[Case] = []
 
     def record(test: unittest.TestCase, x: Any, module: nn.Module, batch_first: bool = True, **_: Any) -> None:
-        if isinstance(x, Tensor) and len(x):
-            found.append((test.id().rpartition("grad_samples.")[2], module, (x,), int(not batch_first)))
+        name = test.id().rpartition("grad_samples.")[2]
+        if isinstance(x, PackedSequence):
+            found.append((f"{name}, packed", Unpacked(module), pad_packed_sequence(x, batch_first=True), 0))
+        elif isinstance(x, Tensor) and len(x):
+            found.append((name, module, (x,), int(not batch_first)))
 
     with mock.patch.object(GradSampleHooks_test, "run_test", record):
         for module in pkgutil.iter_modules(package.__path__):
@@ -138,6 +159,28 @@ def opacus_cases() -> Iterator[Case]:
                 found.clear()
 
 
+def backpack_cases(checkout: Path) -> Iterator[Case]:
+    """Yield the settings of all tests of BackPACK, from a checkout of its repository."""
+    sys.path.insert(0, str(checkout))
+    sys.modules.pop("test", None)  # Python's own
+    seen = set()
+    for path in sorted((checkout / "test").rglob("*settings*.py")):
+        module = importlib.import_module(".".join(path.relative_to(checkout).with_suffix("").parts))
+        lists = [value for value in vars(module).values() if isinstance(value, list)]
+        for setting in (item for items in lists for item in items if isinstance(item, dict)):
+            if id(setting) in seen or not {"module_fn", "input_fn"} <= setting.keys():
+                continue
+            seen.add(id(setting))
+            torch.manual_seed(setting.get("seed", 0))
+            try:
+                inputs = setting["input_fn"]()
+                made = setting["module_fn"]()
+            except Exception as error:
+                print(f"backpack: {path.stem} {len(seen)}: not built: {type(error).__name__}: {error}")
+                continue
+            yield f"{path.stem} {len(seen)}", made, inputs if isinstance(inputs, tuple) else (inputs,), 0
+
+
 SUITES: dict[str, Callable[[], Iterator[Case]]] = {"torch": torch_cases, "opacus": opacus_cases}
 
 
@@ -145,15 +188,20 @@ def main(argv: list[str] | None = None) -> dict[str, Counter[str]]:
     """Print and return the counts of each suite."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--backpack", type=Path, help="a checkout of BackPACK's repository")
+    parser.add_argument("--json", type=Path, help="where the counts are saved")
     parser.add_argument("--verbose", action="store_true", help="list the cases that are not counted, too")
     options = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     counts: dict[str, Counter[str]] = {}
     try:
-        for name in options.only:
+        suites = {name: SUITES[name] for name in options.only}
+        if options.backpack is not None:
+            suites["backpack"] = partial(backpack_cases, options.backpack)
+        for name, cases in suites.items():
             counts[name] = Counter()
-            for case, module, inputs, dim in SUITES[name]():
+            for case, module, inputs, dim in cases():
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     verdict, why = judged(module, inputs, dim)
@@ -163,6 +211,8 @@ def main(argv: list[str] | None = None) -> dict[str, Counter[str]]:
             print(f"{name}: {dict(counts[name])}", flush=True)
     finally:
         torch.set_num_threads(threads)
+    if options.json is not None:
+        options.json.write_text(json.dumps(counts, indent=2) + "\n")
     return counts
 
 

@@ -27,6 +27,7 @@ from dask_isgd.field_types import (
     Resources,
     Seconds,
     Text,
+    Texts,
 )
 from dask_isgd.validation import settings
 from dask_isgd.yaml_file import read_yaml
@@ -150,6 +151,9 @@ class Scoring:
     """Seconds, or a string such as ``"10 minutes"``, after which a task is submitted again."""
     cache_memory: BytesOrZero = default("scoring.cache-memory")
     """Bytes of decoded data that a scorer's worker keeps between passes, or a string such as ``"1GB"``; 0: none."""
+    ignore: Texts = ()
+    """Names of parameters, with wildcards (``"*.bias"``), that exact scores omit: a few parameters that no rule serves
+    can make scoring many times slower. Norms of the learner's own minibatches are always of all parameters."""
     train_mode: Flag = False
     """Score with dropout on; the gradient stays unbiased either way."""
     skip_bad_chunks: Flag = False

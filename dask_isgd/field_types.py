@@ -81,8 +81,17 @@ def _duration(wanted: str) -> Fits:
     )
 
 
+def _are_texts(value: Any) -> bool:
+    """Return whether a value is a list or a tuple of strings that are not empty."""
+    return isinstance(value, (list, tuple)) and all(isinstance(text, str) and text != "" for text in value)
+
+
 def _by_name(value: Any) -> Any:
     return named(value) if isinstance(value, str) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 Flag = Annotated[bool, Strict()]
@@ -90,6 +99,11 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
+Texts = Annotated[
+    tuple[str, ...],
+    Fits(_are_texts, "a list of strings", {"type": "array", "items": {"type": "string", "minLength": 1}}),
+    BeforeValidator(_as_tuple),
+]
 Bytes = Annotated[int | str, _bytes(1)]
 BytesOrZero = Annotated[int | str, _bytes(0)]
 Seconds = Annotated[float | str, _duration("seconds or a string such as '10 minutes'")]

@@ -78,6 +78,7 @@ def score(
     dataset, module, source = _opened(data, model)
     speed, _ = check_model(module, loss or cross_entropy, dataset, settings, classify=loss is None)
     about = {"score": method, "train_mode": settings.train_mode}
+    about |= {"ignore": list(settings.ignore)} if settings.ignore else {}
     one = _Pass(client, module, source, dataset, url, settings, loss, storage_options, speed)
     return one.run("score", (len(dataset),), about, scoring_task.score, overwrite, progress)
 

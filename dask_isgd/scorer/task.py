@@ -95,7 +95,10 @@ class _Replica:
         self.device = models.device_of(spec.learning.device)
         self.model: nn.Module = models.build(spec.model).to(self.device)
         self.loss = spec.loss_function
-        self.engine = NormEngine(self.model, self.loss, method=spec.scoring.method, train_mode=spec.scoring.train_mode)
+        scoring = spec.scoring
+        self.engine = NormEngine(
+            self.model, self.loss, method=scoring.method, train_mode=scoring.train_mode, ignore=scoring.ignore
+        )
         self.prepare = Prepare(spec.data, self.device)
         self.adaptive_batch = AdaptiveBatch(spec.scoring.batch_size, fixed=spec.learning.synchronous)
         self.order: Order | None = None

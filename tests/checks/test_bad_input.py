@@ -263,6 +263,19 @@ class Positions(nn.Module):
         return self.out(self.layer(self.embed(x[..., None]) + self.positions).mean(1))
 
 
+@pytest.mark.parametrize(
+    ("scoring", "says"),
+    [
+        ({"ignore": ["9.*"]}, r"ignore: got '9\.\*', wanted a pattern of trainable parameters, such as 'weight', 'bias'"),
+        ({"ignore": ["weight"], "method": "loss"}, "ignore: got .* with method='loss', wanted method='exact'"),
+        ({"ignore": "weight"}, "Scoring.ignore: got 'weight', wanted a list of strings"),
+    ],
+)
+def test_parameters_to_ignore(tmp_path, scoring, says):
+    with pytest.raises(ConfigError, match=says):
+        check(tmp_path, scoring=isgd.Scoring(**scoring))
+
+
 class TestTrainMode:
     """The learner trains in train mode, whatever mode scorers use."""
 
