@@ -79,9 +79,7 @@ def check_model(
     x = inputs if len(inputs) > 1 else inputs[0]
     _check_loss(loss, output, targets)
     check_training_mode(module, loss, x, targets)
-    engine = NormEngine(
-        module, loss, method=scoring.method, train_mode=scoring.train_mode, ignore=scoring.ignore
-    )
+    engine = NormEngine(module, loss, method=scoring.method, train_mode=scoring.train_mode, ignore=scoring.ignore)
     for _ in range(2):  # the audit, and the check of the second batch
         engine(x, targets)
     began = time.perf_counter()

@@ -266,7 +266,10 @@ class Positions(nn.Module):
 @pytest.mark.parametrize(
     ("scoring", "says"),
     [
-        ({"ignore": ["9.*"]}, r"ignore: got '9\.\*', wanted a pattern of trainable parameters, such as 'weight', 'bias'"),
+        (
+            {"ignore": ["9.*"]},
+            r"ignore: got '9\.\*', wanted a pattern of trainable parameters, such as 'weight', 'bias'",
+        ),
         ({"ignore": ["weight"], "method": "loss"}, "ignore: got .* with method='loss', wanted method='exact'"),
         ({"ignore": "weight"}, "Scoring.ignore: got 'weight', wanted a list of strings"),
     ],

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from dask_isgd.config import Sampling
+from dask_isgd.config import Learning, Sampling
+from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import CorruptChunkError, RunNotFoundError
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.step import Step
+from dask_isgd.learner.trainer import Trainer
 from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.sampling import ImportanceSampler
 from dask_isgd.scorer.task import _keep_former
@@ -113,3 +117,35 @@ def test_the_gate_judges_the_current_proposal_though_minibatches_are_drawn_long_
     sampler.draw(ahead)
     sampler.learned(0, drawn, Step(1.0, norms[drawn.indices], 0.1, 1.0, False), measure=True)
     assert (sampler.report(1)["candidate_gain"] > 4) == seen
+
+
+class LastState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (LastState, "no rule for LSTM"),
+        (lambda: torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(15, 2)), backend="eager"), "compiled"),
+    ],
+)
+def test_a_model_without_norms_in_its_steps_is_reported_once_and_in_the_history(make, why, caplog):
+    """Only measured steps, one in ten, are fed back: their norms come from a pass of their own."""
+    torch.manual_seed(0)
+    trainer = Trainer(make(), cross_entropy, Learning(steps=99, device="cpu"))
+    sampler = BatchSampler(40, 10, 8, Sampling(), seed=0, report_every=10)
+    x, y = torch.randn(40, 5, 3), torch.arange(40) % 2
+    for step in range(10):
+        draw = sampler.draw(step)
+        rows = torch.from_numpy(draw.indices)
+        result = trainer.step(step, (x[rows],), y[rows], draw.coefficients, norms=True, measure=step == 9)
+        sampler.learned(step, draw, result, measure=step == 9)
+    assert sampler.report(10)["feedback"] == pytest.approx(0.1)
+    (said,) = [record.message for record in caplog.records if "yield no norms of their minibatches" in record.message]
+    assert why in said
