@@ -32,7 +32,8 @@ def shared_terms(model: nn.Module, trace: GraphTrace, size: int, names: list[str
     try:
         feeds = feeds_of([trace.losses])
         shared = without_examples(feeds, size)
-        found, of_kind = [], defaultdict(set)
+        found: list[SharedTerm] = []
+        of_kind: defaultdict[Any, set[Path]] = defaultdict(set)
         for name in names:
             parameter = model.get_parameter(name)
             leaf, chosen = accumulator(parameter), trace.chosen.get(id(parameter))

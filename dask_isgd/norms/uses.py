@@ -106,8 +106,12 @@ class Stack:
     count: int
 
     def norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.matrices.norms().unflatten(0, (self.count, -1)), dim=0)
+        norms: Tensor = torch.linalg.vector_norm(self.matrices.norms().reshape(self.count, -1), dim=0)
+        return norms
 
     def of(self, examples: slice) -> Tensor:
-        rows, gradients = (t.unflatten(0, (self.count, -1)) for t in (self.matrices.rows, self.matrices.gradients))
-        return (rows[:, examples].mT.to(gradients.dtype) @ gradients[:, examples]).transpose(0, 1)
+        x, d = self._by_matrix(self.matrices.rows), self._by_matrix(self.matrices.gradients)
+        return (x[:, examples].mT.to(d.dtype) @ d[:, examples]).transpose(0, 1)
+
+    def _by_matrix(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.count, len(tensor) // self.count, *tensor.shape[1:])

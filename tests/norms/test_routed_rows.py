@@ -217,6 +217,21 @@ def test_routed_rows_in_every_batch(name: str) -> None:
     assert served >= 4 or not fast
 
 
+@pytest.mark.parametrize("make", [Fused, Grouped])
+def test_experts_that_are_used_twice(make: Callable[[], nn.Module]) -> None:
+    model = Words(make).eval()
+    model.layers[1] = model.layers[0]
+    engine = NormEngine(model, cross_entropy)
+    for size in (SIZE, WIDTH):
+        tokens, y = torch.randint(0, TOKENS, (size, 4)), torch.randint(0, 5, (size,))
+        assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 2e-5
+        inside, reason = captured(model, tokens, y)
+        assert inside is not None, reason
+        assert wrong_by(inside, model, tokens, y) <= 2e-5
+    assert engine.plan is not None
+    assert not engine.plan.fallback
+
+
 def captured(model: nn.Module, tokens: Tensor, y: Tensor) -> tuple[Tensor | None, str]:
     with capture_norms(model) as capture:
         cross_entropy(model(tokens), y).sum().backward()
