@@ -33,9 +33,10 @@ def importance(n: int) -> Iterator[None]:
     sampler = isgd.ImportanceBatchSampler(n, BATCH, sampling=isgd.Sampling(gate="open"))
     scores = np.random.default_rng(0).exponential(size=n).astype(np.float32)
     sampler.load_scores(scores)
+    of_minibatches = itertools.cycle(torch.from_numpy(scores[: 1024 * BATCH]).split(BATCH))  # a model's pass makes them
     for batch in sampler:
-        index = np.fromiter((pair[0] for pair in batch), np.int64, BATCH)
-        sampler.update(index, torch.from_numpy(scores[index]))
+        index = np.fromiter((pair[0] for pair in batch), np.int64, len(batch))
+        sampler.update(index, next(of_minibatches))
         yield None
 
 

@@ -10,8 +10,8 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +19,18 @@ from numpy.typing import NDArray
 from dask_isgd.config import Sampling
 from dask_isgd.errors import DataError
 from dask_isgd.learner.gain_monitor import GainMonitor
-from dask_isgd.learner.step import Step
+from dask_isgd.learner.step import Learned, Step
 from dask_isgd.sampling import Draw, Gate, ImportanceSampler
-from dask_isgd.sampling.draws import positions
+from dask_isgd.sampling.draws import Floats, block_positions
 from dask_isgd.storage import WeightArray
 
 logger = logging.getLogger(__name__)
 
 
-_BLOCK = 8
-"""Minibatches that are drawn by one search."""
-_RECENT = 2 * _BLOCK
-"""Steps after a draw within which its probabilities count as those of the current proposal, for the gate."""
-
-
-class Learned(NamedTuple):
-    """A step whose result has arrived."""
-
-    step: int
-    draw: Draw
-    result: Step
-    measured: bool
+BLOCK = 8
+"""Minibatches that are drawn by one search, unless their number is given."""
+_RECENT = 2
+"""Blocks after a draw within which its probabilities count as those of the current proposal, for the gate."""
 
 
 class BatchSampler:
@@ -48,7 +39,7 @@ class BatchSampler:
     ``report_every``: at every such step the draws are independent, so that the report's estimates are unbiased.
     ``reproducible``: a resumed run draws what an uninterrupted one does. ``skip_bad_chunks``: scoring chunks whose
     rows cannot be read are left out; otherwise they raise their error. ``scored``: whether scorers bring weights; if
-    not, they all come from the minibatches themselves.
+    not, they all come from the minibatches themselves. ``block``: minibatches per search, one if ``reproducible``.
     """
 
     def __init__(
@@ -63,6 +54,7 @@ class BatchSampler:
         reproducible: bool = False,
         skip_bad_chunks: bool = False,
         scored: bool = True,
+        block: int = BLOCK,
     ) -> None:
         self._batch_size, self._seed, self._report_every = batch_size, seed, report_every
         self._sampling, self._skip_bad_chunks, self._scored = sampling, skip_bad_chunks, scored
@@ -72,7 +64,7 @@ class BatchSampler:
         self.sampler = ImportanceSampler(n, chunk_size, sampling)
         self.gate = Gate(sampling)
         self.monitor = GainMonitor(self.sampler, self.gate, reproducible=reproducible)
-        self.block = 1 if reproducible else _BLOCK
+        self.block = 1 if reproducible else block
         """Minibatches per search; norms are worth feeding back once per block."""
         self._drawn: dict[int, Draw] = {}
         self.left_out: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -113,13 +105,17 @@ class BatchSampler:
         return step in self._drawn
 
     def _draw(self, steps: Sequence[int], attempt: int = 0) -> list[Draw]:
-        at = [positions(self._kind(step), self._batch_size, self._generator(step, attempt)) for step in steps]
         draw_at = self.sampler.draw_at if self.open else self.sampler.draw_uniform_at
-        return draw_at(np.concatenate(at)).split(self._batch_size)
+        return draw_at(self._positions(steps, attempt).reshape(-1)).split(self._batch_size)
 
-    def _generator(self, step: int, attempt: int) -> np.random.Generator:
-        counter = np.array([0, 0, attempt, step], np.uint64)
-        return np.random.Generator(np.random.Philox(key=self._seed, counter=counter))
+    def _positions(self, steps: Sequence[int], attempt: int) -> Floats:
+        """Return (steps, batch) the positions of minibatches of one block: rows of those of the whole block."""
+        first = steps[0] - steps[0] % self.block
+        generator = np.random.Generator(
+            np.random.Philox(key=self._seed, counter=np.array([0, 0, attempt, first], np.uint64))
+        )
+        schemes = [self._kind(step) for step in range(first, first + self.block)]
+        return block_positions(schemes, self._batch_size, generator)[steps[0] - first :][: len(steps)]
 
     def _kind(self, step: int) -> str:
         # At a report ||μ||² is estimated from products of draws, which is unbiased only if they are independent.
@@ -169,12 +165,11 @@ class BatchSampler:
         if not known:
             return
         with self._lock:
-            for each, _ in known:
+            for part in _up_to_measured([each for each, _ in known]):
                 was_open = self.open
-                recent = self._newest - each.step <= _RECENT
-                self.monitor.observe(each.step, each.draw, each.result, measure=each.measured, recent=recent)
+                self.monitor.observe(part, recent=self._newest - part[0].step <= _RECENT * self.block)
                 if self.open != was_open:
-                    self.gate_step, self._drawn = each.step, {}
+                    self.gate_step, self._drawn = part[-1].step, {}
             if self._sampling.feedback and not self._sampling.uniform:
                 indices = np.concatenate([each.draw.indices for each, _ in known])
                 self.sampler.feedback(indices, np.concatenate([norms for _, norms in known]), known[-1][0].step)
@@ -220,3 +215,12 @@ class BatchSampler:
             self.monitor.restore_samples(state["samples"])
             self._drawn = {step: Draw(*arrays) for step, arrays in state["drawn"].items()}
             self._newest, self.gate_step = state["newest"], state["gate_step"]
+
+
+def _up_to_measured(steps: Sequence[Learned]) -> Iterator[Sequence[Learned]]:
+    """Yield the steps in parts of which only the last step may be measured."""
+    start = 0
+    for stop, each in enumerate(steps, 1):
+        if each.measured or stop == len(steps):
+            yield steps[start:stop]
+            start = stop

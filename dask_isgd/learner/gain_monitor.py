@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dask_isgd.learner.step import Step
-from dask_isgd.sampling import Draw, GainSamples, Gate, ImportanceSampler
+from dask_isgd.learner.step import Learned
+from dask_isgd.sampling import GainSamples, Gate, ImportanceSampler
 from dask_isgd.sampling.variance import VarianceMonitor
 
 
@@ -27,16 +27,18 @@ class GainMonitor:
         self._open = gate.open
         """Whether the gate was open when the draws in the averages were made."""
 
-    def observe(self, step: int, draw: Draw, result: Step, *, measure: bool, recent: bool = True) -> None:
-        """Add the norms of one step, before they are fed back; on a ``measure``, update the measurements.
+    def observe(self, steps: Sequence[Learned], *, recent: bool = True) -> None:
+        """Add the norms of steps, before they are fed back; if the last of them is measured, update the measurements.
 
-        ``recent``: the draw was made by about the current weights, not many steps ahead.
+        ``recent``: the draws were made by about the current weights, not many steps ahead.
         """
-        assert result.norms is not None
-        if measure or not self._reproducible:
-            self._samples.add(draw, result.norms, self._gate, recent=recent)
-        if measure and np.isfinite(result.mean_gradient_sq_norm):
-            self._measure(step, result.mean_gradient_sq_norm)
+        last = steps[-1]
+        used = [each for each in steps if each.measured] if self._reproducible else steps
+        if used:
+            norms = np.concatenate([each.result.norms for each in used if each.result.norms is not None])
+            self._samples.add([each.draw for each in used], norms, self._gate, recent=recent)
+        if last.measured and np.isfinite(last.result.mean_gradient_sq_norm):
+            self._measure(last.step, last.result.mean_gradient_sq_norm)
 
     def _measure(self, step: int, mean_gradient_sq_norm: float) -> None:
         norms, coefficients, candidate = self._samples.take()

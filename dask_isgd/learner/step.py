@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dask_isgd.errors import NonFiniteLossError
+from dask_isgd.sampling import Draw
 from dask_isgd.sampling.variance import square_of_mean
 
 _SCALARS = 6
@@ -32,6 +34,15 @@ class Step:
     clipped: bool
     clip_bias: float = math.nan
     """||E[clipped gradient] - E[gradient]|| / ||E[gradient]|| at recent measured steps; NaN unless measured."""
+
+
+class Learned(NamedTuple):
+    """A step whose result has arrived."""
+
+    step: int
+    draw: Draw
+    result: Step
+    measured: bool
 
 
 class LaunchedStep:

@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dask_isgd.learner.batch_sampler import BatchSampler, Learned
+from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.feed import Feed
 from dask_isgd.learner.feedback_pace import FeedbackPace
 from dask_isgd.learner.reporter import Reporter
-from dask_isgd.learner.step import LaunchedStep
+from dask_isgd.learner.step import LaunchedStep, Learned
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.sampling import Draw
 

@@ -18,14 +18,16 @@ from torch.utils.data import Sampler
 
 from dask_isgd.config import Sampling
 from dask_isgd.errors import ConfigError, LengthMismatchError
-from dask_isgd.learner.batch_sampler import BatchSampler, Learned
-from dask_isgd.learner.step import Step
+from dask_isgd.learner.batch_sampler import BLOCK, BatchSampler
+from dask_isgd.learner.step import Learned, Step
 from dask_isgd.loop.drawn_ahead import DrawnAhead, Minibatch
 from dask_isgd.loop.shares import Alone, Shares, Travelling
 from dask_isgd.loop.state import arrays_of, tensors_of
 from dask_isgd.loop.weighted import WeightedIndex
 from dask_isgd.sampling import Draw
 
+_MAX_BLOCK = 32
+"""Minibatches per search: of more, the cost of each hardly falls."""
 _weighted_index = partial(tuple.__new__, WeightedIndex)
 """Makes one of a pair; a call of the class takes four times as long."""
 
@@ -78,7 +80,8 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
         self._shares = Shares(group) if several else Alone()
         self._shares.agree((n, batch_size, self.sampling, seed))
         self._share = slice(self._shares.rank * batch_size, (self._shares.rank + 1) * batch_size)
-        self._report_every: int = dask.config.get("isgd.learning.report-every")
+        block = _block(n, batch_size * self._shares.count)
+        self._report_every = max(block, dask.config.get("isgd.learning.report-every"))
         self._batch_sampler = BatchSampler(
             n,
             _chunk_size(n),
@@ -86,6 +89,7 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
             self.sampling,
             seed=seed,
             report_every=self._report_every,
+            block=block,
         )
         self._ahead = DrawnAhead(self._share)
         self._again: deque[Minibatch] = deque()
@@ -142,9 +146,9 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
         this minibatch (what ``capture.norms`` returns then). Call it once per minibatch, before ``state_dict``. One
         that was skipped counts as consumed with the next one.
 
-        The minibatches drawn next follow the scores: at most 8 are drawn by one search, besides those that the
-        DataLoader has taken ahead. In a process group every process passes its own share; draws lack the latest
-        minibatch's scores, which travel while the next step is made.
+        Minibatches are drawn 8 at a time, of millions of examples up to 32: scores are used from the next block on,
+        and what the DataLoader has taken ahead is drawn already. In a process group every process passes its own
+        share; draws lack the latest minibatch's scores, which travel while the next step is made.
 
         Raises DataError for indices of no minibatch that waits, LengthMismatchError for too few or too many scores.
         """
@@ -277,6 +281,15 @@ def _minibatch(plain: Any) -> Minibatch:
     return Minibatch(step, Draw(*(tensor.numpy().copy() for tensor in tensors)))
 
 
+def _block(n: int, minibatch: int) -> int:
+    """Return the minibatches that are drawn, and whose scores are used, at once.
+
+    A block lacks its own scores, which matters only for an example that it draws twice. So it may be larger, and the
+    fixed cost of a search and of an update smaller, if it is a thousandth of the examples at most.
+    """
+    return min(_MAX_BLOCK, max(BLOCK, n // (1000 * minibatch)))
+
+
 def _chunk_size(n: int) -> int:
     """Return the examples per chunk of the sums for which a draw is about the cheapest: see benchmarks/loop.py."""
-    return max(64, min(n, 1 << round(math.log2(64 * n) / 2)))
+    return max(64, min(n, 1 << round(math.log2(2 * n) / 2)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-import numpy as np
-
 from dask_isgd.errors import DataError
 from dask_isgd.sampling import Draw
 from dask_isgd.sampling.draws import Integers
@@ -44,8 +42,9 @@ class DrawnAhead:
 
         Raises DataError, and nothing is consumed, if there is none.
         """
+        wanted = indices.tobytes()
         for place, minibatch in enumerate(self._waiting):
-            if np.array_equal(minibatch.draw.indices[self._share], indices):
+            if minibatch.draw.indices[self._share].tobytes() == wanted:
                 for _ in range(place + 1):
                     self._waiting.popleft()
                 self.reports = True

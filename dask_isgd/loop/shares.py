@@ -45,7 +45,7 @@ class _Local:
         self._scores = scores.detach().to(torch.float64, copy=True)
 
     def arrived(self) -> Floats:
-        return np.asarray(self._scores.cpu().numpy())
+        return self._scores.cpu().numpy()
 
 
 class Shares:

@@ -38,26 +38,31 @@ class GainSamples:
         self._drawn: list[tuple[Floats, Floats]] = []
         self._candidate: list[Sample] = []
 
-    def add(self, draw: Draw, norms: Floats, gate: Gate, *, recent: bool = True) -> None:
-        """Add a minibatch drawn with the gate in its current state, before its norms (M,) are fed back.
+    def add(self, draws: Sequence[Draw], norms: Floats, gate: Gate, *, recent: bool = True) -> None:
+        """Add minibatches observed with the gate in its current state, before their norms (M,) are fed back.
 
-        ``recent``: its probabilities are about those of the current proposal, and need not be computed again.
+        ``recent``: their probabilities are about those of the current proposal, and need not be computed again.
         """
-        self._drawn.append((norms, draw.coefficients))
+        own = recent and gate.open and all(self._from_proposal(draw) for draw in draws)
+        indices, c, q = (np.concatenate(part) for part in zip(*draws, strict=True)) if len(draws) > 1 else draws[0]
+        self._drawn.append((norms, c))
         if gate.forced_closed:
             return
-        versions = self._sampler.versions.take(draw.indices // self._sampler.chunk_size)
+        versions = self._sampler.versions.take(indices // self._sampler.chunk_size)
         known = versions >= self._judged_from(gate)
         never = np.isnan(versions)
         if never.any():  # no scorer has been there: its examples are judged by the weights that feedback gave them
-            known |= never & self._sampler.has_weight(draw.indices)
+            known |= never & self._sampler.has_weight(indices)
         if not known.any():
             return
-        # Draws made while the gate was closed have other probabilities than the proposal's.
-        c, n = draw.coefficients, self._sampler.n
-        own = recent and gate.open and abs(c[0] * draw.probabilities[0] * n - 1.0) < 1e-9 and not (c == 1.0).all()
-        q = draw.probabilities[known] if own else self._sampler.probabilities(draw.indices[known])
-        self._candidate.append(Sample(norms[known], c[known], n * q))
+        q = q[known] if own else self._sampler.probabilities(indices[known])
+        self._candidate.append(Sample(norms[known], c[known], self._sampler.n * q))
+
+    def _from_proposal(self, draw: Draw) -> bool:
+        """Return whether a draw was made from the proposal; while the gate was closed, its probabilities are others."""
+        c = draw.coefficients
+        of_all = abs(c[0] * draw.probabilities[0] * self._sampler.n - 1.0) < 1e-9
+        return bool(of_all and (c[0] != 1.0 or (c != 1.0).any()))
 
     def take(self) -> tuple[Floats, Floats, Sample | None]:
         """Remove and return the norms and coefficients of all draws since the last call, and the candidate's sample."""

@@ -15,7 +15,7 @@ from dask_isgd.config import Learning, Sampling
 from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import CorruptChunkError, RunNotFoundError
 from dask_isgd.learner.batch_sampler import BatchSampler
-from dask_isgd.learner.step import Step
+from dask_isgd.learner.step import Learned, Step
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.sampling import ImportanceSampler
@@ -149,3 +149,41 @@ def test_a_model_without_norms_in_its_steps_is_reported_once_and_in_the_history(
     assert sampler.report(10)["feedback"] == pytest.approx(0.1)
     (said,) = [record.message for record in caplog.records if "yield no norms of their minibatches" in record.message]
     assert why in said
+
+
+@pytest.mark.parametrize("block", [1, 8, 32])
+def test_steps_observed_as_a_block_count_as_they_do_one_by_one(block):
+    """Over several reports, with the gate opening in between; nothing is fed back, so that the weights are equal."""
+    n, norms = 400, np.where(np.arange(400) % 10, 0.1, 10.0)
+    samplers = [
+        BatchSampler(n, 100, 16, Sampling(feedback=False, gate_gain=1.5), seed=0, report_every=5, block=block)
+        for _ in range(2)
+    ]
+    for sampler in samplers:
+        for chunk in range(4):
+            sampler.update(chunk, norms[chunk * 100 : (chunk + 1) * 100].astype("f4"), 0)
+    for start in range(0, 96, block):
+        for sampler, size in zip(samplers, (1, block), strict=True):
+            draws = [sampler.draw(step) for step in range(start, start + block)]
+            steps = [
+                Learned(step, draw, Step(1.0, norms[draw.indices], 0.1, 1.0, False), (step + 1) % 5 == 0)
+                for step, draw in enumerate(draws, start)
+            ]
+            for first in range(0, block, size):
+                sampler.learned_all(steps[first : first + size])
+    one, other = (sampler.report(96) for sampler in samplers)
+    assert one == pytest.approx(other, nan_ok=True, rel=1e-9)
+    assert samplers[0].open
+    assert [sampler.gate_step for sampler in samplers] == [samplers[0].gate_step] * 2
+
+
+@pytest.mark.parametrize("block", [1, 8, 32])
+def test_a_minibatch_depends_on_seed_and_step_not_on_where_its_block_is_entered(block):
+    """As after the gate has opened in the middle of a block."""
+    first, second = (BatchSampler(400, 100, 16, Sampling(), seed=3, report_every=5, block=block) for _ in range(2))
+    for step in range(40, 48):
+        first.draw(step)
+    for step in (47, 44, 46):
+        second._drawn = {}
+        assert np.array_equal(second.draw(step).indices, first.draw(step).indices)
+    assert not np.array_equal(first.draw(44, attempt=1).indices, first.draw(44).indices)

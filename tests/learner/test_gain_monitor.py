@@ -11,7 +11,7 @@ import pytest
 from dask_isgd.config import Sampling
 from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.reporter import COLUMNS
-from dask_isgd.learner.step import Step
+from dask_isgd.learner.step import Learned, Step
 from dask_isgd.sampling import Gate, ImportanceSampler
 
 N, CHUNK, BATCH = 1000, 100, 64
@@ -35,7 +35,7 @@ def train(sampler, monitor, steps, *, every=10, seed=1, mean_square=0.0, norms=N
         draw = (sampler.draw if gate.open else sampler.draw_uniform)(BATCH, generator, kind)
         measure = (step + 1) % every == 0
         result = Step(1.0, norms[draw.indices], mean_square if measure else math.nan, 1.0, False)
-        monitor.observe(step, draw, result, measure=measure)
+        monitor.observe([Learned(step, draw, result, measure)])
 
 
 def test_every_value_of_the_row_is_a_column_of_the_history():

@@ -178,6 +178,11 @@ def test_norms_of_the_loops_own_backward_pass():
         sampler.update(index, found)
 
 
+def test_a_block_grows_with_the_data_up_to_a_thousandth_of_them():
+    blocks = [isgd.ImportanceBatchSampler(n, 64)._batch_sampler.block for n in (100, 10**6, 2 * 10**6, 10**7)]
+    assert blocks == [8, 15, 31, 32]
+
+
 def test_a_hundred_million_examples():
     sampler = isgd.ImportanceBatchSampler(10**8, 64, sampling=OPEN)
     index = torch.tensor([pair.row for pair in next(iter(sampler))])

@@ -45,7 +45,7 @@ def test_all_draws_are_for_the_curves_and_are_returned_once():
     samples, rng = GainSamples(sampler), np.random.default_rng(1)
     draws = [sampler.draw(8, rng) for _ in range(3)]
     for draw in draws:
-        samples.add(draw, norms[draw.indices], gate)
+        samples.add([draw], norms[draw.indices], gate)
     got, coefficients, candidate = samples.take()
     np.testing.assert_array_equal(got, norms[np.concatenate([draw.indices for draw in draws])])
     np.testing.assert_array_equal(coefficients, np.concatenate([draw.coefficients for draw in draws]))
@@ -72,7 +72,7 @@ def test_the_candidate_is_judged_on_the_chunks_it_covers(gate, draw, known):
         sampler.update(chunk, norms[chunk * CHUNK : (chunk + 1) * CHUNK], version)
     samples, rng = GainSamples(sampler), np.random.default_rng(1)
     drawn = getattr(sampler, draw)(512, rng)
-    samples.add(drawn, norms[drawn.indices], gate)
+    samples.add([drawn], norms[drawn.indices], gate)
     chunks = drawn.indices // CHUNK
     covered = {"scored": range(20), "probed": (12, 17), "again": (12, 6, 17), "none": ()}[known]
     mask = np.isin(chunks, covered)
@@ -92,7 +92,7 @@ def test_in_chunks_never_scored_the_candidate_is_judged_on_what_was_fed_back():
         fed = rng.permutation(N)[: N // 4]
         sampler.feedback(fed, norms[fed], 3)
         samples, drawn = GainSamples(sampler), sampler.draw_uniform(512, rng)
-        samples.add(drawn, norms[drawn.indices], Gate(Sampling()))
+        samples.add([drawn], norms[drawn.indices], Gate(Sampling()))
         mask = np.isin(drawn.indices, fed) | np.isin(drawn.indices // CHUNK, chunks)
         candidate = samples.take()[2]
         np.testing.assert_array_equal(candidate.norms, norms[drawn.indices[mask]])
@@ -105,7 +105,7 @@ def test_draws_of_another_proposal_count_with_the_proposal_of_the_sampler():
     sampler = scored(norms)
     samples, indices = GainSamples(sampler), np.arange(0, N, 7)
     q = np.full(len(indices), 1 / 50)
-    samples.add(Draw(indices, 1 / (50 * q) * 1.3, q), norms[indices], Gate(Sampling(gate="open")))
+    samples.add([Draw(indices, 1 / (50 * q) * 1.3, q)], norms[indices], Gate(Sampling(gate="open")))
     np.testing.assert_allclose(samples.take()[2].candidate, N * sampler.probabilities(indices), rtol=1e-12)
 
 
@@ -120,7 +120,7 @@ def test_a_probe_shows_the_gain_of_scoring_everything():
     for _ in range(200):
         for _ in range(10):
             drawn = sampler.draw_uniform(128, rng)
-            samples.add(drawn, norms[drawn.indices], gate)
+            samples.add([drawn], norms[drawn.indices], gate)
         monitor.observe_candidate(*samples.take()[2])
     probed = np.concatenate([np.arange(c * CHUNK, (c + 1) * CHUNK) for c in probe])
     weights = sampler.probabilities(probed)
