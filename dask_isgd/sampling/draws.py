@@ -40,7 +40,11 @@ def positions(scheme: str, batch: int, rng: np.random.Generator) -> Floats:
     minibatch would estimate another mean than the second, so the strata are shuffled. Each part of a stratified
     minibatch is then unbiased, but parts are not independent of one another: no two share a stratum.
     """
-    return block_positions([scheme], batch, rng)[0]
+    if batch < 1:
+        raise DataError(f"batch: got {batch}, wanted at least 1; ask for one example or more")
+    if scheme == "independent":
+        return rng.random(batch)
+    return _in_strata(rng.permutation(batch), rng.random(batch) if scheme == "stratified" else rng.random())
 
 
 def block_positions(schemes: Sequence[str], batch: int, rng: np.random.Generator) -> Floats:
@@ -48,17 +52,18 @@ def block_positions(schemes: Sequence[str], batch: int, rng: np.random.Generator
 
     A block of minibatches at once costs hardly more than one of them.
     """
-    if batch < 1:
-        raise DataError(f"batch: got {batch}, wanted at least 1; ask for one example or more")
     offsets = rng.random((len(schemes), batch))
     strata = rng.permuted(np.tile(np.arange(batch), (len(schemes), 1)), axis=1)
     shared = [scheme == "systematic" for scheme in schemes]
-    at = strata + np.where(np.array(shared)[:, None], offsets[:, :1], offsets)
-    # (b + 1 - tiny)/b may round to 1.0 exactly.
-    np.minimum(at / batch, _BELOW_ONE, out=at)
+    at = _in_strata(strata, np.where(np.array(shared)[:, None], offsets[:, :1], offsets))
     independent = [scheme == "independent" for scheme in schemes]
     at[independent] = offsets[independent]
     return at
+
+
+def _in_strata(strata: Integers, offsets: Floats | float) -> Floats:
+    # (b + 1 - tiny)/b may round to 1.0 exactly.
+    return np.minimum((strata + offsets) / strata.shape[-1], _BELOW_ONE)
 
 
 def uniform(n: int, at: Floats) -> Draw:
