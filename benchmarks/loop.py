@@ -35,7 +35,7 @@ def importance(n: int) -> Iterator[None]:
     sampler.load_scores(scores)
     of_minibatches = itertools.cycle(torch.from_numpy(scores[: 1024 * BATCH]).split(BATCH))  # a model's pass makes them
     for batch in sampler:
-        index = np.fromiter((pair[0] for pair in batch), np.int64, len(batch))
+        index = np.array([pair[0] for pair in batch])
         sampler.update(index, next(of_minibatches))
         yield None
 

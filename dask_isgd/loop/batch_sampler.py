@@ -21,7 +21,7 @@ from dask_isgd.errors import ConfigError, LengthMismatchError
 from dask_isgd.learner.batch_sampler import BLOCK, BatchSampler
 from dask_isgd.learner.step import Learned, Step
 from dask_isgd.loop.drawn_ahead import DrawnAhead, Minibatch
-from dask_isgd.loop.shares import Alone, Shares, Travelling
+from dask_isgd.loop.shares import Alone, Shares, Travelling, arrived_all
 from dask_isgd.loop.state import arrays_of, tensors_of
 from dask_isgd.loop.weighted import WeightedIndex
 from dask_isgd.sampling import Draw
@@ -171,11 +171,12 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
 
     def _use_reports(self, *, keep: int) -> None:
         """Use all scores but those of the last ``keep`` minibatches, which travel."""
-        learned = []
-        while len(self._reported) > keep:
-            (step, draw), scores, measured = self._reported.popleft()
-            # The mean gradient is the loop's own affair; gains are ratios of second moments, which need none.
-            learned.append(Learned(step, draw, Step(np.nan, scores.arrived(), 0.0, np.nan, False), measured))
+        used = [self._reported.popleft() for _ in range(len(self._reported) - keep)]
+        # The mean gradient is the loop's own affair; gains are ratios of second moments, which need none.
+        learned = [
+            Learned(each.minibatch.step, each.minibatch.draw, Step(np.nan, scores, 0.0, np.nan, False), each.measured)
+            for each, scores in zip(used, arrived_all([each.scores for each in used]), strict=True)
+        ]
         if learned:
             self._batch_sampler.learned_all(learned)
             if any(each.measured for each in learned):

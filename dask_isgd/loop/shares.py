@@ -7,6 +7,7 @@ device nor mix with the collectives of DDP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -42,10 +43,21 @@ class Alone:
 class _Local:
     def __init__(self, scores: Tensor) -> None:
         # A copy, as the loop may reuse its tensor; a device is not waited for before the scores are needed.
-        self._scores = scores.detach().to(torch.float64, copy=True)
+        self.scores = scores.detach().clone()
 
     def arrived(self) -> Floats:
-        return self._scores.cpu().numpy()
+        return _on_host(self.scores)
+
+
+def arrived_all(travelling: Sequence[Travelling]) -> list[Floats]:
+    """Return the scores of several minibatches; those of one process are brought to the host all at once."""
+    if len(travelling) > 1 and all(isinstance(each, _Local) for each in travelling):
+        return list(_on_host(torch.stack([each.scores for each in travelling if isinstance(each, _Local)])))
+    return [each.arrived() for each in travelling]
+
+
+def _on_host(scores: Tensor) -> Floats:
+    return scores.to("cpu", torch.float64).numpy()
 
 
 class Shares:
