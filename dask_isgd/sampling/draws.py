@@ -63,7 +63,7 @@ def block_positions(schemes: Sequence[str], batch: int, rng: np.random.Generator
 
 def _in_strata(strata: Integers, offsets: Floats | float) -> Floats:
     # (b + 1 - tiny)/b may round to 1.0 exactly.
-    return np.minimum((strata + offsets) / strata.shape[-1], _BELOW_ONE)
+    return np.asarray(np.minimum((strata + offsets) / strata.shape[-1], _BELOW_ONE))
 
 
 def uniform(n: int, at: Floats) -> Draw:
