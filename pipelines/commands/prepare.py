@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dask_isgd.errors import DataError
 from dask_isgd.pipelines import PIPELINES
-from dask_isgd.pipelines.commands.train import default_data
+from dask_isgd.pipelines.commands.data import default_data
 from dask_isgd.storage.backends.stores import normalise
 
 

@@ -21,6 +21,7 @@ import click
 from dask_isgd.errors import IsgdError, MissingExtraError
 from dask_isgd.pipelines import PIPELINES, Recipe
 from dask_isgd.pipelines.commands.cluster import connector, no_warnings, quiet_logs
+from dask_isgd.pipelines.commands.data import prepared_data
 from dask_isgd.pipelines.commands.terminated import Terminated
 
 if TYPE_CHECKING:
@@ -55,11 +56,6 @@ class Options:
     overwrite: bool = False
     as_json: bool = False
     debug: bool = False
-
-
-def default_data(name: str) -> str:
-    """Return the default path of a pipeline's dataset."""
-    return str(Path("data") / f"{name}.zarr")
 
 
 def default_run(name: str) -> str:
@@ -173,7 +169,7 @@ def _dataset(options: Options, recipe: Recipe) -> str:
     pipeline = PIPELINES.get(recipe.data)
     if pipeline is None:
         return options.data or recipe.data
-    return pipeline.prepare(options.data or default_data(pipeline.name), source=options.source)
+    return prepared_data(pipeline, options.data, options.source)
 
 
 @contextmanager

@@ -106,6 +106,7 @@ class TestErrors:
         """A cluster on this machine is starting by then, but no client connects to it."""
         monkeypatch.setattr(training, "connector", lambda *_: lambda: pytest.fail("a client was connected"))
         (here / "r.yaml").write_text("data: digits\nmodel: no.such:thing\n")
+        invoke("prepare", "digits")
         self.check(invoke("train", "r.yaml"), "no.such:thing")
 
     def test_files_that_are_missing(self, here):
