@@ -186,8 +186,11 @@ class RunMonitor:
         for ended in map(self._values.ended.get, (LEARNER, COORDINATOR)):
             if ended is not None and ended.outcome == "failed":
                 raise _as_raised(self._name, ended)
-        if progress is not None:
-            progress(self.latest)
+
+    def conclude(self, values: Mapping[str, Any]) -> None:
+        """Replace the latest values by those of the run as a whole."""
+        with self._lock:
+            self._values.values.update(values)
 
     def wait_for_coordinator(self, deadline: float) -> None:
         """Wait until the coordinator's task has ended."""

@@ -35,13 +35,14 @@ class AgeMap(Panel):
             fill_color={"field": "age", "transform": self.mapper},
             line_color=None,
         )
-        bar = ColorBar(color_mapper=self.mapper, width=10, label_standoff=6, border_line_color=None)
+        bar = ColorBar(color_mapper=self.mapper, width=10, label_standoff=6, border_line_color=None, visible=False)
         bar.background_fill_color = None
         bar.formatter = NumeralTickFormatter(format="0,0")
-        bar.ticker = BasicTicker(desired_num_ticks=4)
+        bar.ticker = BasicTicker(min_interval=1, desired_num_ticks=4)
         bar.major_label_text_font_size = "11px"
         bar.major_label_text_color = style.MUTED
         plot.add_layout(bar, "right")
+        self.bar = bar
         style.hover(plot, cells, ("chunks", "@chunks"), ("age", "@text"), mode="mouse")
         return plot
 
@@ -53,6 +54,7 @@ class AgeMap(Panel):
         self.root.x_range.update(start=-0.5, end=columns - 0.5)
         self.root.y_range.update(start=-(-len(cells) // columns) - 0.5, end=-0.5)
         self.mapper.high = max([1, *cells])
+        self.bar.visible = bool(cells)
         per_cell = _per_cell(record)
         self.root.title.text = self.title + (f" (the oldest of each {per_cell:,})" if per_cell > 1 else "")
 
@@ -98,7 +100,7 @@ class Bars(Panel):
             bottom=0,
             source=self.source,
             fill_color=self.color,
-            line_color="#ffffff",
+            line_color=style.LINE,
             line_width=0.5,
         )
         tips = (("from", "@left{0,0.[000]}"), ("to", "@right{0,0.[000]}"), ("count", "@count{0,0}"))

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, DataRange1d, LinearAxis, NumeralTickFormatter, Range1d, Span
+from bokeh.models import BasicTicker, ColumnDataSource, DataRange1d, LinearAxis, NumeralTickFormatter, Range1d, Span
 
 from dask_isgd.columns import label
 from dask_isgd.dashboard import style
@@ -121,13 +121,15 @@ class Gain(Panel):
             x0="left",
             x1="right",
             source=self.closed,
-            fill_color=style.SHADE,
+            fill_color=style.LINE,
+            fill_alpha=0.18,
             line_color=None,
             legend_label="gate closed",
         )
         lines = self._lines(plot, ("gain", label("gain"), PURPLE, "solid"), raw=True)
         lines += self._lines(plot, ("candidate", "if drawn by weight", GREEN, "dotted"))
         plot.add_layout(Span(location=1.0, dimension="width", line_color=style.MUTED, line_dash="dashed"))
+        plot.yaxis.ticker = BasicTicker(min_interval=0.01, desired_num_ticks=5)  # no label twice
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00]")
         tips = (("step", "@step{0,0}"), (label("gain"), "@gain{0.00}×"), (label("candidate_gain"), "@candidate{0.00}×"))
         style.hover(plot, lines[0], *tips)
@@ -198,7 +200,7 @@ class Speed(Panel):
         self.source.data = {name: [] for name in ("step", "learned", "scored")}
         plot = style.new_plot(self.title)
         plot.y_range.start = 0
-        plot.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[00]a")
         scored, learned = label("scored_per_second"), label("learned_per_second")
         lines = self._lines(plot, ("scored", "scored", ORANGE, "solid"), ("learned", "learned", BLUE, "solid"))
         tips = (("step", "@step{0,0}"), (scored, "@scored{0,0}"), (learned, "@learned{0,0}"))

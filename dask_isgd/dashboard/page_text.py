@@ -9,6 +9,7 @@ from dask_isgd.display.render import render
 from dask_isgd.display.text import DASH, figures, steps_of, time_left
 
 _COLOURS = {"running": "#0072B2", "finished": "#009E73", "failed": "#D55E00", "stopped": "#9a6a00", "paused": "#9a6a00"}
+_OTHER = "#767676"
 
 
 def header(record: RunRecord | None, now: float) -> str:
@@ -24,7 +25,16 @@ def header(record: RunRecord | None, now: float) -> str:
         ("restarts", str(max(0, int(latest.get("incarnation", 1)) - 1))),
         ("faults", str(record.faults)),
     ]
-    return render("header", status=status, colour=_COLOURS.get(status, "#6b6b6b"), figures=shown)
+    return render("header", status=status, colour=_COLOURS.get(status, _OTHER), figures=shown)
+
+
+def line(record: RunRecord | None, now: float) -> str:
+    """Return the run, its status and its step in one line."""
+    if record is None:
+        return render("no_run")
+    status = record.status(now)
+    colour = _COLOURS.get(status, _OTHER)
+    return render("run_line", name=record.name, status=status, colour=colour, steps=steps_of(record.latest))
 
 
 def event_log(record: RunRecord | None) -> str:

@@ -13,6 +13,7 @@ from bokeh.models import Div, Select
 from distributed import Scheduler
 
 from dask_isgd.dashboard import page_text
+from dask_isgd.dashboard.colours import follow_colours
 from dask_isgd.dashboard.panel import Panel
 from dask_isgd.dashboard.panels import PANELS
 from dask_isgd.dashboard.run_record import RunRecord
@@ -34,8 +35,14 @@ _FONT = {"font-family": "Helvetica, Arial, sans-serif"}
 class Page:
     """A choice of run above some panels; follows the latest run unless one is chosen."""
 
-    def __init__(self, watcher: RunWatcher, panels: dict[str, Panel], chosen: str = LATEST) -> None:
-        self.watcher, self.panels = watcher, panels
+    def __init__(
+        self,
+        watcher: RunWatcher,
+        panels: dict[str, Panel],
+        chosen: str = LATEST,
+        header: Callable[[RunRecord | None, float], str] = page_text.header,
+    ) -> None:
+        self.watcher, self.panels, self._header = watcher, panels, header
         self.select = Select(value=chosen, options=[LATEST], width=330, height=32, name="run")
         self.header = Div(text="", sizing_mode="stretch_width", styles=_FONT, name="header")
         self.event_log = Div(
@@ -58,7 +65,7 @@ class Page:
         options = [LATEST, *((each.run, page_text.label(each, now)) for each in self.watcher.latest_first())]
         if options != self.select.options:
             self.select.options = options
-        self.header.text = page_text.header(record, now)
+        self.header.text = self._header(record, now)
         shown = (record, record.changes if record is not None else 0)
         if shown == self._shown:
             return
@@ -70,7 +77,18 @@ class Page:
 
 
 def overview(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
-    """Build the page with everything about one run."""
+    """Build the page with everything about one run, for a pane of its own."""
+    follow_colours(doc, _overview(scheduler, doc).panels.values())
+
+
+def framed(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
+    """Build the same page with the navigation of Dask's own pages, and as light as they are."""
+    _overview(scheduler, doc)
+    doc.template = page_template()
+    doc.template_variables.update(extra)
+
+
+def _overview(scheduler: Scheduler, doc: Any) -> Page:
     page = Page(watch(scheduler), {name: make() for name, make in PANELS.items()}, _chosen(doc))
     grid = [[page.panels[name].root for name in names] for names in _ROWS]
     lowest = row(
@@ -83,15 +101,16 @@ def overview(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
     rows = [row(*panels, sizing_mode="stretch_width", height=_HEIGHT) for panels in grid]
     top = row(page.select, page.header, sizing_mode="stretch_width")
     _serve(doc, page, layout([top, *rows, lowest], sizing_mode="stretch_width"), "Dask: importance-sampled SGD")
-    doc.template = page_template()
-    doc.template_variables.update(extra)
+    return page
 
 
 def individual(name: str, scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
     """Build a page that one panel fills, for JupyterLab's panes."""
     panel = PANELS[name]()
-    page = Page(watch(scheduler), {name: panel}, _chosen(doc))
-    _serve(doc, page, column(page.select, panel.root, sizing_mode="stretch_both"), f"Dask: {panel.title}")
+    page = Page(watch(scheduler), {name: panel}, _chosen(doc), header=page_text.line)
+    top = row(page.select, page.header, sizing_mode="stretch_width")
+    _serve(doc, page, column(top, panel.root, sizing_mode="stretch_both"), f"Dask: {panel.title}")
+    follow_colours(doc, [panel])
 
 
 def faults(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
@@ -99,6 +118,7 @@ def faults(scheduler: Scheduler, extra: dict[str, Any], doc: Any) -> None:
     page = Page(watch(scheduler), {}, _chosen(doc))
     root = column(page.select, page.header, page.event_log, sizing_mode="stretch_both")
     _serve(doc, page, root, "Dask: faults and restarts")
+    follow_colours(doc, [])
 
 
 def _chosen(doc: Any) -> str:
@@ -115,7 +135,7 @@ def _serve(doc: Any, page: Page, root: Any, title: str) -> None:
 
 
 PAGES: dict[str, Callable[[Scheduler, dict[str, Any], Any], None]] = {
-    "/isgd": overview,
+    "/isgd": framed,
     "/individual-isgd-overview": overview,
     **{f"/individual-isgd-{name}": partial(individual, name) for name in PANELS},
     "/individual-isgd-faults": faults,

@@ -13,7 +13,7 @@ from bokeh.models import ColumnDataSource, CustomAction, DataRange1d, FixedTicke
 
 from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.dashboard.style import RED
-from dask_isgd.dashboard.ticks import log_ticks
+from dask_isgd.display.ticks import log_ticks
 
 
 class Panel:

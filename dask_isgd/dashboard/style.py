@@ -9,7 +9,8 @@ from bokeh.plotting import figure
 
 # Okabe and Ito's palette, as in dask_isgd.display.plots.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
-INK, MUTED, GRID, SHADE, NEVER = "#222222", "#6b6b6b", "#e6e6e6", "#e9e9e9", "#bdbdbd"
+INK, MUTED, LINE, NEVER = "#222222", "#6b6b6b", "#808080", "#bdbdbd"
+"""Text, lesser text, what is drawn faintly on a page of any colour, and chunks without weights."""
 
 AGES = (
     *("#fde725", "#d2e21b", "#a5db36", "#7ad151", "#54c568", "#35b779", "#22a884", "#1f988b", "#23888e"),
@@ -30,8 +31,8 @@ def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = 
         min_width=200,
         tools="box_zoom,reset",
         toolbar_location="right",
-        background_fill_color="#ffffff",
-        border_fill_color="#ffffff",
+        background_fill_color=None,  # the page shows through
+        border_fill_color=None,
         outline_line_color=None,
         **settings,
     )
@@ -44,7 +45,8 @@ def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = 
     for axis in plot.axis:
         style_axis(axis)
     for grid in plot.grid:
-        grid.grid_line_color = GRID
+        grid.grid_line_color = LINE
+        grid.grid_line_alpha = 0.2
         grid.minor_grid_line_color = None
     plot.xaxis.ticker.desired_num_ticks = 5
     plot.yaxis.ticker.desired_num_ticks = 5
@@ -57,8 +59,8 @@ def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = 
 
 def style_axis(axis: Any, color: str = MUTED) -> None:
     """Set the look of one axis."""
-    axis.axis_line_color = "#b0b0b0"
-    axis.major_tick_line_color = "#b0b0b0"
+    axis.axis_line_color = axis.major_tick_line_color = LINE
+    axis.axis_line_alpha = axis.major_tick_line_alpha = 0.6
     axis.minor_tick_line_color = None
     axis.major_label_text_color = color
     axis.major_label_text_font_size = "11px"
@@ -82,6 +84,7 @@ def legend(plot: Any) -> None:
     plot.legend.label_text_font_size = "11px"
     plot.legend.label_text_color = INK
     plot.legend.border_line_color = None
+    plot.legend.background_fill_color = None
     plot.legend.spacing = 10
     plot.legend.padding = 0
     plot.legend.margin = 2

@@ -16,6 +16,7 @@ from dask_isgd.display.plots import (
     PURPLE,
     RED,
     NotebookFigure,
+    count_axis,
     draw_curve,
     frame,
     log_axis,
@@ -47,6 +48,7 @@ def plot_runs(runs: Mapping[str, tuple[Columns, Columns]]) -> Figure:
     for column, x in enumerate(("step", "seconds")):
         frame(axes[0, column], f"{label('loss').capitalize()}, by {'steps' if x == 'step' else 'time'}")
         frame(axes[1, column], f"{lower.capitalize()}, by {'steps' if x == 'step' else 'time'}")
+        count_axis(axes[1, column].xaxis, 6)
         axes[1, column].set_xlabel("step" if x == "step" else "seconds of training", color=MUTED)
         for number, (name, (history, evaluations)) in enumerate(runs.items()):
             look = {"color": _COLOURS[number % len(_COLOURS)], "style": _STYLES[number % len(_STYLES)], "label": name}

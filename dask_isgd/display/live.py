@@ -15,6 +15,7 @@ from rich.table import Column
 from dask_isgd.display.text import figures_line, steps_of
 
 _LINE_SECONDS = 5.0
+_ENDED = ("finished", "stopped")
 _WITHOUT_FIGURES = 62
 """Columns of a terminal that status, bar, steps and time left take; figures get the rest."""
 
@@ -23,7 +24,7 @@ class LiveProgress:
     """Shows the progress of a run on a stream; pass it to ``Run.wait(progress=...)``.
 
     On a terminal it redraws a bar in place; elsewhere (a log, a pipe) it writes a plain line every
-    ``seconds`` and at the last step. Use it as a context manager, and call it with ``Run.latest``.
+    ``seconds`` and at the end. Use it as a context manager, and call it with ``Run.latest``.
     """
 
     def __init__(self, stream: TextIO, *, steps: int | None = None, seconds: float = _LINE_SECONDS) -> None:
@@ -67,7 +68,7 @@ class LiveProgress:
             self._bar.update(self._task, completed=step, total=steps, status=status, of=of, figures=figures)
             return
         now = time.monotonic()
-        if step != self._last and (now - self._written >= self.seconds or step == steps):
+        if status in _ENDED or (step != self._last and now - self._written >= self.seconds):
             self._written, self._last = now, step
             self.line(status, step, steps, values)
 

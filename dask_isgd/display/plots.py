@@ -14,19 +14,23 @@ from numpy.typing import NDArray
 
 from dask_isgd.columns import label
 from dask_isgd.display.smoothing import smooth
+from dask_isgd.display.ticks import log_ticks
 from dask_isgd.extras import needs
 
 with needs("plot", "a plot"):
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 Array = NDArray[np.float64]
 
 # Okabe and Ito's palette: distinguishable with all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, MUTED, GRID, SHADE = "#222222", "#6b6b6b", "#e6e6e6", "#ececec"
+ROUND = (1, 2, 2.5, 5, 10)
+"""Ticks lie at multiples of these times a power of ten."""
 
 
 class NotebookFigure(Figure):
@@ -47,7 +51,7 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
     """
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.04)
     figure = NotebookFigure(figsize=(11, 7.2), dpi=120, layout=layout, facecolor="white")
-    grid = figure.add_gridspec(2, 2)
+    grid = figure.add_gridspec(6, 2)  # of one grid, so that all panels of a column have the same edges
     step = values_of(history, "step")
     order = np.argsort(step[np.isfinite(step)], kind="stable")
 
@@ -56,19 +60,17 @@ def plot(history: Any, evaluations: Any = None, title: str = "") -> Figure:
         return values[np.isfinite(step)][order] if len(values) == len(step) else np.full(len(order), np.nan)
 
     steps = column("step")
-    losses = figure.add_subplot(grid[0, 0])
+    losses = figure.add_subplot(grid[:3, 0])
     _loss(losses, steps, column("loss"))
-    _error(figure.add_subplot(grid[0, 1], sharex=losses), evaluations)
-    _variance(figure.add_subplot(grid[1, 0], sharex=losses), steps, column)
-    pair = grid[1, 1].subgridspec(2, 1, height_ratios=[2, 1], hspace=0.08)
-    gain = figure.add_subplot(pair[0], sharex=losses)
-    age = figure.add_subplot(pair[1], sharex=losses)
+    _error(figure.add_subplot(grid[:3, 1], sharex=losses), evaluations)
+    _variance(figure.add_subplot(grid[3:, 0], sharex=losses), steps, column)
+    gain = figure.add_subplot(grid[3:5, 1], sharex=losses)
+    age = figure.add_subplot(grid[5, 1], sharex=losses)
     gain.tick_params(labelbottom=False)
     _gain(gain, steps, column)
     _age(age, steps, column)
     for axes in figure.axes:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        count_axis(axes.xaxis, 6)
     if len(steps):
         losses.set_xlim(0, max(float(steps[-1]), 1.0))
     for axes in (figure.axes[2], age):
@@ -101,6 +103,12 @@ def frame(axes: Axes, title: str) -> None:
     axes.set_axisbelow(True)
 
 
+def count_axis(axis: Axis, most: int) -> None:
+    """Label an axis with at most so many round whole numbers."""
+    axis.set_major_locator(MaxNLocator(most, integer=True, steps=ROUND))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
 def _empty(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED, fontsize=9)
     axes.set_yticks([])
@@ -113,11 +121,10 @@ def log_axis(axes: Axes, values: Array, *, percent: bool = False) -> None:
     if len(positive) < 2 or positive.max() / positive.min() < 4:
         return
     axes.set_yscale("log")
-    narrow = positive.max() / positive.min() < 100
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axes.yaxis.set_major_locator(FixedLocator(log_ticks(positive.min(), positive.max())))
+    axes.yaxis.set_minor_locator(NullLocator())
     unit = (100, "%") if percent else (1, "")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{unit[0] * value:,g}{unit[1]}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_curve(axes: Axes, x: Array, y: Array, color: str, style: Any = "-", **options: Any) -> Array:
@@ -226,7 +233,7 @@ def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     finite = np.concatenate([smoothed[np.isfinite(smoothed)], [1.0]])
     margin = max(0.15 * np.ptp(finite), 0.1)
     axes.set_ylim(max(0.0, finite.min() - margin), finite.max() + 2 * margin)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     if closed.any():
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper right")
@@ -235,15 +242,13 @@ def _gain(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
 
 def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     frame(axes, "")
-    axes.set_title("")
     age, size = column("mean_age"), column("ess_fraction")
     if not (np.isfinite(age).any() or np.isfinite(size).any()):
         return _empty(axes, "no weights")
     draw_curve(axes, x, age, BLUE)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_ylabel(f"{label('mean_age')}\n(steps)", color=BLUE, fontsize=8.5)
+    count_axis(axes.yaxis, 3)
+    axes.set_title(f"{label('mean_age').capitalize()}, steps", loc="left", color=BLUE, fontsize=9.5)
     right = axes.twinx()
     for side in ("top", "left", "bottom"):
         right.spines[side].set_visible(False)
@@ -251,7 +256,7 @@ def _age(axes: Axes, x: Array, column: Callable[[str], Array]) -> None:
     right.tick_params(colors=MUTED, labelsize=8.5, length=3)
     draw_curve(right, x, size, GREEN, style="--")
     right.set_ylim(0, 1.05)
-    right.yaxis.set_major_locator(MaxNLocator(3))
+    right.yaxis.set_major_locator(MaxNLocator(3, steps=ROUND))
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_ylabel(label("ess_fraction").replace(" ", "\n", 1), color=GREEN, fontsize=8.5)
+    axes.set_title(label("ess_fraction").capitalize(), loc="right", color=GREEN, fontsize=9.5)
     return None

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dask_isgd.columns import LEGEND, label
-from dask_isgd.display.text import DASH, duration, factor, known, noise_scale, number, percent
+from dask_isgd.display.text import DASH, at_step, duration, factor, known, noise_scale, number, percent
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -21,8 +21,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     traces = [variance.get(kind) for kind in kinds]
     roots = [number(math.sqrt(t)) if known(t) and t >= 0 else DASH for t in traces]
     names = ", ".join(label(f"variance_{kind}") for kind in kinds)
-    evaluated, steps = summary.get("evaluated"), summary.get("steps")
-    older = f" at step {evaluated:,}" if known(evaluated) and known(steps) and evaluated < steps else ""
+    older = at_step(summary.get("evaluated"), summary.get("steps"))
     validation = [
         (label(name), text(summary.get(name)))
         for name, text in (("validation_error", percent), ("validation_loss", number))

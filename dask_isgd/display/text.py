@@ -90,7 +90,19 @@ def figure(name: str, values: Mapping[str, Any]) -> tuple[str, str]:
         step, examples = values.get("step"), values.get("examples")
         batch_size = round(examples / step) if known(examples) and known(step) and step else None
         return column.label, noise_scale(values.get(name), batch_size)
-    return column.label, _FORMATS.get(column.unit, number)(values.get(name))
+    text = _FORMATS.get(column.unit, number)(values.get(name))
+    if name in ("validation_error", "validation_loss") and text != DASH:
+        text += at_step(values.get("evaluated"), values.get("step"))
+    return column.label, text
+
+
+def at_step(evaluated: Any, step: Any) -> str:
+    """Return the step of an evaluation that is older than the step shown beside it.
+
+    >>> at_step(300, 450), at_step(450, 450)
+    (' at step 300', '')
+    """
+    return f" at step {number(int(evaluated))}" if known(evaluated) and known(step) and evaluated < step else ""
 
 
 def figures(values: Mapping[str, Any], *, more: bool = False) -> list[tuple[str, str]]:

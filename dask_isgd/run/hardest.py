@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_isgd.core.batch import Prepare
+from dask_isgd.display.text import number
 from dask_isgd.extras import needs
 from dask_isgd.storage import Dataset, WeightArray
 
@@ -38,6 +40,8 @@ class Hardest:
     """(k,) classes predicted by the latest checkpoint, if model and data are given."""
     images: NDArray[Any] | None = None
     """(k, H, W) or (k, H, W, colours), if the first input is an image."""
+    class_names: Sequence[str] | None = None
+    """Names of the classes, if the data has them."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -56,19 +60,23 @@ class Hardest:
     def __repr__(self) -> str:
         return f"<Hardest: {len(self)} examples>\n{self.to_dataframe().to_string(index=False)}"
 
+    def name_of(self, label: Any) -> str:
+        """Return the name of a class, or its number if it has none."""
+        names = self.class_names or ()
+        return names[int(label)] if np.issubdtype(type(label), np.integer) and 0 <= label < len(names) else str(label)
+
     def _repr_html_(self) -> str:
         cards = "".join(self._card(i) for i in range(len(self)))
         return f'<div style="display:flex;flex-wrap:wrap;gap:10px">{cards}</div>'
 
     def _card(self, i: int) -> str:
-        lines = [f"<b>weight {self.weights[i]:.3g}</b>", f"#{self.indices[i]}, age {self.ages[i]:,.0f}"]
+        lines = [f"<b>weight {number(float(self.weights[i]))}</b>", f"#{self.indices[i]}, age {self.ages[i]:,.0f}"]
         wrong = False
         if self.targets is not None and self.targets.ndim == 1:
-            text = f"label {self.targets[i]}"
+            lines.append(f"label {self.name_of(self.targets[i])}")
             if self.predictions is not None:
                 wrong = bool(self.predictions[i] != self.targets[i])
-                text += f", model {self.predictions[i]}"
-            lines.append(text)
+                lines.append(f"model {self.name_of(self.predictions[i])}")
         picture = ""
         if self.images is not None:
             picture = (
@@ -113,7 +121,8 @@ def hardest(weights: WeightArray, k: int, step: int, data: Dataset | None = None
     predictions = None
     if model is not None and len(indices) and rows.target.ndim == 1 and np.issubdtype(rows.target.dtype, np.integer):
         predictions = _classes(model, data, rows)
-    return Hardest(indices, values, ages, rows.target, predictions, images(rows.inputs[0]))
+    names = data.attributes.get("class_names")
+    return Hardest(indices, values, ages, rows.target, predictions, images(rows.inputs[0]), names)
 
 
 def _classes(model: Any, data: Dataset, rows: Any) -> NDArray[np.int64] | None:

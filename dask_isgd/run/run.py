@@ -23,7 +23,7 @@ from dask_isgd.events import Control, topic_of
 from dask_isgd.run.hardest import Hardest, hardest
 from dask_isgd.run.interrupt import next_interrupt
 from dask_isgd.run.progress import progress_calls
-from dask_isgd.run.summary import summarise
+from dask_isgd.run.summary import final_values, summarise
 from dask_isgd.runtime import pubsub
 from dask_isgd.storage import Dataset, RunDirectory
 
@@ -56,7 +56,10 @@ class Run:
 
     @property
     def latest(self) -> dict[str, Any]:
-        """The latest values received: step, loss, gain, steps_per_second, validation_error and so on."""
+        """The latest values received: step, loss, gain, steps_per_second, validation_error and so on.
+
+        After ``wait`` they are those of the summary.
+        """
         return self._monitor.latest
 
     @property
@@ -91,10 +94,14 @@ class Run:
         try:
             with progress_calls(self, progress, callbacks) as call:
                 self._monitor.wait(_deadline(timeout), call)
+                summary = self.summary()
+                self._monitor.conclude(final_values(summary))
+                if call is not None:
+                    call({**self.latest, "status": self.status})
         except KeyboardInterrupt:
             self._stop_if_interrupted(second_interrupt)
             raise
-        return self.summary()
+        return summary
 
     def _stop_if_interrupted(self, seconds: float) -> None:
         if seconds <= 0 or self.status not in GOING:

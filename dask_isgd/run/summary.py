@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,14 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
         "steps_per_second": round(step / seconds, 3) if seconds else None,
         "sampling": "uniform" if uniform else "importance",
     }
+
+
+def final_values(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a summary under the names of ``Run.latest``: an ended run is shown with these."""
+    names = {"loss": "train_loss", "step": "steps"}
+    same = ("validation_error", "validation_loss", "evaluated", "gain", "noise_scale", "steps_per_second")
+    found = {name: summary.get(key) for name, key in (*names.items(), *((each, each) for each in same))}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _finite(value: float | None) -> float | None:

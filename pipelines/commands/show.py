@@ -19,7 +19,7 @@ from dask_isgd.display.live import LiveProgress
 from dask_isgd.display.summary_table import print_summary
 from dask_isgd.display.text import duration
 from dask_isgd.errors import StorageFullError
-from dask_isgd.run.summary import summarise
+from dask_isgd.run.summary import final_values, summarise
 from dask_isgd.storage import RunDirectory
 from dask_isgd.storage.backends.stores import join, open_folder
 
@@ -84,6 +84,7 @@ def read_progress(run: str) -> RunProgress:
     if len(evaluations["step"]):
         values["validation_error"] = float(evaluations["error"][-1])
         values["validation_loss"] = float(evaluations["loss"][-1])
+        values["evaluated"] = int(evaluations["step"][-1])
     step = max(int(history["step"][-1]) if reports else 0, int(summary["steps"]))
     return RunProgress(
         summary=summary,
@@ -122,7 +123,7 @@ def watch(run: str, *, as_json: bool = False, every: float = 2.0) -> None:
             now = read_progress(run)
     with LiveProgress(sys.stdout, steps=now.of, seconds=every) as progress:
         while True:
-            progress({**now.values, "status": now.status})
+            progress({**now.values, **(final_values(now.summary) if now.ended else {}), "status": now.status})
             if now.ended:
                 break
             time.sleep(every)

@@ -13,7 +13,7 @@ from dask_isgd.norms import RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-PAGES = ["rules.md", "optimizers.md"]
+PAGES = ["rules.md", "optimizers.md", "your-data.md"]
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Whatever is in a file that the library reads, it raises its own error or reads it: never another error, never a hang,
 never code.
 
-CI tries some 600 inputs, the same ones each time; ``scripts/fuzz HOURS`` tries new ones for a night.
+CI tries some 700 inputs, the same ones each time; ``scripts/fuzz HOURS`` tries new ones for a night.
 """
 
 from __future__ import annotations
@@ -294,7 +294,10 @@ def make_sources(root: Path) -> dict[str, dict[str, Any]]:
     np.savez(root / "rows.npz", x=x, y=y)
     np.save(root / "x.npy", x)
     np.save(root / "y.npy", y)
-    pd.DataFrame({"a": x[:, 0], "y": y}).to_parquet(root / "rows.parquet")
+    frame = pd.DataFrame({"a": x[:, 0], "b": [*"uvw"] * 4, "y": y})
+    frame.to_parquet(root / "rows.parquet")
+    frame.to_csv(root / "rows.csv", index=False)
+    make_plain(root / "plain.zarr")
     make_plain(root / "rows.zarr")
     for name, dimensions in {"x": ["sample", "k"], "y": ["sample"]}.items():
         (root / "rows.zarr" / name / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": dimensions}))
@@ -306,7 +309,9 @@ def make_sources(root: Path) -> dict[str, dict[str, Any]]:
         "npz": {"source": {"numpy": str(root / "rows.npz")}, "target": "y", **rest},
         "npy": {"source": {"numpy": {k: str(root / f"{k}.npy") for k in "xy"}}, "dtypes": {"x": "f4"}, **rest},
         "parquet": {"source": {"parquet": str(root / "rows.parquet")}, "features": {"f": ["a"]}, "target": "y", **rest},
+        "csv": {"source": {"csv": str(root / "rows.csv")}, "features": ["a", "b"], "target": "y", "mask": True, **rest},
         "images": {"source": {"images": str(root / "images"), "size": [4, 4], "mode": "L"}, **rest},
+        "plain zarr": {"source": {"zarr": str(root / "plain.zarr")}, "target": "y", "inputs": ["x"], **rest},
         "zarr": {"source": {"xarray": str(root / "rows.zarr")}, "target": "y", "normalise": "auto", **rest},
     }
 
@@ -315,13 +320,15 @@ SOURCES = {
     "npz": "rows.npz",
     "npy": "x.npy",
     "parquet": "rows.parquet",
+    "csv": "rows.csv",
     "images": "images/class0/0.png",
+    "plain zarr": "plain.zarr/x/.zarray",
     "zarr": "rows.zarr/x/.zarray",
 }
 
 
 def ingested(folder: Path, content: bytes, name: str) -> None:
-    forbidden = COMMANDS if name == "parquet" else RUNNING_CODE  # dask.dataframe pickles its own expressions
+    forbidden = COMMANDS if name in ("parquet", "csv") else RUNNING_CODE  # dask.dataframe pickles its own expressions
     made = folder / "made.zarr"
     shutil.rmtree(made, ignore_errors=True)
     read_yaml_file(folder, content, lambda path: ingest_recipe(path, str(made)), forbidden)
@@ -332,7 +339,7 @@ def test_ingestion_recipes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = make_sources(tmp_path)[name]
 
-    @fuzzed(EXAMPLES // 2)
+    @fuzzed(EXAMPLES * 3 // 5)
     @given(damaged_yaml(yaml.safe_dump(recipe)))
     def check(content):
         ingested(tmp_path, content, name)
@@ -345,7 +352,7 @@ def test_damaged_sources(name, tmp_path):
     recipe, path = json.dumps(make_sources(tmp_path)[name]).encode(), tmp_path / SOURCES[name]
     pristine = path.read_bytes()
 
-    @fuzzed(EXAMPLES // 2)
+    @fuzzed(EXAMPLES * 3 // 5)
     @given(damaged_json(pristine) if path.name == ".zarray" else damaged_bytes(pristine))
     def check(content):
         path.write_bytes(content)

@@ -93,6 +93,15 @@ def test_the_page_shows_labels_that_the_model_doubts(tmp_path, weights):
     assert "<Hardest: 20 examples>" in repr(found)
 
 
+def test_classes_are_called_by_their_names_and_weights_are_plain_numbers():
+    columns = (np.array([1, 2]), np.array([187.4, 1234.0], "f4"), np.array([0.0, 5.0]), np.array([3, 1]))
+    found = hardest.Hardest(*columns, predictions=np.array([1, 9]), class_names=["top", "<b>", "hat", "dress"])
+    page = found._repr_html_()
+    for text in ("weight 187<", "weight 1,234<", "label dress<", "model &lt;b&gt;<", "label &lt;b&gt;<", "model 9<"):
+        assert text in page
+    assert found.name_of(1.5) == "1.5"
+
+
 def test_text_is_escaped():
     found = hardest.Hardest(np.array([1]), np.array([1.0], "f4"), np.array([0.0]), np.array([EVIL]))
     assert "<script" not in found._repr_html_()

@@ -15,6 +15,8 @@ import dask_isgd as isgd
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.loss import cross_entropy
+from dask_isgd.display.summary_table import summary_rows
+from dask_isgd.display.text import figures_line
 from dask_isgd.errors import ConfigError, RunExistsError, RunMismatchError
 from dask_isgd.norms import NormEngine
 from dask_isgd.run.summary import summarise
@@ -34,7 +36,7 @@ OPEN = isgd.Sampling(gate="open")
 
 @pytest.fixture(scope="module")
 def trained(client: Client, digits: Dataset, tmp_path_factory) -> isgd.Run:
-    """A finished run, and the events that were heard of it."""
+    """A finished run; ``lines`` has what its progress was called with, ``returned`` what ``wait`` returned."""
     run = isgd.fit(
         client,
         MODEL,
@@ -44,8 +46,21 @@ def trained(client: Client, digits: Dataset, tmp_path_factory) -> isgd.Run:
         sampling=OPEN,
         validation=digits.split("test"),
     )
-    run.wait(timeout=WAIT)
+    run.lines = []
+    run.returned = run.wait(timeout=WAIT, progress=run.lines.append)
     return run
+
+
+def test_the_last_line_and_the_table_agree_on_every_figure(trained):
+    summary, last = trained.returned, trained.lines[-1]
+    assert last["status"] == "finished"
+    assert (last["step"], last["loss"], last["evaluated"]) == (1500, summary["train_loss"], 1500)
+    for name in ("gain", "noise_scale", "steps_per_second", "validation_error", "validation_loss"):
+        assert last.get(name) == summary[name], name
+    assert {**trained.latest, "status": "finished"} == last
+    rows, line = dict(summary_rows(summary)), figures_line(last)
+    for name in ("training loss", "validation error", "gain", "steps per second"):
+        assert f"{name} {rows[name]}" in line
 
 
 def scored_events(client: Client, run: isgd.Run) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from dask_isgd.errors import RunNotFoundError
-from dask_isgd.run.summary import summarise
+from dask_isgd.run.summary import final_values, summarise
 from dask_isgd.storage import History, RunDirectory
 
 COLUMNS = ("seconds", "loss", "gain", "variance_ideal", "variance_stale", "variance_uniform", "mean_gradient_sq_norm")
@@ -50,6 +50,19 @@ def test_steps_time_and_rate_are_those_of_the_last_report(tmp_path):
 
 def test_the_validation_error_is_that_of_the_last_evaluation(tmp_path):
     assert summarise(make_run(tmp_path / "r", rows=2, errors=(0.5, 0.25)))["validation_error"] == 0.25
+
+
+def test_what_a_run_that_has_ended_is_shown_with(tmp_path):
+    summary = summarise(make_run(tmp_path / "r", rows=30, errors=(0.5, 0.25)))
+    assert final_values(summary) == {
+        "step": 300,
+        "loss": 28.0,
+        "validation_error": 0.25,
+        "validation_loss": 1.0,
+        "evaluated": 20,
+        "gain": 2.0,
+        "steps_per_second": 10.0,
+    }
 
 
 @pytest.mark.parametrize("unknown", [math.nan, math.inf])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_isgd.dashboard.ticks import log_ticks
+from dask_isgd.display.ticks import log_ticks
 
 
 @pytest.mark.parametrize(

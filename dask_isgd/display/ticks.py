@@ -1,4 +1,4 @@
-"""Ticks of logarithmic axes: a few round numbers where the curve is. Pure: no Bokeh."""
+"""Ticks of logarithmic axes: a few round numbers where the curve is. Pure: neither Bokeh nor matplotlib."""
 
 from __future__ import annotations
 
