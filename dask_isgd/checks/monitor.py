@@ -25,6 +25,7 @@ from dask_isgd.events import Ended, Event, topic_of
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.dask_internals import NoValidWorkerError
 from dask_isgd.runtime.placement import lacks_learner, workers_of
+from dask_isgd.runtime.task_errors import in_one_sentence
 from dask_isgd.storage import RunDirectory
 
 GOING = ("starting", "running", "paused")
@@ -235,7 +236,7 @@ class RunMonitor:
             ) from error
         if isinstance(error, NoValidWorkerError):
             raise NoLearnerWorkerError(f"run {self._name}: {error}; continue with resume=True") from error
-        raise error
+        raise in_one_sentence(error)
 
 
 def _as_raised(run: str, ended: Ended) -> IsgdError:

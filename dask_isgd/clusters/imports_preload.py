@@ -13,6 +13,7 @@ from typing import Any
 
 from dask_isgd.runtime.imports import exit_quickly, import_early
 from dask_isgd.runtime.placement import LEARNER
+from dask_isgd.runtime.task_errors import log_in_one_line
 
 _GRACE = 0.3
 """Seconds for the process to end by itself."""
@@ -23,6 +24,7 @@ _TASKS = ("dask_isgd.checks.cluster", "dask_isgd.coordinator.task", "dask_isgd.s
 
 def dask_setup(worker: Any) -> None:
     """Start to import; Dask calls this in the worker's process (``--preload dask_isgd.clusters.imports_preload``)."""
+    log_in_one_line()
     if LEARNER in worker.state.total_resources:
         import_early(*_TASKS, "dask_isgd.learner.task", then=_step_once)
     else:

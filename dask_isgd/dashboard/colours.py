@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from bokeh.events import DocumentReady
-from bokeh.models import Axis, ColorBar, CustomJS, GlobalInlineStyleSheet, Legend, Title
+from bokeh.models import Axis, ColorBar, CustomJS, GlobalInlineStyleSheet, InlineStyleSheet, Legend, Select, Title
 
 from dask_isgd.dashboard.panel import Panel
 from dask_isgd.dashboard.style import INK, MUTED
 
 _CSS = """
 html, body { color: #222; }
-@media (prefers-color-scheme: dark) { html, body { color-scheme: dark; background: #111; color: #ddd; } }
+@media (prefers-color-scheme: dark) { html, body { background: #111; color: #ddd; } }
+"""
+_CHOICE_CSS = """
+@media (prefers-color-scheme: dark) { .bk-input { background-color: #222; border-color: #555; color: #ddd; } }
 """
 _DARK = {INK: "#dddddd", MUTED: "#a8a8a8"}
 _TEXTS: dict[Any, tuple[str, ...]] = {
@@ -42,4 +45,6 @@ def follow_colours(doc: Any, panels: Iterable[Panel]) -> None:
                 texts += [[model, name, colour, _DARK[colour]] for name, colour in found if colour in _DARK]
     for root in doc.roots:
         root.stylesheets = [*root.stylesheets, GlobalInlineStyleSheet(css=_CSS)]
+        for choice in root.select({"type": Select}):
+            choice.stylesheets = [*choice.stylesheets, InlineStyleSheet(css=_CHOICE_CSS)]
     doc.js_on_event(DocumentReady, CustomJS(args={"texts": texts}, code=_PAINT))

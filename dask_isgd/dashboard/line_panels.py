@@ -127,7 +127,7 @@ class Gain(Panel):
             legend_label="gate closed",
         )
         lines = self._lines(plot, ("gain", label("gain"), PURPLE, "solid"), raw=True)
-        lines += self._lines(plot, ("candidate", "if drawn by weight", GREEN, "dotted"))
+        lines += self._lines(plot, ("candidate", "by weight", GREEN, "dotted"))
         plot.add_layout(Span(location=1.0, dimension="width", line_color=style.MUTED, line_dash="dashed"))
         plot.yaxis.ticker = BasicTicker(min_interval=0.01, desired_num_ticks=5)  # no label twice
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00]")

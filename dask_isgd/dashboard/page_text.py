@@ -21,7 +21,7 @@ def header(record: RunRecord | None, now: float) -> str:
         ("run", record.name),
         ("step", steps_of(latest).removeprefix("step ")),
         *([("time left", left)] if status == "running" and (left := time_left(latest)) != DASH else []),
-        *figures(latest, more=True),
+        *((name, text) for name, text in figures(latest, more=True) if text != DASH),
         ("restarts", str(max(0, int(latest.get("incarnation", 1)) - 1))),
         ("faults", str(record.faults)),
     ]

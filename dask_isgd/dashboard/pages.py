@@ -27,7 +27,8 @@ _ROWS = (
     ("loss", "error", "spread", "gain"),
     ("sampling", "speed", "versions", "weights"),
 )
-_HEIGHT = 250
+_LEAST_HEIGHT = 190
+"""Pixels of a row of panels; the rows fill a window that is higher than three of them."""
 _LOG_WIDTH = 300
 _FONT = {"font-family": "Helvetica, Arial, sans-serif"}
 
@@ -95,12 +96,12 @@ def _overview(scheduler: Scheduler, doc: Any) -> Page:
         column(page.panels["ages"].root, sizing_mode="stretch_both"),
         column(page.panels["age-histogram"].root, sizing_mode="stretch_both"),
         column(page.event_log, sizing_mode="stretch_height", width=_LOG_WIDTH),
-        sizing_mode="stretch_width",
-        height=_HEIGHT,
+        sizing_mode="stretch_both",
+        min_height=_LEAST_HEIGHT,
     )
-    rows = [row(*panels, sizing_mode="stretch_width", height=_HEIGHT) for panels in grid]
+    rows = [row(*panels, sizing_mode="stretch_both", min_height=_LEAST_HEIGHT) for panels in grid]
     top = row(page.select, page.header, sizing_mode="stretch_width")
-    _serve(doc, page, layout([top, *rows, lowest], sizing_mode="stretch_width"), "Dask: importance-sampled SGD")
+    _serve(doc, page, layout([top, *rows, lowest], sizing_mode="stretch_both"), "Dask: importance-sampled SGD")
     return page
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, CustomAction, DataRange1d, FixedTicker
+from bokeh.models import ColumnDataSource, CustomAction, DataRange1d, FixedTicker, Span
 
 from dask_isgd.dashboard.run_record import RunRecord
 from dask_isgd.dashboard.style import RED
@@ -35,8 +35,7 @@ class Panel:
         # with almost no loss would flatten the rest of a logarithmic axis.
         self.extent = ColumnDataSource({"x": [1.0, 10.0], "y": [0.1, 1.0]})
         self.root = self.draw()
-        if self.axes:
-            self.root.axis.visible = self.root.grid.visible = False
+        self._show_axes(False)
         self.root.add_tools(CustomAction(icon="help", description=f"{self.meaning} Words: docs/glossary.md."))
         if self.y_log:
             self.root.yaxis.ticker = FixedTicker(ticks=[])
@@ -61,8 +60,13 @@ class Panel:
             if self.y_log:
                 low, high = extent["y"]
                 self.root.yaxis.ticker.ticks = log_ticks(low, high)
+        self._show_axes(shown)
+
+    def _show_axes(self, shown: bool) -> None:
+        """Show or hide what means nothing without data: axes, grid, legend, lines at a fixed value."""
         if self.axes:
-            self.root.axis.visible = self.root.grid.visible = shown
+            for part in (*self.root.axis, *self.root.grid, *self.root.legend, *self.root.select({"type": Span})):
+                part.visible = shown
 
     def data(self, record: RunRecord) -> dict[str, Any]:
         """Return the columns of the source."""

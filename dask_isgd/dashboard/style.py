@@ -48,10 +48,11 @@ def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = 
         grid.grid_line_color = LINE
         grid.grid_line_alpha = 0.2
         grid.minor_grid_line_color = None
-    plot.xaxis.ticker.desired_num_ticks = 5
     plot.yaxis.ticker.desired_num_ticks = 5
-    if not x_log:
-        whole_numbers(plot.xaxis)
+    if x_log:
+        plot.xaxis.ticker.desired_num_ticks = 5
+    else:
+        whole_numbers(plot.xaxis, ticks=4)
     if y_log:
         plot.yaxis.formatter = BasicTickFormatter(use_scientific=False)
     return plot
@@ -70,9 +71,9 @@ def style_axis(axis: Any, color: str = MUTED) -> None:
     axis.axis_label_standoff = 4
 
 
-def whole_numbers(axis: Any) -> None:
-    """Label an axis with whole numbers, none of them twice."""
-    axis.ticker = BasicTicker(min_interval=1, desired_num_ticks=5)
+def whole_numbers(axis: Any, ticks: int = 5) -> None:
+    """Label an axis with about so many whole numbers, none of them twice."""
+    axis.ticker = BasicTicker(min_interval=1, desired_num_ticks=ticks)
     axis.formatter = NumeralTickFormatter(format="0,0")
 
 
@@ -85,10 +86,10 @@ def legend(plot: Any) -> None:
     plot.legend.label_text_color = INK
     plot.legend.border_line_color = None
     plot.legend.background_fill_color = None
-    plot.legend.spacing = 10
+    plot.legend.spacing = 8
     plot.legend.padding = 0
     plot.legend.margin = 2
-    plot.legend.glyph_width = 22
+    plot.legend.glyph_width = 20
     plot.legend.click_policy = "hide"
 
 

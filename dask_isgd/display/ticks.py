@@ -24,11 +24,12 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _linear(low: float, high: float, most: int) -> list[float]:
-    """Return multiples of 1, 2 or 5 times a power of ten within the range."""
+    """Return multiples of 1, 2 or 5 times a power of ten within the range: of the smallest step that gives few."""
     if not high > low:
         return [low]
-    rough = (high - low) / (most - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.999 * rough)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (m * power for m in (1, 2, 5, 10, 20)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            break
     return [float(f"{k * step:.6g}") for k in range(first, last + 1)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
+from types import TracebackType
 from typing import Protocol, TypeVar
 
 from dask.typing import Key
 from distributed import Client, Reschedule, Worker
 
-from dask_isgd.errors import LeaseLostError
+from dask_isgd.errors import IsgdError, LeaseLostError
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.dask_internals import TaskStatus, task_status
+from dask_isgd.runtime.task_errors import log_in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,18 @@ AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 class Parts(ExitStack):
-    """The open parts of a task, closed in reverse order; an error of one is logged, and the others are closed."""
+    """The open parts of a task, closed in reverse order; an error of one is logged, and the others are closed.
+
+    It is not logged if it is the error with which the task ends already, such as that of a full disk.
+    """
+
+    _ends_with: BaseException | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._ends_with = error
+        return super().__exit__(kind, error, trace)
 
     def open(self, part: AnyPart) -> AnyPart:
         """Open a part, whose ``open`` leaves nothing open if it fails, and close it later."""
@@ -42,10 +55,12 @@ class Parts(ExitStack):
         self.callback(self._close_part, part)
         return part
 
-    @staticmethod
-    def _close_part(part: Closable) -> None:
+    def _close_part(self, part: Closable) -> None:
         try:
             part.close()
+        except IsgdError as error:
+            if str(error) != str(self._ends_with):
+                logger.error("%s could not be closed: %s", type(part).__name__, error)
         except Exception:
             logger.exception("%s could not be closed", type(part).__name__)
 
@@ -69,6 +84,7 @@ class LongTask(ABC):
 
         A worker that retires still reports results, until its data have been moved. A result would end the run.
         """
+        log_in_one_line()
         outcome = self.run()
         if outcome == "left":
             raise Reschedule

@@ -110,6 +110,15 @@ def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(monkeypatch,
     assert "Part could not be closed" in caplog.text
 
 
+@pytest.mark.parametrize(("closes", "logged"), [("full", ""), ("quota", "Part could not be closed: quota\n")])
+def test_an_error_with_which_the_task_ends_anyway_is_not_logged_again(monkeypatch, caplog, closes, logged):
+    monkeypatch.setattr(long_task, "task_status", lambda worker, key: "wanted")
+    with pytest.raises(StorageFullError, match="full"):
+        Task(StorageFullError("full"), closes=StorageFullError(closes)).run()
+    assert "".join(f"{record.getMessage()}\n" for record in caplog.records) == logged
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_a_task_that_leaves_with_its_worker_has_no_result_and_is_scheduled_again():
     with pytest.raises(Reschedule):
         Task("left").run_or_reschedule()
