@@ -120,7 +120,45 @@ def test_each_page_of_its_own_draws(client, browser, run, name):
     ready = "return Bokeh.documents[0].is_idle;"
     until(browser, ready, "the page is idle")
     assert name == "faults" or any(drawn(browser).values())
+    assert run.name in browser.execute_script("return Bokeh.documents[0].get_model_by_name('header').text")
     assert console_errors(browser) == []
+
+
+@pytest.mark.parametrize("path", ["/isgd", "/individual-isgd-overview", "/individual-isgd-gain"])
+@pytest.mark.parametrize("size", [(1280, 800), (1600, 1000)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_nothing_overflows(client, browser, run, path, size):
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page(client, browser, path)
+        until(browser, "return Bokeh.documents[0].is_idle;", "the page is idle")
+        root = "document.documentElement"
+        found = browser.execute_script(f"return [{root}.scrollWidth, {root}.scrollHeight]")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert found[0] <= size[0]
+    assert found[1] <= size[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "scheme", "background", "text"),
+    [
+        ("/individual-isgd-loss", "dark", "rgb(17, 17, 17)", "#dddddd"),
+        ("/individual-isgd-loss", "light", "rgba(0, 0, 0, 0)", "#222222"),
+        ("/isgd", "dark", "rgba(0, 0, 0, 0)", "#222222"),  # as light as the rest of Dask's pages
+    ],
+)
+def test_colours_are_those_of_the_page_around(client, browser, run, path, scheme, background, text):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        page(client, browser, path)
+        colour = "return [...Bokeh.documents[0]._all_models.values()].find(m => m.type === 'Title').text_color"
+        until(browser, f"{colour} === {text!r};", f"text is {text}")
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == background
+        assert console_errors(browser) == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_dasks_menu_leads_to_the_page(client, browser, run):

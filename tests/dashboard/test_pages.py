@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dask
 import pytest
+from bokeh.models import Span
 from distributed import Client, LocalCluster, Scheduler
 
 import dask_isgd as isgd
@@ -210,9 +211,10 @@ class TestDocuments:
     def test_axes_are_hidden_until_there_is_something_and_every_title_is_explained(self, name):
         panel = PANELS[name]()
         if panel.axes:
-            assert not any(axis.visible for axis in panel.root.axis)
+            parts = [*panel.root.axis, *panel.root.grid, *panel.root.legend, *panel.root.select({"type": Span})]
+            assert not any(part.visible for part in parts)
             panel.update(full_record())
-            assert all(axis.visible for axis in panel.root.axis)
+            assert all(part.visible for part in parts)
         assert panel.meaning.endswith(".")
         assert any(panel.meaning in str(getattr(tool, "description", "")) for tool in panel.root.tools)
 
