@@ -104,8 +104,8 @@ class TestPlot:
         assert loss == variance
         assert error == gain == age
 
-    @pytest.mark.parametrize("reports", [3, 37, 40, 61, 400])
-    @pytest.mark.parametrize("scale", [1e-4, 1.0, 700.0])
+    @pytest.mark.parametrize("reports", [3, 61, 400])
+    @pytest.mark.parametrize("scale", [1e-4, 700.0])
     def test_ticks_are_round_and_their_labels_differ(self, reports, scale):
         data = history(reports)
         data = data.assign(

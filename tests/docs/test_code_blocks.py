@@ -13,7 +13,11 @@ from dask_isgd.norms import RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-PAGES = ["rules.md", "optimizers.md", "your-data.md"]
+PAGES = [
+    "rules.md",
+    "optimizers.md",
+    pytest.param("your-data.md", marks=[pytest.mark.cluster, pytest.mark.slow]),  # seven runs on a cluster: a minute
+]
 
 
 @pytest.fixture

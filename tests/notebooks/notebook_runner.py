@@ -35,6 +35,7 @@ if __name__ == "__main__":
     for given in sys.argv[1:] or NOTEBOOKS:
         with tempfile.TemporaryDirectory() as empty:
             executed = execute(Path(given), Path(empty))
+        executed = nbformat.reads(nbformat.writes(executed).replace(f"{empty}/", ""), as_version=4)
         for cell in executed.cells:
             cell.metadata.pop("execution", None)  # times on this machine
             if "outputs" in cell:  # warnings about how long worker processes take to end
