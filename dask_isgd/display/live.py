@@ -48,7 +48,8 @@ class LiveProgress:
 
     def __enter__(self) -> LiveProgress:
         if self._bar is not None:
-            self._task = self._bar.add_task("run", total=self.steps, status="starting", of="", figures="")
+            of = steps_of({"steps": self.steps})
+            self._task = self._bar.add_task("run", total=self.steps, status="starting", of=of, figures="")
             self._bar.start()
         return self
 
