@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 from dask.typing import Key
@@ -37,13 +36,7 @@ class Parts(ExitStack):
     It is not logged if it is the error with which the task ends already, such as that of a full disk.
     """
 
-    _ends_with: BaseException | None = None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        self._ends_with = error
-        return super().__exit__(kind, error, trace)
+    ends_with: BaseException | None = None
 
     def open(self, part: AnyPart) -> AnyPart:
         """Open a part, whose ``open`` leaves nothing open if it fails, and close it later."""
@@ -59,7 +52,7 @@ class Parts(ExitStack):
         try:
             part.close()
         except IsgdError as error:
-            if str(error) != str(self._ends_with):
+            if str(error) != str(self.ends_with):
                 logger.error("%s could not be closed: %s", type(part).__name__, error)
         except Exception:
             logger.exception("%s could not be closed", type(part).__name__)
@@ -98,8 +91,12 @@ class LongTask(ABC):
         if self.is_superseded():
             return "superseded"
         with Parts() as parts:
-            self.open(parts)
-            return self._run()
+            try:
+                self.open(parts)
+                return self._run()
+            except BaseException as error:
+                parts.ends_with = error
+                raise
 
     def _run(self) -> str:
         outcome, message = "failed", ""
