@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ def require_resumable(directory: RunDirectory, run: str, module: nn.Module, lear
 def changed_settings(there: Any, here: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return each setting that differs from the run's, with both values; ``there`` is as run.json holds it."""
     former = there if isinstance(there, Mapping) else {}
+    here = json.loads(json.dumps(here))  # as run.json would hold it: a tuple is a list
     changed = [
         f"{part.capitalize()}.{name}: {former[part][name]!r} → {value!r}"
         for part, settings in here.items()
