@@ -25,6 +25,7 @@ from dask_isgd.core.loss import cross_entropy
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.pipelines import models
+from dask_isgd.pipelines.datasets import digits as digits_dataset
 
 CHUNK, REPORT_EVERY = 64, 20
 
@@ -47,13 +48,11 @@ class Problem(NamedTuple):
 
 
 def digits() -> Problem:
-    """The training part of scikit-learn's digits, standardised, and the model of the pipeline."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    chosen = np.random.default_rng(42).permutation(len(data.target))[:1438]
-    x = ((data.images - data.images.mean()) / data.images.std()).astype(np.float32)[chosen]
-    y = data.target[chosen].astype(np.int64)
+    """Four fifths of scikit-learn's digits, standardised, and the model of the pipeline."""
+    images, labels = digits_dataset.load()
+    chosen = np.random.default_rng(42).permutation(len(labels))[:1438]
+    x = ((images - images.mean()) / images.std()).astype(np.float32)[chosen]
+    y = labels[chosen].astype(np.int64)
     return Problem(torch.from_numpy(x), torch.from_numpy(y), models.digits(), 0.1, 64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import threading
 import uuid
@@ -22,6 +23,14 @@ from dask_isgd.storage.backends.stores import open_folder
 
 MODEL = "dask_isgd.pipelines.models:digits"
 SECRET = "hunter2"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let processes that test beside each other not wait for each other's threads."""
+    if hasattr(config, "workerinput") and importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 _OTHER_KINDS = {"cluster", "slurm", "browser", "notebooks", "slow", "cuda"}

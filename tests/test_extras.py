@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dask_isgd import display
 from dask_isgd.callbacks import MLflow, TensorBoard, WandB
 from dask_isgd.errors import MissingExtraError
 from dask_isgd.pipelines.commands.train import _plot
@@ -149,7 +150,8 @@ def test_netcdf_without_a_reader(monkeypatch: pytest.MonkeyPatch, netcdf: str):
 
 def test_a_run_without_matplotlib_ends_with_that_sentence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    sys.modules.pop("dask_isgd.display.plots", None)
+    monkeypatch.delitem(sys.modules, "dask_isgd.display.plots", raising=False)  # so that it is imported again
+    monkeypatch.delattr(display, "plots", raising=False)
     assert _plot(None, "run") == (  # type: ignore[arg-type]
         "no plot saved: a plot needs matplotlib, which is not installed: pip install 'dask_isgd[plot]'"
     )

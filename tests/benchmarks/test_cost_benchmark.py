@@ -28,7 +28,7 @@ def cost(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         sys.modules.pop(name, None)
 
 
-@pytest.mark.cluster
+@pytest.mark.slow  # three processes and a cluster each, and windows of seconds
 @pytest.mark.parametrize(
     ("name", "unit"),
     [
