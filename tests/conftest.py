@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import azurite
 import dask
 import pytest
 from distributed import Client
@@ -129,10 +130,24 @@ def s3(bucket: tuple[str, dict[str, Any]]) -> Home:
     return Home(f"{url}/{uuid.uuid4().hex}/run", options)
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="session")
+def container() -> Iterator[tuple[str, dict[str, Any]]]:
+    """URL of a container of Azure's, and the options that open it."""
+    with azurite.azurite("runs") as opened:
+        yield opened
+
+
+@pytest.fixture
+def azure(container: tuple[str, dict[str, Any]]) -> Home:
+    """A folder in a container of Azure's, which only machines with an emulator have."""
+    url, options = container
+    return Home(f"{url}/{uuid.uuid4().hex}/run", options)
+
+
+@pytest.fixture(params=["local", "s3", *(["azure"] if azurite.COMMAND is not None else [])])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """A folder on disk, and one in a bucket."""
-    return Home(str(tmp_path / "runs" / "run")) if request.param == "local" else request.getfixturevalue("s3")
+    """A folder on disk, and one in each kind of object store."""
+    return Home(str(tmp_path / "runs" / "run")) if request.param == "local" else request.getfixturevalue(request.param)
 
 
 @pytest.fixture
