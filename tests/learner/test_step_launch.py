@@ -75,7 +75,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=" and ".join)
 @pytest.mark.parametrize("options", [{}, {"norms": True}, {"norms": True, "measure": True}], ids=str)
 def test_a_step_waits_for_nothing(settings, options, no_host_reads, monkeypatch):
     each = trainer(**settings)
@@ -123,7 +123,7 @@ def test_nothing_moves_after_a_step_that_was_not_finite_even_if_more_were_launch
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=" and ".join)
 @pytest.mark.parametrize("options", [{}, {"norms": True}, {"norms": True, "measure": True}], ids=str)
 def test_a_step_on_a_gpu_waits_for_nothing(settings, options):
     each = trainer("cuda", **settings)
