@@ -161,9 +161,9 @@ def _gather(
 
 def _write_chunks(plan: ShufflePlan, path: str, rows: NDArray[Any], first: int, measure: bool) -> Moments | None:
     """Write rows to whole chunks of an array, from row ``first`` on; return their moments if ``measure``."""
-    array: Any = zarr.open_array(str(plan.data), path=path, mode="r+")
     # All-zero chunks must be written too; an array that is opened again does not remember that.
-    array = array.with_config({"write_empty_chunks": True})
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array: Any = zarr.open_array(str(plan.data), path=path, mode="r+")
     total: Moments | None = None
     for begin in range(0, len(rows), array.chunks[0]):
         chunk = rows[begin : begin + array.chunks[0]]

@@ -103,6 +103,16 @@ class TestRows:
         assert Dataset(url).raw is not None
 
 
+    @pytest.mark.parametrize("compressed", [False, True])
+    def test_rows_of_zeros_are_written_like_all_others(self, tmp_path, compressed):
+        zeros = {"image": np.zeros((64, 3), "u1"), "label": np.zeros(64, int)}
+        url = ingest(zeros, tmp_path / "d", chunk_size=16, compressed=compressed, splits={"train": 1.0})
+        for name in zeros:
+            chunks = (tmp_path / "d" / "train" / name / "c").rglob("*")
+            assert sum(path.is_file() for path in chunks) == 4
+        Dataset(url).check()
+
+
 class TestStatistics:
     @pytest.mark.parametrize(
         ("mode", "axes"), [("all", (0, 1, 2)), ("each", (0,)), ("first", (0, 2)), ("last", (0, 1))]
