@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from setuptools import find_packages
+import setuptools
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"dask_isgd": "dask_isgd", "dask_isgd.storage": "storage", "dask_isgd.pipelines": "pipelines"}
@@ -24,10 +25,22 @@ def packages() -> set[str]:
     return found
 
 
-def test_every_package_is_installed():
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        wanted = tomllib.load(file)["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert set(find_packages(str(ROOT), include=wanted)) == packages()
+@pytest.mark.parametrize("links", [True, False], ids=["repository", "archive"])
+def test_every_package_is_installed(links, tmp_path, monkeypatch):
+    """Also from an archive, in which the links into the package are missing."""
+    for package in packages():
+        room, *inside = package.removeprefix("dask_isgd.").split(".")
+        place = tmp_path.joinpath(*([room] if room in ("storage", "pipelines") else package.split(".")[:2]), *inside)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "__init__.py").touch()
+    if links:
+        for name in ("storage", "pipelines"):
+            (tmp_path / "dask_isgd" / name).symlink_to(f"../{name}")
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert sorted(given["packages"]) == sorted(packages())
 
 
 def test_every_file_that_is_not_python_is_installed():

@@ -102,7 +102,6 @@ class TestRows:
         Dataset(url).check()
         assert Dataset(url).raw is not None
 
-
     @pytest.mark.parametrize("compressed", [False, True])
     def test_rows_of_zeros_are_written_like_all_others(self, tmp_path, compressed):
         zeros = {"image": np.zeros((64, 3), "u1"), "label": np.zeros(64, int)}
