@@ -65,7 +65,7 @@ class Translator(nn.Module):
 
 def torch_families(*, tiny: bool) -> dict[str, Family]:
     """Return the families that need torch only."""
-    width, size, length = (16, 3, 6) if tiny else (128, 32, 64)
+    width, size, length = (16, 3, 6) if tiny else (128, 64, 64)
 
     def words() -> tuple[Any, Tensor]:
         return torch.randint(0, 1000, (size, length)), torch.randint(0, 10, (size,))
@@ -78,8 +78,8 @@ def torch_families(*, tiny: bool) -> dict[str, Family]:
         return (source, target), torch.randint(0, 1000, target.shape)
 
     def compiled() -> nn.Module:
-        model = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, 4 * width), nn.GELU())
-        whole: nn.Module = torch.compile(model.append(nn.Linear(4 * width, 10)), backend="aot_eager")  # type: ignore[assignment]
+        model = nn.Sequential(nn.Linear(width, 8 * width), nn.GELU(), nn.Linear(8 * width, 8 * width), nn.GELU())
+        whole: nn.Module = torch.compile(model.append(nn.Linear(8 * width, 10)), backend="aot_eager")  # type: ignore[assignment]
         return whole
 
     def rows() -> tuple[Any, Tensor]:
@@ -96,7 +96,7 @@ def torch_families(*, tiny: bool) -> dict[str, Family]:
 
 def timm_families(*, tiny: bool) -> dict[str, Family]:
     """Return the families of timm; ImportError without it."""
-    _importable_torchvision()
+    importable_torchvision()
     from timm.layers import BatchNormAct2d, GroupNormAct
     from timm.models import convnext, efficientnet, nfnet, regnet, resnetv2, swin_transformer, vision_transformer
 
@@ -118,13 +118,13 @@ def timm_families(*, tiny: bool) -> dict[str, Family]:
         return Family(make, lambda: (torch.randn(size, 3, side, side), torch.randint(0, 10, (size,))), class_losses)
 
     return {
-        "ScaledStdConv (NFNet)": images(lambda: nfnet.NormFreeNet(free, num_classes=10)),
+        "ScaledStdConv (NFNet)": images(lambda: nfnet.NormFreeNet(free, num_classes=10), 16),
         "Swin": images(lambda: swin_transformer.SwinTransformer(**swin, num_classes=10)),
         "ConvNeXt": images(lambda: convnext.ConvNeXt(num_classes=10, depths=depths, dims=widths, patch_size=2)),
         "BatchNormAct2d (RegNet)": images(lambda: regnet.RegNet(reg, num_classes=10)),
         "BatchNormAct2d (EfficientNet-Lite)": images(lambda: efficientnet.efficientnet_lite0(num_classes=10)),
-        "BatchNormAct2d (ResNetV2)": images(lambda: residual(BatchNormAct2d)),
-        "GroupNormAct and StdConv (BiT)": images(lambda: residual(lambda n, **k: GroupNormAct(n, 2, **k))),
+        "BatchNormAct2d (ResNetV2)": images(lambda: residual(BatchNormAct2d), 16),
+        "GroupNormAct and StdConv (BiT)": images(lambda: residual(lambda n, **k: GroupNormAct(n, 2, **k)), 16),
         "ViT": images(lambda: vision_transformer.VisionTransformer(**vit, num_classes=10)),
     }
 
@@ -171,7 +171,7 @@ def transformers_families(*, tiny: bool) -> dict[str, Family]:
         return Family(make, batch, token_losses)
 
     def classes() -> tuple[Any, Tensor]:
-        return {"input_ids": torch.randint(3, 1000, (size, length))}, torch.randint(0, 10, (size,))
+        return {"input_ids": torch.randint(3, 1000, (2 * size, length))}, torch.randint(0, 10, (2 * size,))
 
     def images() -> tuple[Any, Tensor]:
         return {"pixel_values": torch.randn(size, 3, 32, 32)}, torch.randint(0, 10, (size,))
@@ -197,7 +197,7 @@ def transformers_families(*, tiny: bool) -> dict[str, Family]:
     }
 
 
-def _importable_torchvision() -> None:
+def importable_torchvision() -> None:
     """Let timm import a torchvision that was built for another torch: it lacks operators that nothing here uses."""
     try:
         import torchvision  # noqa: F401

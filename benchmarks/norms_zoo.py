@@ -85,6 +85,8 @@ def measure(name: str, family: Family, *, repeats: int) -> Row:
 def loop(model: nn.Module, loss: Loss, inputs: Any, targets: Tensor) -> Tensor:
     """Return the norms by the definition: autograd in float64, one example at a time."""
     model = copy.deepcopy(as_written(model)).double()
+    if getattr(model, "set_experts_implementation", None) is not None and hasattr(model.config, "num_local_experts"):
+        model.set_experts_implementation("eager")  # torch has no grouped products in float64
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = []
     for n in range(len(targets)):

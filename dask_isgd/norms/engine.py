@@ -44,6 +44,8 @@ from dask_isgd.norms.tensor_trees import (
 
 logger = logging.getLogger("dask_isgd.norms")
 
+ODD_BATCHES = 3
+"""Batches whose graph cannot be read, though an audit has just found how, until no graph is read any more."""
 METHODS = ("exact", "bound", "loss")
 
 
@@ -88,6 +90,7 @@ class NormEngine:
         self._schedule = CheckSchedule()
         self._reported = False
         self._reads = True
+        self._odd_batches = 0
 
     def attach(self, model: nn.Module, loss: Loss) -> None:
         """Compute the norms of this model and this loss from now on."""
@@ -149,13 +152,17 @@ class NormEngine:
             twice = torch.zeros(2, dtype=torch.long)
             squares, losses = self._exact(take(inputs, twice), take(targets, twice), 2)
             return squares[:1], losses[:1]
+        if not self._reads and self._odd_batches < ODD_BATCHES:
+            self.plan, self._reads = None, True  # this batch may be like those before the odd one
         rows: Tensor | None = None
         with composed_recurrence(self.model):
             for attempt in range(3):
                 start, before = time.perf_counter(), random_state(self.model)
                 found = self._by_plan(inputs, targets, size, rows=rows)
                 if found is None:  # another model, or control flow that the audit did not meet
-                    self.plan, self._reads = None, self._reads and attempt == 0
+                    self.plan = None
+                    if attempt and self._reads:
+                        self._reads, self._odd_batches = False, self._odd_batches + 1
                     continue
                 squares, losses, nodes = found
                 if not self._schedule.flows.get(nodes, True):

@@ -124,11 +124,10 @@ def _grouped_product(node: Any, operand: int, gradient: Tensor, examples: Exampl
     rows, offsets = node._saved_self, node._saved_offs
     if examples.owners is None or rows.ndim != 2 or len(shape_below(node, operand)) != 3:
         raise ValueError("not rows of known examples that are multiplied by a stack of matrices")
-    groups = torch.searchsorted(offsets, torch.arange(len(rows), dtype=offsets.dtype, device=rows.device), right=True)
-    count, size = len(offsets), examples.size
-    owners = examples.owners.within(groups, count + 1)
-    x, d = (owners.gathered(t)[: count * size] for t in (rows, gradient))
-    return Stack(Product(x, d), count)
+    end = int(offsets[-1])
+    groups = torch.searchsorted(offsets, torch.arange(end, dtype=offsets.dtype, device=rows.device), right=True)
+    owners = examples.owners.within(groups, len(offsets))
+    return Stack(Product(owners.gathered(rows[:end]), owners.gathered(gradient[:end])), len(offsets))
 
 
 @meeting("Embedding", 0)

@@ -18,17 +18,18 @@ from torch import nn
 def composed_recurrence(model: nn.Module) -> Iterator[None]:
     """Let recurrent layers run without the libraries inside; all other layers run as ever."""
     layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
-    libraries: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn]
     before: list[bool] = []
 
+    # Past torch.backends, whose attributes torch.backends.disable_global_flags() freezes.
     def off(*_: Any) -> None:
-        before[:] = [library.enabled for library in libraries]
-        for library in libraries:
-            library.enabled = False
+        before[:] = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        torch._C._set_cudnn_enabled(False)
 
     def on(*_: Any) -> None:
-        for library, enabled in zip(libraries, before, strict=False):
-            library.enabled = enabled
+        if before:
+            torch._C._set_mkldnn_enabled(before[0])
+            torch._C._set_cudnn_enabled(before[1])
         before.clear()
 
     handles = []

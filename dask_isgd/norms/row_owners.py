@@ -39,30 +39,42 @@ class RowOwners:
     """The indices that chose the rows."""
 
     @cached_property
-    def _places(self) -> tuple[int, Tensor, Tensor, int]:
-        """The dimensions of rows, the owner of each row, its place among its example's, and the most of an example."""
-        covered = max([k + 1 for k, n in enumerate(self.owners.shape) if n != 1], default=1)
+    def _covered(self) -> int:
+        """The number of dimensions, from the first on, whose elements may have different owners."""
+        return max([k + 1 for k, n in enumerate(self.owners.shape) if n != 1], default=1)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor, int]:
+        """The place of each row among T places per example, the places that stay empty, and T."""
         owners = self.owners.flatten()
         order = owners.argsort(stable=True)
         counts = torch.bincount(owners, minlength=self.size)
+        most = int(counts.max()) if len(owners) else 0
         starts = counts.cumsum(0) - counts
+        ordered = owners[order]
         places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=order.device) - starts[owners[order]]
-        return covered, owners, places, int(counts.max()) if len(owners) else 0
+        places[order] = ordered * most + torch.arange(len(order), device=order.device) - starts[ordered]
+        empty = torch.ones(self.size * most, dtype=torch.bool, device=order.device)
+        empty[places] = False
+        return places, empty.nonzero().flatten(), most
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """Return the rows of each example, (B, T, ...), followed by zeros where others have more."""
-        covered, owners, places, most = self._places
-        rows = tensor.flatten(0, covered - 1)
-        if len(rows) != len(owners):
-            raise ValueError(f"got {len(rows)} rows, wanted {len(owners)}")
-        found = rows.new_zeros(self.size, most, *rows.shape[1:])
-        found[owners, places] = rows
-        return found
+        places, empty, most = self._places
+        rows = tensor.flatten(0, self._covered - 1)
+        if len(rows) != len(places):
+            raise ValueError(f"got {len(rows)} rows, wanted {len(places)}")
+        found = rows.new_empty(self.size * most, *rows.shape[1:])
+        found.index_copy_(0, places, rows).index_fill_(0, empty, 0)
+        return found.view(self.size, most, *rows.shape[1:])
 
     def within(self, groups: Tensor, count: int) -> RowOwners:
-        """Return owners of which each is an example in one of ``count`` groups: number group · B + example."""
-        return RowOwners(count * self.size, groups * self.size + self.owners.flatten(), self.indices)
+        """Return owners of the first rows, of which each is an example in one of ``count`` groups.
+
+        ``groups`` are the numbers of the groups, one per row; the owner's number is group · B + example.
+        """
+        owners = self.owners.flatten()[: len(groups)]
+        return RowOwners(count * self.size, groups * self.size + owners, self.indices)
 
 
 class OwnersOfRows:

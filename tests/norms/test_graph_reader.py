@@ -314,6 +314,37 @@ def test_rows_in_reverse_are_never_read() -> None:
         assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 1e-5
 
 
+class LayoutMatters(nn.Module):
+    """Adds its table in another way if the input is not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.head = nn.Parameter(torch.randn(4, WIDTH)), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.places if x.is_contiguous() else x - torch.stack(list(-self.places))
+        return self.head(torch.tanh(x).mean(1))
+
+
+def test_an_odd_batch_does_not_end_the_readings_of_the_others() -> None:
+    model = LayoutMatters().eval()
+    engine = NormEngine(model, cross_entropy)
+    for number in range(4):
+        x, y = torch.randn(SIZE, 4, WIDTH), torch.randint(0, 5, (SIZE,))
+        x = x.transpose(1, 2).contiguous().transpose(1, 2) if number == 1 else x  # an audit's rows are contiguous
+        assert wrong_by(engine(x, y)[0], model, x, y) <= 1e-5
+    assert engine.plan is not None
+    assert [term.name for term in engine.plan.shared] == ["places"]
+
+
+def test_a_recurrent_layer_where_the_flags_of_backends_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.__allow_nonbracketed_mutation_flag", False)  # what disable_global_flags() does
+    model, tokens, y = Words(Recurrent(nn.LSTM)).eval(), torch.randint(0, 9, (SIZE, 4)), torch.randint(0, 5, (SIZE,))
+    assert wrong_by(NormEngine(model, cross_entropy)(tokens, y)[0], model, tokens, y) <= 2e-5
+    assert torch.backends.mkldnn.enabled
+    assert torch.backends.cudnn.enabled
+
+
 def test_ignored_parameters_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.PReLU(), nn.Linear(WIDTH, 5))
     x, y = torch.randn(SIZE, WIDTH), torch.randint(0, 5, (SIZE,))
