@@ -218,13 +218,8 @@ def wrong_by(norms: Tensor, model: nn.Module, tokens: Tensor, y: Tensor) -> floa
 def test_read_off_the_graph(name: str) -> None:
     model = MODELS[name]().eval()
     engine = NormEngine(model, cross_entropy)
-    for size, length in (
-        (SIZE, 4),
-        (4, 4),
-        (WIDTH, 4),
-        (SIZE, 6),
-        (1, 4),
-    ):  # as many examples as positions, or features
+    sizes = (SIZE, 4), (4, 4), (WIDTH, 4), (SIZE, 6), (1, 4)  # as many examples as positions, or features
+    for size, length in sizes:
         tokens, y = torch.randint(0, 9, (size, length)), torch.randint(0, 5, (size,))
         assert wrong_by(engine(tokens, y)[0], model, tokens, y) <= 2e-5
         with capture_norms(model) as capture:
