@@ -28,6 +28,7 @@ _HOME = {
     "Variance": "sampling.variance",
     "ImportanceBatchSampler": "loop",
     "Weighted": "loop",
+    "Scorers": "loop.scorers",
     "score": "loop.one_pass",
     "predict": "loop.one_pass",
     "weighted_mean": "loop.loss",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from dask_isgd.loop.loss import weighted_mean as weighted_mean
     from dask_isgd.loop.one_pass import predict as predict
     from dask_isgd.loop.one_pass import score as score
+    from dask_isgd.loop.scorers import Scorers as Scorers
     from dask_isgd.norms import NormEngine as NormEngine
     from dask_isgd.norms import capture_norms as capture_norms
     from dask_isgd.norms import gradient_norms as gradient_norms

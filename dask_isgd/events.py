@@ -40,7 +40,7 @@ class Published(Event):
     version: int
     """The learner's step at publication."""
     address: str
-    """The address of the worker that runs the learner."""
+    """The address of the worker that runs the learner; of a loop outside the cluster, of one that holds the version."""
     checkpoint: str | None
     """The name of the latest committed checkpoint."""
     final: bool = False

@@ -28,8 +28,8 @@ _DEPARTURE_SECONDS = 5.0
 """The time in which the scheduler notices that a worker has left."""
 
 
-def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
-    """Return the workers as soon as one of them can run the learner.
+def wait_for_workers(client: Client, *, external: bool = False) -> dict[str, Mapping[str, Any]]:
+    """Return the workers as soon as one of them can run the learner; if it is ``external``, as soon as there is one.
 
     Raises NoLearnerWorkerError after ``isgd.cluster.timeout``.
     """
@@ -37,13 +37,15 @@ def wait_for_workers(client: Client) -> dict[str, Mapping[str, Any]]:
     deadline = time.monotonic() + timeout
     while True:
         workers = workers_of(client)
-        pinned = any(w.get("resources") for w in workers.values())
+        pinned = not external and any(w.get("resources") for w in workers.values())
         if workers and (not pinned or any((w.get("resources") or {}).get(LEARNER) for w in workers.values())):
             return workers
         if workers and not any((w.get("resources") or {}).get("scorer") for w in workers.values()):
             return workers  # their resources have nothing to do with this library
         left = deadline - time.monotonic()
         if left <= 0:
+            if external:
+                raise NoLearnerWorkerError(f"no worker within {timeout:g} s; start one with `dask worker SCHEDULER`")
             raise NoLearnerWorkerError(
                 f"no worker for the learner within {timeout:g} s: none of {len(workers)} workers declares "
                 f"the resource {LEARNER!r}; start one with `dask worker SCHEDULER --resources 'learner=1' --nthreads 2`"
@@ -59,7 +61,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
 
     The workers' tasks continue meanwhile. Raises ClusterMismatchError with each worker and what differs there.
     """
-    workers = wait_for_workers(client)
+    workers = wait_for_workers(client, external=prepared.spec.external)
     if prepared.spec.scores and (lacking := missing_resources(workers, prepared.spec.scoring)):
         raise ConfigError(f"Scoring.resources: {lacking}; no worker could score. Change it or start such a worker")
     if sum(int(worker["nthreads"]) for worker in workers.values()) == 1 and prepared.spec.waits_for_scores:

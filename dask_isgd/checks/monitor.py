@@ -12,6 +12,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from dask_isgd import config, errors
+from dask_isgd.checks.request import ENDLESS
 from dask_isgd.display.latest_values import COORDINATOR, LEARNER, SUCCEEDED, LatestValues, of_learner
 from dask_isgd.errors import (
     CheckpointError,
@@ -44,7 +45,7 @@ class RunMonitor:
         self._coordinator: Future[Any] | None = None
         self._events = pubsub.subscribe(client, topic_of(run))
         self._lock = threading.Lock()
-        self._values = LatestValues(step=0, steps=steps)
+        self._values = LatestValues(step=0, steps=None if steps == ENDLESS else steps)
         self._began = time.monotonic()
         self._last_event = self._began
         """When the learner's latest event arrived."""

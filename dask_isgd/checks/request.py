@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _TASK_SECONDS = 1.0
 _LEAST_CHUNKS = 8
 _LONGEST_NAME = 48
+ENDLESS = 10**9
+"""The steps of a loop that does not know how many it will make."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class RunRequest:
     resume: bool = False
     overwrite: bool = False
     detach: bool = False
+    external: bool = False
+    """Whether the learner is a loop outside the cluster."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,6 +96,7 @@ def prepare(request: RunRequest) -> PreparedRun:
     }
     if former is not None:
         _require_same(document, former)
+        _require_same_learner(directory, former, external=request.external)
         require_resumable(directory, former["run"], module, request.learning)
         document.update((name, former[name]) for name in ("run", "chunk", "created"))
     document["config"] = {
@@ -99,6 +104,8 @@ def prepare(request: RunRequest) -> PreparedRun:
         "scoring": config.to_mapping(request.scoring),
         "sampling": config.to_mapping(request.sampling),
     }
+    if request.external:
+        document["external"] = True
     if former is not None and (changes := changed_settings(former.get("config"), document["config"])):
         logger.warning("run %s resumes with other settings than before: %s", directory.name, "; ".join(changes))
     spec = RunSpec(
@@ -116,6 +123,7 @@ def prepare(request: RunRequest) -> PreparedRun:
         # greater than any before, even if another client's clock is ahead of this one
         attempt=max(time.time_ns() // 1_000_000, directory.attempt() + 1),
         detach=request.detach,
+        external=request.external,
     )
     return PreparedRun(spec, document, request.resume, request.overwrite)
 
@@ -174,6 +182,16 @@ def _require_same(document: Mapping[str, Any], former: Mapping[str, Any]) -> Non
             "cannot resume with other data or another model:\n"
             + "\n".join(wrong[:8])
             + "\nPass the data and the model of the run, or start a new run in another directory"
+        )
+
+
+def _require_same_learner(directory: RunDirectory, former: Mapping[str, Any], *, external: bool) -> None:
+    """Raise RunMismatchError if a run of ``fit`` is resumed by a loop of its own, or the other way round."""
+    made, wanted = ("Scorers" if each else "fit" for each in (former.get("external", False), external))
+    if made != wanted:
+        raise RunMismatchError(
+            f"{directory.url} holds a run of {made}, this is {wanted}: resume it with {made}, or start a new run in "
+            "another directory"
         )
 
 

@@ -181,14 +181,15 @@ class Coordinator(LongTask):
         if isinstance(event, Published | Progress):
             self._last_received = time.monotonic()
         if isinstance(event, Published):
-            self.scorers.learner = event.address
+            self._avoid(event.address)
             if self.learner_ended is not None and event.incarnation > self.learner_ended.incarnation:
                 self.learner_ended = None  # it has a successor; its own last publication may arrive after its end
             # If its holder is gone, fetching it would be an error in the scheduler's log.
             self._must_fetch = self.scorers.has_worker(event.address)
             self.final_published = self.final_published or event.final
         elif isinstance(event, Progress):
-            self.scorers.learner, self.learner_step = event.address, event.step
+            self._avoid(event.address)
+            self.learner_step = event.step
             if event.probing != (self._probing_since is not None):
                 self._probing_since, self._probe_seconds = (time.monotonic() if event.probing else None), 0.0
         elif isinstance(event, Control):
@@ -199,6 +200,11 @@ class Coordinator(LongTask):
             self.earlier_outcome = event.outcome if event.outcome in ("finished", "stopped") else None
         elif isinstance(event, Ended) and event.role == "learner" and event.attempt == self.spec.attempt:
             self.learner_ended = event if event.outcome not in ("left", "fenced") else None
+
+    def _avoid(self, address: str) -> None:
+        """Leave the learner's worker to the learner, if it has one."""
+        if not self.spec.external:
+            self.scorers.learner = address
 
     def _fetch_parameters(self) -> None:
         """Fetch the latest version, unless it is of an older incarnation than the one before."""

@@ -32,6 +32,8 @@ class RunSpec:
     attempt: int
     """Number of this start of the run; each ``fit`` has a greater one than those before."""
     detach: bool = False
+    external: bool = False
+    """Whether the learner is a loop outside the cluster: no worker is its own."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """Options of the run directory for obstore: they may be secrets, so no repr, log, event or file contains them."""
 

@@ -165,15 +165,23 @@ class BatchSampler:
         if not known:
             return
         with self._lock:
-            for part in _up_to_measured([each for each, _ in known]):
-                was_open = self.open
-                self.monitor.observe(part, recent=self._newest - part[0].step <= _RECENT * self.block)
-                if self.open != was_open:
-                    self.gate_step, self._drawn = part[-1].step, {}
+            self._observe([each for each, _ in known])
             if self._sampling.feedback and not self._sampling.uniform:
                 indices = np.concatenate([each.draw.indices for each, _ in known])
                 self.sampler.feedback(indices, np.concatenate([norms for _, norms in known]), known[-1][0].step)
                 self._fed_back += len(known)
+
+    def observe(self, steps: Sequence[Learned]) -> None:
+        """Let the monitor observe the norms of steps that do not go back to the sampler."""
+        with self._lock:
+            self._observe(steps)
+
+    def _observe(self, steps: Sequence[Learned]) -> None:
+        for part in _up_to_measured(steps):
+            was_open = self.open
+            self.monitor.observe(part, recent=self._newest - part[0].step <= _RECENT * self.block)
+            if self.open != was_open:
+                self.gate_step, self._drawn = part[-1].step, {}
 
     def report(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""

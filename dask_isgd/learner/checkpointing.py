@@ -20,7 +20,7 @@ from dask_isgd.errors import RunMismatchError
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.departure import GRACE, DepartureWatcher
-from dask_isgd.learner.pauses import Pauses
+from dask_isgd.learner.history_writer import HistoryWriter
 from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.storage import History
@@ -29,11 +29,6 @@ from dask_isgd.storage.run.leases import Lease
 logger = logging.getLogger(__name__)
 _FEEDBACK = "feedback."
 """Prefix of the weights of a run in which nothing was scored."""
-_WRITING = 0.02
-"""The share of the time that writes of the history may take.
-
-A write replaces a chunk: it holds up the learner's interpreter, and a store may charge for each request.
-"""
 _REQUESTS = 12
 """Requests of a store that a commit makes at most, with its checks of the lease and the removal of old checkpoints."""
 
@@ -93,7 +88,6 @@ class Checkpointer:
         self._departure = DepartureWatcher(is_leaving, lambda: self.lease.leaving())
         self._parts = ExitStack()
         self._earlier_seconds = self._began = self._committed = 0.0
-        self._pauses = Pauses(_WRITING)
         self._committed_step = 0
 
     def open(self) -> Self:
@@ -113,9 +107,10 @@ class Checkpointer:
             (learning.steps - self.step) // learning.report_every + 1,
             attrs={"incarnation": incarnation, "start_step": self.step},
         )
+        self._history_writer = HistoryWriter(self.history, self.lease, self._committer)
         with ExitStack() as parts:
             parts.callback(self._departure.open().close)
-            parts.callback(self._write_last_rows)  # those of a run that failed are the most telling
+            parts.callback(self._history_writer.close)  # the last rows of a run that failed are the most telling
             parts.callback(self._committer.open().close)
             self._parts = parts.pop_all()
         return self
@@ -187,18 +182,7 @@ class Checkpointer:
 
     def report(self, row: Mapping[str, float], *, write: bool) -> None:
         """Append a row to the history; with ``write``, write the rows that wait in the background."""
-        self.history.append(row)
-        if write and self._pauses.over and not self._committer.busy:  # a checkpoint writes them too
-            self._committer.offer(self._write_history)
-
-    def _write_last_rows(self) -> None:
-        if self.lease.held():  # else a directory that was deleted would come back, with nothing but these rows
-            self.history.flush()
-
-    def _write_history(self) -> None:
-        self.lease.check()
-        with self._pauses.timed():
-            self.history.flush()
+        self._history_writer.report(row, write=write)
 
     def _now(self, step: int, *, finished: bool = False) -> TrainingState:
         weights = self._batch_sampler.feedback_state()

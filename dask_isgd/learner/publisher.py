@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Self
 
 from distributed import Client, Future
-from torch import nn
+from torch import Tensor, nn
 
 from dask_isgd.core import models
+from dask_isgd.errors import LeaseLostError
 from dask_isgd.learner.background import LatestJobWorker
-from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.pauses import Pauses
 from dask_isgd.learner.snapshots import Snapshots
 from dask_isgd.runtime import codec
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.parameters import publish
+from dask_isgd.storage.run.leases import Lease
+
+logger = logging.getLogger(__name__)
 
 _SHARE = 0.05
 """The share of the time that publications may take."""
@@ -29,7 +34,11 @@ class Publisher:
     they take cores and the interpreter's lock from the learner.
 
     The last two versions are held, so that a scorer that is late finds them. ``dtype`` is that of
-    published floats (None: their own). If ``strict``, every version that cannot be published is an error.
+    published floats (None: their own). ``checkpoint`` returns the name of the latest one.
+
+    A version that cannot be published is replaced by the next one. It is an error if none was published for
+    ``timeout`` seconds, if ``strict`` always, and if ``lossy`` never. ``holder`` returns the address of the worker that
+    holds the next version, if this is none.
     """
 
     def __init__(
@@ -37,18 +46,23 @@ class Publisher:
         client: Client,
         variable: str,
         announcer: Announcer,
-        checkpointer: Checkpointer,
+        lease: Lease,
         *,
         dtype: str | None,
-        strict: bool,
         timeout: float,
+        checkpoint: Callable[[], str | None] = lambda: None,
+        strict: bool = False,
+        lossy: bool = False,
+        holder: Callable[[], str] | None = None,
     ) -> None:
         self._client, self._variable, self._announcer = client, variable, announcer
-        self._checkpointer, self._lease = checkpointer, checkpointer.lease
-        self._dtype, self._strict, self._timeout = dtype, strict, timeout
+        self._lease, self._checkpoint, self._holder = lease, checkpoint, holder
+        self._dtype, self._strict, self._lossy, self._timeout = dtype, strict, lossy, timeout
         self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots(codec.pack)
         self._held: deque[Future[Any]] = deque(maxlen=2)
         self._last_published = time.monotonic()
+        self._failing = False
+        """Whether the latest version was not published."""
         self._pauses = Pauses(_SHARE)
 
     def open(self) -> Self:
@@ -66,32 +80,42 @@ class Publisher:
         tensors = self._snapshots.take(models.state_of(model), self._dtype)
 
         def job() -> None:
-            self._lease.check()
             try:
-                with self._pauses.timed():
-                    parameters = publish(
-                        self._client,
-                        self._variable,
-                        tensors,
-                        run=self._announcer.run,
-                        incarnation=self._lease.incarnation,
-                        version=version,
-                        timeout=self._timeout,
-                    )
-            except (OSError, TimeoutError) as error:
+                self._publish(tensors, version, final=final)
+            except LeaseLostError:
+                raise
+            except Exception as error:
                 self._tolerate(version, error, final=final)
-                return
-            self._lease.check()  # a process that hung meanwhile announces nothing after its successor
-            self._last_published = time.monotonic()
-            self._held.append(parameters.future)
-            self._announcer.published(version, checkpoint=self._checkpointer.latest, final=final)
 
         self._background.offer(job)
 
+    def _publish(self, tensors: dict[str, Tensor], version: int, *, final: bool) -> None:
+        self._lease.check()
+        holder = None if self._holder is None else self._holder()
+        with self._pauses.timed():
+            parameters = publish(
+                self._client,
+                self._variable,
+                tensors,
+                run=self._announcer.run,
+                incarnation=self._lease.incarnation,
+                version=version,
+                timeout=self._timeout,
+                worker=holder,
+            )
+        self._lease.check()  # a process that hung meanwhile announces nothing after its successor
+        self._last_published, self._failing = time.monotonic(), False
+        self._held.append(parameters.future)
+        self._announcer.published(version, checkpoint=self._checkpoint(), final=final, holder=holder)
+
     def _tolerate(self, version: int, error: Exception, *, final: bool) -> None:
         """Let the next version replace one that was not published, unless this very version is waited for."""
-        if final or self._strict or time.monotonic() - self._last_published > self._timeout:
+        late = time.monotonic() - self._last_published > self._timeout
+        if not self._lossy and (final or self._strict or late or not isinstance(error, (OSError, TimeoutError))):
             raise error
+        if self._lossy and not self._failing:  # whoever loses no version for long hears of it by its error
+            logger.warning("no version is published any more, and scores get older: %r", error)
+        self._failing = True
         self._announcer.fault("publication", f"version {version}: {type(error).__name__}: {error}")
 
     def finish(self) -> None:

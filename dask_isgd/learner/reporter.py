@@ -25,11 +25,11 @@ class Write(Protocol):
 class Reporter:
     """Reports means over the steps since the last report, one row each; at most two rows per second are announced.
 
-    The run takes ``steps`` steps of ``batch_size`` examples.
+    The run takes ``steps`` steps (None: nobody knows) of ``batch_size`` examples.
     """
 
     def __init__(
-        self, announcer: Announcer, write: Write, *, steps: int, batch_size: int, synchronous: bool = False
+        self, announcer: Announcer, write: Write, *, steps: int | None, batch_size: int, synchronous: bool = False
     ) -> None:
         self._announcer, self._write = announcer, write
         self._run_steps, self._batch_size, self._synchronous = steps, batch_size, synchronous
@@ -60,7 +60,7 @@ class Reporter:
             **batch_sampler.report(step),
         }
         self._steps, self._reported = [], now
-        due = now - self._announced >= _ANNOUNCE_EVERY or step >= self._run_steps
+        due = now - self._announced >= _ANNOUNCE_EVERY or (self._run_steps is not None and step >= self._run_steps)
         self._write({name: float(row[name]) for name in COLUMNS}, write=due)
         if due:
             self._announced = now

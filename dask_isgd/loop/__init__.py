@@ -7,6 +7,9 @@
     shares          one global minibatch, shared by the processes of torch.distributed
     weighted        Weighted and weighted_collate: what carries coefficients through a DataLoader
     loss            weighted_mean: the loss of a minibatch
+    scorers         Scorers: a coordinator and scoring tasks on a cluster, for a loop outside it
+    cluster_link    the loop's side of such a run: versions, weights, history
+    scored_batch_sampler, chunk_gain   its batch sampler, and how fresh scores show the gain
     one_pass        score and predict: one pass of a trained model over a dataset, on a cluster
     lightning       ImportanceSampling, a callback (extra ``lightning``)
     huggingface     ImportanceSampling, a mix-in for Trainer (extra ``transformers``)

@@ -21,7 +21,7 @@ from dask_isgd.errors import ConfigError, LengthMismatchError
 from dask_isgd.learner.batch_sampler import BLOCK, BatchSampler
 from dask_isgd.learner.step import Learned, Step
 from dask_isgd.loop.drawn_ahead import DrawnAhead, Minibatch
-from dask_isgd.loop.shares import Alone, Shares, Travelling, arrived_all
+from dask_isgd.loop.shares import Alone, Travelling, arrived_all, shares_of
 from dask_isgd.loop.state import arrays_of, tensors_of
 from dask_isgd.loop.weighted import WeightedIndex
 from dask_isgd.sampling import Draw
@@ -76,15 +76,14 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
         self.sampling = Sampling() if sampling is None else sampling
         if batch_size < 1:
             raise ConfigError(f"batch_size: got {batch_size}, wanted at least 1")
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
-        self._shares = Shares(group) if several else Alone()
+        self._shares = shares_of(group)
         self._shares.agree((n, batch_size, self.sampling, seed))
         self._share = slice(self._shares.rank * batch_size, (self._shares.rank + 1) * batch_size)
         block = _block(n, batch_size * self._shares.count)
         self._report_every = max(block, dask.config.get("isgd.learning.report-every"))
         self._batch_sampler = BatchSampler(
             n,
-            _chunk_size(n),
+            self._chunk_size(),
             batch_size * self._shares.count,
             self.sampling,
             seed=seed,
@@ -100,6 +99,12 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
         self._pass_start, self._pass = 0, 0
         self._measured = -1
         """The step that was measured last."""
+        self._has_norms = False
+        """Whether the loop reports scores."""
+
+    def _chunk_size(self) -> int:
+        """Return the examples per chunk of the sums for which a draw is about the cheapest: see benchmarks/loop.py."""
+        return max(64, min(self.n, 1 << round(math.log2(2 * self.n) / 2)))
 
     def __len__(self) -> int:
         """Minibatches in a pass."""
@@ -162,6 +167,7 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
         minibatch = self._ahead.consume(wanted)
         if found is None:
             return
+        self._has_norms = True
         every = self._report_every
         measured = (minibatch.step + 1) // every > (self._measured + 1) // every
         if measured:
@@ -227,8 +233,13 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
     @property
     def _position(self) -> int:
         """Minibatches of the current pass that are consumed."""
+        return self.consumed - self._pass_start
+
+    @property
+    def consumed(self) -> int:
+        """Minibatches consumed so far; all that were handed out if the loop does not report what it consumes."""
         pending = [*self._ahead.pending, *self._again]
-        return (pending[0].step if pending else self._next) - self._pass_start
+        return pending[0].step if pending else self._next
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed loop needs: tensors and plain values, which ``torch.load`` loads with weights only.
@@ -289,8 +300,3 @@ def _block(n: int, minibatch: int) -> int:
     fixed cost of a search and of an update smaller, if it is a thousandth of the examples at most.
     """
     return min(_MAX_BLOCK, max(BLOCK, n // (1000 * minibatch)))
-
-
-def _chunk_size(n: int) -> int:
-    """Return the examples per chunk of the sums for which a draw is about the cheapest: see benchmarks/loop.py."""
-    return max(64, min(n, 1 << round(math.log2(2 * n) / 2)))

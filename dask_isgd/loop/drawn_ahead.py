@@ -54,6 +54,12 @@ class DrawnAhead:
             "whole index of a minibatch as the DataLoader delivered it, once per minibatch and in their order"
         )
 
+    def consume_to(self, step: int) -> None:
+        """Count all minibatches up to ``step`` as consumed."""
+        self.reports = True
+        while self._waiting and self._waiting[0].step <= step:
+            self._waiting.popleft()
+
     @property
     def pending(self) -> list[Minibatch]:
         """What was handed out and is not consumed, oldest first."""

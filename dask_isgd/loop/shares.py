@@ -36,6 +36,9 @@ class Alone:
     def agree(self, what: object) -> None:
         return None
 
+    def from_first(self, what: Any) -> Any:
+        return what
+
     def gather(self, scores: Tensor, position: tuple[int, int]) -> Travelling:
         return _Local(scores)
 
@@ -63,8 +66,8 @@ def _on_host(scores: Tensor) -> Floats:
 class Shares:
     """The processes of ``group``, or all; every one of them has to make its own, at the same point of the program."""
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self._timeout = config.seconds("cluster.timeout")
+    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout: float | None = None) -> None:
+        self._timeout = config.seconds("cluster.timeout") if timeout is None else timeout
         ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
         self._group: Any = dist.new_group(
             ranks, backend="gloo", timeout=timedelta(seconds=self._timeout), use_local_synchronization=True
@@ -81,6 +84,17 @@ class Shares:
                     f"ImportanceBatchSampler: process 0 has {found[0]} and process {rank} {other}; wanted the same in "
                     "all, as they share each minibatch"
                 )
+
+    def from_first(self, what: Any) -> Any:
+        """Return what process 0 passes; all of them call it at the same point, and wait for process 0."""
+        found = [what]
+        try:
+            dist.broadcast_object_list(found, src=dist.get_global_rank(self._group, 0), group=self._group)
+        except RuntimeError as error:
+            raise WaitTimeoutError(
+                f"process 0 did not reply within {self._timeout:g} s ({error}); is it alive?"
+            ) from error
+        return found[0]
 
     def gather(self, scores: Tensor, position: tuple[int, int]) -> Travelling:
         """Send ``scores`` (B,) to all processes and receive theirs; returns at once.
@@ -119,3 +133,9 @@ class _Gathered:
                     f"process {rank} minibatch {position[0]:.0f} with {position[1]:.0f} drawn; wanted the same in "
                     "all: give their DataLoaders the same num_workers and prefetch_factor, and update in the same steps"
                 )
+
+
+def shares_of(group: dist.ProcessGroup | None, *, timeout: float | None = None) -> Alone | Shares:
+    """Return how the processes of ``group``, or all of them, share minibatches: ``Alone`` if there is only this one."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+    return Shares(group, timeout=timeout) if several else Alone()

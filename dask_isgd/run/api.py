@@ -12,19 +12,15 @@ from typing import Any
 
 from distributed import Client, fire_and_forget, span
 
-from dask_isgd.checks.cluster import check_cluster, wait_for_workers
-from dask_isgd.checks.request import PreparedRun, RunRequest, begin, create, prepare
+from dask_isgd.checks.request import PreparedRun, RunRequest, prepare
+from dask_isgd.checks.start import admit, keys_of, open_topic
 from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator.task import coordinate
 from dask_isgd.core.loss import Loss
 from dask_isgd.core.models import ModelSource
-from dask_isgd.events import Control
 from dask_isgd.learner.task import learn
 from dask_isgd.run.run import Run
-from dask_isgd.runtime import pubsub
-from dask_isgd.runtime.parameters import open_variable
 from dask_isgd.runtime.placement import coordinator_placement, learner_placement, note_on_sharing
-from dask_isgd.runtime.scheduler_plugin import guard_run
 from dask_isgd.storage import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -83,26 +79,14 @@ def start(client: Client, prepared: PreparedRun) -> Run:
     Raises NoLearnerWorkerError, ClusterMismatchError, ConfigError or StorageFullError; a directory that was created is
     then removed.
     """
-    wait_for_workers(client)
-    create(prepared)
-    try:
-        workers = check_cluster(client, prepared)
-    except BaseException:
-        if not prepared.resume:
-            prepared.spec.directory.remove()
-        raise
-    begin(prepared)
-    spec = prepared.spec
+    workers, spec = admit(client, prepared), prepared.spec
     note = note_on_sharing(workers, feedback=spec.feedback_suffices) if spec.scores else None
     if note is not None:
         logger.info("run %s: the cluster has one worker: %s", spec.name, note)
     run = Run(client, spec.directory, spec.model)
     run._monitor.forget()
-    open_variable(client, spec.variable)
-    keys = {"learner": (f"learn-{spec.run}", spec.attempt), "coordinator": (f"coordinate-{spec.run}", spec.attempt)}
-    # an earlier start of the run, if one is still going on this cluster, commits and leaves
-    pubsub.announce(client, spec.topic, Control(run=spec.run, incarnation=0, attempt=spec.attempt, want="run"))
-    guard_run(client, spec.run, spec.topic, spec.attempt, keys)
+    keys = keys_of(spec)
+    open_topic(client, spec, keys)
     learner = learner_placement(workers)
     coordinator = coordinator_placement(workers, learner)
     with span(spec.topic):  # Dask's pages show the run as one unit

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from distributed import Worker
-
 from dask_isgd import events
 from dask_isgd.redaction import redact_urls
 from dask_isgd.runtime import pubsub
+from dask_isgd.runtime.pubsub import Sender
 
 _HEARTBEAT_EVERY = 1.0
 _LONGEST = 400
@@ -21,12 +20,13 @@ _LONGEST = 400
 class Announcer:
     """Announces the events of one incarnation of a learner or coordinator.
 
-    Events are hints, so no method waits, and none raises once the worker has lost its scheduler.
+    ``sender``: the task's worker, or what sends for a learner outside the cluster. Events are hints, so no method
+    waits, and none raises once the worker has lost its scheduler.
     """
 
     def __init__(
         self,
-        worker: Worker,
+        sender: Sender,
         run: str,
         role: str,
         attempt: int,
@@ -35,22 +35,23 @@ class Announcer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run, self.role, self.attempt, self.incarnation = run, role, attempt, incarnation
-        self._worker, self._topic, self._clock = worker, events.topic_of(run), clock
+        self._sender, self._topic, self._clock = sender, events.topic_of(run), clock
         self._last_heartbeat = -math.inf
 
     @property
     def address(self) -> str:
-        """The address of the task's worker."""
-        return self._worker.address
+        """The address of the task's worker; empty outside the cluster."""
+        return self._sender.address
 
     # The learner ----------------------------------------------------------------------------
 
-    def published(self, version: int, *, checkpoint: str | None, final: bool) -> None:
-        """Announce a version, and the name of the latest checkpoint."""
-        self._announce(events.Published, version=version, address=self.address, checkpoint=checkpoint, final=final)
+    def published(self, version: int, *, checkpoint: str | None, final: bool, holder: str | None = None) -> None:
+        """Announce a version, its holder's address (None: the task's own), and the name of the latest checkpoint."""
+        address = self.address if holder is None else holder
+        self._announce(events.Published, version=version, address=address, checkpoint=checkpoint, final=final)
 
     def progress(
-        self, step: int, steps: int, values: Mapping[str, float], *, gate_open: bool, probing: bool, why: str
+        self, step: int, steps: int | None, values: Mapping[str, float], *, gate_open: bool, probing: bool, why: str
     ) -> None:
         """Announce the latest row of the history, and the state of the gate."""
         self._announce(
@@ -101,7 +102,7 @@ class Announcer:
 
     def _announce(self, kind: type[events.Event], **fields: Any) -> None:
         event = kind(**{"run": self.run, "incarnation": self.incarnation, **fields})
-        pubsub.announce(self._worker, self._topic, event)
+        pubsub.announce(self._sender, self._topic, event)
 
 
 def _shown(text: str) -> str:

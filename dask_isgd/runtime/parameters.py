@@ -35,15 +35,19 @@ def publish(
     incarnation: int,
     version: int,
     timeout: float = 30.0,
+    worker: str | None = None,
 ) -> Parameters:
-    """Make a version the latest: scatter it on this worker and put its future into the Variable.
+    """Make a version the latest: scatter it and put its future into the Variable.
+
+    It is scattered on the ``worker`` of that address, or on this one, if this is a worker.
 
     The tensors are not copied, so the caller must not write to them as long as the version is held
     anywhere. Dask sends a plain ``dict`` of float32 tensors without copying them (unlike an
     ``OrderedDict``). Keys are never reused: a second scatter under one key leaves two values.
     """
     key = f"params-{run}-{incarnation}-{version}-{uuid.uuid4().hex[:8]}"
-    future = client.scatter({key: tensors}, hash=False, timeout=timeout)[key]
+    workers = None if worker is None else [worker]
+    future = client.scatter({key: tensors}, workers=workers, hash=False, timeout=timeout)[key]
     Variable(variable, client=client).set(future, timeout=timeout)
     return Parameters(future, incarnation, version)
 

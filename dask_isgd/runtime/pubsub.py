@@ -14,7 +14,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from distributed import Client, Worker
 
@@ -28,6 +28,15 @@ MOST_WAITING = 10_000
 _ECHO_TIMEOUT = 30.0
 _ECHO_FIRST, _ECHO_LONGEST = 0.005, 0.2
 """Seconds until the first repetition; each waits twice as long as the one before, up to the longest."""
+
+
+class Sender(Protocol):
+    """What sends events: a worker, or the sender of a client."""
+
+    @property
+    def address(self) -> str: ...
+
+    def log_event(self, topic: str, msg: Any) -> Any: ...
 
 
 class _Handler:
@@ -158,7 +167,7 @@ def subscribe(client: Client, topic: str) -> Subscription:
     return Subscription(client, topic).open()
 
 
-def announce(sender: Client | Worker, topic: str, event: Event) -> None:
+def announce(sender: Client | Sender, topic: str, event: Event) -> None:
     """Send an event to a topic; returns at once from a worker, after 1–4 ms from a client.
 
     A worker that has lost its scheduler sends nothing and raises nothing, because events are hints.

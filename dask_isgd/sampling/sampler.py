@@ -140,6 +140,11 @@ class ImportanceSampler:
         proposal = self._proposal()
         return min(1.0, proposal.constant * proposal.count / proposal.total)
 
+    @property
+    def total(self) -> float:
+        """Σ s over all examples: q = s / Σ s, with the s of :meth:`weights`."""
+        return self._proposal().total
+
     def all_known(self, since: int = 0) -> bool:
         """Return whether every chunk that can be drawn from was scored at version ``since`` or later.
 
