@@ -206,6 +206,11 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
     # What is measured
 
     @property
+    def processes(self) -> int:
+        """How many processes share each minibatch."""
+        return self._shares.count
+
+    @property
     def open(self) -> bool:
         """Whether the gate is open, so that draws follow the scores; otherwise they are uniform."""
         return self._batch_sampler.open

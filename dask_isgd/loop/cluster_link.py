@@ -198,6 +198,12 @@ class ClusterLink:
             self._writing = False
             logger.warning("run %s: the history cannot be written any more: %s", self._spec.name, error)
 
+    def _is_held(self) -> bool:
+        try:
+            return self._lease.held()
+        except OSError:  # a store that does not reply
+            return True
+
     def _create_history(self, start: int) -> HistoryWriter:
         incarnation = self._lease.incarnation
         attributes = {"incarnation": incarnation, "start_step": start}
@@ -207,6 +213,8 @@ class ClusterLink:
 
     def close(self, outcome: str, message: str = "") -> None:
         """Announce how the loop ended, and end the threads, each within ``isgd.cluster.timeout``."""
+        if not self._is_held():
+            outcome = "fenced"  # a successor's coordinator receives what is announced here
         if outcome == "finished":  # the coordinator waits for a last version, which has been published
             self.announcer.published(self._published or 0, checkpoint=None, final=True)
         self.announcer.ended(outcome, self.step, message)

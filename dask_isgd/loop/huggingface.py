@@ -80,6 +80,11 @@ class ImportanceSampling:
             raise ConfigError(f"ImportanceSampling: got {name}, wanted training without it: its losses would be wrong")
         collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
         self.sampler = self._get_train_sampler(trainer.train_dataset)
+        if self.sampler.processes != args.world_size:
+            raise ConfigError(
+                f"ImportanceSampling: {args.world_size} processes train, and {self.sampler.processes} of them share "
+                "minibatches; wanted processes of torch.distributed, as torchrun and accelerate launch start them"
+            )
         self._passes = _Passes(self.sampler)
         return DataLoader(
             Weighted(trainer.train_dataset),

@@ -24,7 +24,7 @@ from dask_isgd.coordinator.in_flight import InFlightTasks
 from dask_isgd.core import models
 from dask_isgd.core.batch import Prepare
 from dask_isgd.core.carried_model import CarriedModel
-from dask_isgd.core.loss import Loss, cross_entropy
+from dask_isgd.core.loss import Loss, cross_entropy, loss_of
 from dask_isgd.core.spec import PassSpec
 from dask_isgd.errors import RunMismatchError
 from dask_isgd.runtime import codec
@@ -56,7 +56,7 @@ def score(
     url: str | Path,
     *,
     method: str = "exact",
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     scoring: Scoring | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -65,8 +65,8 @@ def score(
     """Write a score of every example to a Zarr group at ``url``, and return it: ``score`` (sample,) float32.
 
     ``method``: ``"exact"`` gradient norms, ``"bound"`` or ``"loss"``, as ``Scoring.method``, which it replaces. Large
-    scores are hard examples, and often label errors. ``model``: a trained module, or what builds one. ``loss(output,
-    target)`` returns one loss per example; default: cross entropy.
+    scores are hard examples, and often label errors. ``model``: a trained module, or what builds one. ``loss`` is as in
+    ``fit``: a function of output and target that returns one loss per example, or a name; default: cross entropy.
 
     Neither data nor scores have to fit into memory: scoring tasks read and write chunk by chunk on the workers. If it
     is interrupted, the same call does what is left. A score that is not finite is NaN; if these are more than one in a
@@ -76,10 +76,11 @@ def score(
     """
     settings = dataclasses.replace(scoring or Scoring(), method=method)  # type: ignore[arg-type]
     dataset, module, source = _opened(data, model)
-    speed, _ = check_model(module, loss or cross_entropy, dataset, settings, classify=loss is None)
+    known = loss_of(loss)
+    speed, _ = check_model(module, known or cross_entropy, dataset, settings, classify=known is None)
     about = {"score": method, "train_mode": settings.train_mode}
     about |= {"ignore": list(settings.ignore)} if settings.ignore else {}
-    one = _Pass(client, module, source, dataset, url, settings, loss, storage_options, speed)
+    one = _Pass(client, module, source, dataset, url, settings, known, storage_options, speed)
     return one.run("score", (len(dataset),), about, scoring_task.score, overwrite, progress)
 
 

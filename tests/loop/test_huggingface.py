@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gloo import in_processes
 
 import dask_isgd as isgd
 from dask_isgd.errors import ConfigError
@@ -126,3 +127,30 @@ def test_what_would_be_silently_wrong_is_refused(rows, tmp_path):
     tokens = Rows(rows.x, rows.y[:, None].expand(-1, 3))
     with pytest.raises(ConfigError, match="override example_losses, which returns one loss per example"):
         train(Importance, tokens, tmp_path)
+
+
+def test_two_processes_share_each_minibatch(rows, tmp_path):
+    """With DDP: the same model and weights in both, other rows of each minibatch, and it learns."""
+
+    def training(rank: int) -> None:
+        seen: list[list[int]] = []
+
+        class Recorded(Importance):
+            def training_step(self, model, inputs, *rest):
+                seen.append(inputs["isgd_index"].tolist())
+                return super().training_step(model, inputs, *rest)
+
+        settings = {"per_device_train_batch_size": 16, "num_train_epochs": 12, "ddp_backend": "gloo"}
+        ours = train(Recorded, rows, tmp_path / "out", learning_rate=1.0, **settings)
+        state = ours.sampler.state_dict()["sampler"]["sampler"]["weights"]
+        found = {"model": ours.model.state_dict(), "weights": state, "seen": seen, "gain": ours.sampler.gain}
+        torch.save({**found, "error": error(ours, rows)}, tmp_path / str(rank))
+
+    in_processes(training, tmp_path)
+    first, second = (torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2))
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+    assert torch.equal(first["weights"].nan_to_num(-1), second["weights"].nan_to_num(-1))
+    assert first["seen"] != second["seen"]
+    assert len(first["seen"]) == 12 * -(-len(rows) // 32)
+    assert first["gain"] > 1.2
+    assert first["error"] < 0.03

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from gloo import in_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 import dask_isgd as isgd
@@ -117,3 +120,41 @@ def test_a_sampler_that_lightning_does_not_use_is_an_error(rows):
     importance = isgd.lightning.ImportanceSampling()
     with pytest.raises(ConfigError, match="use_distributed_sampler=False"):
         trainer(importance).fit(Model(rows.tensors[0].shape[1]), DataLoader(rows, batch_size=8))
+
+
+def test_two_processes_share_each_minibatch(rows, tmp_path):
+    """With DDP: the same model and weights in both, other rows of each minibatch, and it learns."""
+
+    def train(rank: int) -> None:
+        importance = isgd.lightning.ImportanceSampling(sampling=isgd.Sampling(gate="open"))
+        seen: list[list[int]] = []
+
+        class Loaded(Model):
+            def train_dataloader(self):
+                return importance.loader(rows, 16)
+
+            def training_step(self, batch, batch_idx):
+                seen.append(batch[0].tolist())
+                return super().training_step(batch, batch_idx)
+
+        model = Loaded(rows.tensors[0].shape[1])
+        trainer(importance, max_epochs=8, strategy="ddp", devices=2, use_distributed_sampler=False).fit(model)
+        state = importance.sampler.state_dict()["sampler"]["sampler"]["weights"]
+        found = {"model": model.net.state_dict(), "weights": state, "seen": seen, "gain": importance.sampler.gain}
+        torch.save({**found, "error": error(model, rows)}, tmp_path / str(rank))
+
+    in_processes(train, tmp_path)
+    first, second = (torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2))
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+    assert torch.equal(first["weights"].nan_to_num(-1), second["weights"].nan_to_num(-1))
+    assert first["seen"] != second["seen"]
+    assert len(first["seen"]) == 8 * -(-len(rows) // 32)
+    assert first["gain"] > 1.2
+    assert first["error"] < 0.03
+
+
+def test_a_loader_that_was_made_before_the_processes_met_is_refused(rows):
+    importance = isgd.lightning.ImportanceSampling()
+    loader = importance.loader(rows, 16)
+    with pytest.raises(ConfigError, match="2 processes train, and the loader was made for 1"):
+        importance.on_train_start(SimpleNamespace(train_dataloader=loader, world_size=2), Model(64))

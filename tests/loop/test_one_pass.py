@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 
 import numpy as np
@@ -15,7 +17,7 @@ from dask_isgd.core.batch import Prepare
 from dask_isgd.core.carried_model import CarriedModel
 from dask_isgd.core.loss import cross_entropy
 from dask_isgd.core.models import build, load, state_of
-from dask_isgd.errors import ModelError, RunExistsError, RunMismatchError
+from dask_isgd.errors import ConfigError, ModelError, RunExistsError, RunMismatchError
 from dask_isgd.pipelines.cli import isgd as cli
 
 MODEL = "dask_isgd.pipelines.models:digits"
@@ -77,6 +79,37 @@ def test_an_interrupted_pass_does_what_is_left(client, digits, model, tmp_path):
     (tmp_path / "s.zarr" / "notes.txt").write_text("mine")
     with pytest.raises(RunExistsError, match=r"holds notes\.txt"):
         score(model, overwrite=True)
+
+
+@pytest.mark.parametrize("make", ["score", "predict"])
+def test_a_killed_worker_costs_a_chunk_twice(client, digits, model, tmp_path, make):
+    """It is killed once the first chunk is there, in the middle of others."""
+    pids, calls = list(client.run(os.getpid).values()), []
+
+    def kill(done: int, total: int) -> None:
+        calls.append(done)
+        if done and pids:
+            os.kill(pids.pop(), signal.SIGKILL)
+            pids.clear()
+
+    run = partial(getattr(isgd, make), client, model, digits, scoring=small(digits))
+    found = run(tmp_path / "k.zarr", progress=kill).values
+    assert calls[-1] == len(digits)
+    assert not pids
+    assert np.isfinite(found).all()
+    assert found == pytest.approx(run(tmp_path / "s.zarr").values, rel=1e-4, abs=1e-6)
+
+
+def test_a_loss_by_its_name(client, digits, tmp_path):
+    regression = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
+    with pytest.raises(ConfigError, match="did you mean"):
+        isgd.score(client, regression, digits, tmp_path / "s.zarr", loss="msee")
+    found = isgd.score(
+        client, regression, digits, tmp_path / "s.zarr", method="loss", loss="mse", scoring=small(digits)
+    )
+    (x,), y = Prepare(digits, torch.device("cpu"))(*digits.read(0, len(digits))[:2])
+    with torch.no_grad():
+        assert found.values == pytest.approx(((regression(x).squeeze(1) - y) ** 2).numpy(), rel=1e-4)
 
 
 def test_a_module_travels_without_its_tensors_and_keeps_its_ties():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-import traceback
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import dask_isgd as isgd
 from dask_isgd.errors import ConfigError
 from dask_isgd.learner import batch_sampler as minibatches
+from dask_isgd.loop.scored_batch_sampler import ScoredBatchSampler
 
 N, FEATURES = 5, 3
 OPEN = isgd.Sampling(gate="open", smoothing=0.3, ema_decay=0.0)
@@ -118,6 +117,27 @@ def the_same_weights_everywhere(rank: int, count: int) -> None:
     assert [next(iter(other)) for _ in range(2)] == [next(iter(sampler)) for _ in range(2)]
 
 
+def scores_that_process_0_reads_reach_all(rank: int, count: int) -> None:
+    """Before the same minibatch; only process 0 looks for them."""
+    n, chunk = 64, 16
+
+    def rewritten():
+        assert rank == 0
+        return [(k, np.full(chunk, k + 1.0, np.float32), 3) for k in range(4)]
+
+    known = [(2, np.full(chunk, 9.0, np.float32), 1)] if rank == 0 else []
+    settings = {"sampling": OPEN, "seed": 1, "start": 7, "known": known, "rewritten": rewritten}
+    sampler = ScoredBatchSampler(n, 4, chunk_size=chunk, **settings)
+    assert sampler.drawing.sampler.versions[2] == 1
+    batch = next(iter(sampler))
+    weights = sampler.state_dict()["sampler"]["sampler"]["weights"].tolist()
+    assert weights == [k + 1.0 for k in range(4) for _ in range(chunk)]
+    everyone: list = [None] * count
+    dist.all_gather_object(everyone, batch)
+    assert all(0.2 < pair.coefficient != 1 for part in everyone for pair in part)
+    assert len({tuple(part) for part in everyone}) == count
+
+
 def settings_that_differ_are_refused(rank: int, count: int) -> None:
     with pytest.raises(ConfigError, match=f"process 0 has .* and process {count - 1}"):
         isgd.ImportanceBatchSampler(N, 1, seed=int(rank == count - 1))
@@ -131,33 +151,23 @@ def settings_that_differ_are_refused(rank: int, count: int) -> None:
         sampler.state_dict()
 
 
-def run(rank: int, check, count: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-        torch.set_num_threads(1)
-        check(rank, count)
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        Path(folder, f"error-{rank}").write_text(traceback.format_exc())
-        os._exit(1)
+def in_group(check, count: int, rank: int) -> None:
+    dist.init_process_group("gloo")
+    check(rank, count)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(
     "check",
-    [expectation_over_every_global_minibatch, the_same_weights_everywhere, settings_that_differ_are_refused],
+    [
+        expectation_over_every_global_minibatch,
+        the_same_weights_everywhere,
+        settings_that_differ_are_refused,
+        scores_that_process_0_reads_reach_all,
+    ],
     ids=lambda check: check.__name__,
 )
 def test_processes(check, count, tmp_path):
-    processes = [
-        mp.get_context("fork").Process(target=run, args=(rank, check, count, str(tmp_path))) for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    assert "".join(error.read_text() for error in tmp_path.glob("error-*")) == ""
-    assert [process.exitcode for process in processes] == [0] * count
+    in_processes(partial(in_group, check, count), tmp_path, count)
