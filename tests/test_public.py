@@ -19,6 +19,7 @@ PUBLIC = [
     "NormEngine",
     "Run",
     "Sampling",
+    "Scorers",
     "Scoring",
     "Variance",
     "Weighted",
