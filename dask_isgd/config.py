@@ -210,6 +210,8 @@ def to_mapping(settings: Learning | Scoring | Sampling) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if callable(value):
             return getattr(value, "__qualname__", repr(type(value).__name__))
+        if isinstance(value, tuple):
+            return list(value)
         return dict(value) if isinstance(value, Mapping) else value
 
     return {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
