@@ -83,10 +83,11 @@ class ImportanceSampling(Callback):
                 "callback's loader; return callback.loader(...) from train_dataloader, and pass "
                 "Trainer(use_distributed_sampler=False)"
             )
-        if self.sampler.processes != trainer.world_size:
+        sampler: ImportanceBatchSampler = used
+        if sampler.processes != trainer.world_size:
             raise ConfigError(
                 f"ImportanceSampling: {trainer.world_size} processes train, and the loader was made for "
-                f"{self.sampler.processes}; call callback.loader(...) in train_dataloader, by when they have met"
+                f"{sampler.processes}; call callback.loader(...) in train_dataloader, by when they have met"
             )
         if not pl_module.automatic_optimization:
             raise ConfigError(
