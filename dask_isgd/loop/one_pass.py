@@ -272,6 +272,6 @@ def _shown(progress: Progress | None, name: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    with Bar(console=Console(stderr=True, force_jupyter=False), transient=True) as bar:
         row = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)

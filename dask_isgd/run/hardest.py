@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,17 @@ class Hardest:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def doubted(self) -> Hardest:
+        """Return those whose label differs from the model's prediction; none if there are no predictions."""
+        if self.targets is None or self.predictions is None:
+            return self._where(np.zeros(len(self), dtype=bool))
+        return self._where(self.predictions != self.targets)
+
+    def _where(self, chosen: NDArray[np.bool_]) -> Hardest:
+        arrays = ("indices", "weights", "ages", "targets", "predictions", "images")
+        found = {name: getattr(self, name) for name in arrays}
+        return replace(self, **{name: values[chosen] for name, values in found.items() if values is not None})
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a table with one row per example."""

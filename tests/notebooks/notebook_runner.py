@@ -14,9 +14,14 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
-def execute(path: Path, folder: Path, timeout: float = 300) -> Any:
-    """Return the notebook with its outputs. Raises CellExecutionError for the first cell that fails."""
+def execute(path: Path, folder: Path, timeout: float = 300, then: str = "") -> Any:
+    """Return the notebook with its outputs. Raises CellExecutionError for the first cell that fails.
+
+    ``then`` is code that is executed last, as one more cell.
+    """
     notebook = nbformat.read(path, as_version=4)
+    if then:
+        notebook.cells.append(nbformat.v4.new_code_cell(then))
     # If the package is not installed, the kernel needs its folder on the path too.
     entries = [entry for entry in sys.path if entry and Path(entry) != Path(__file__).parent]
     os.environ["PYTHONPATH"] = os.pathsep.join(entries)
@@ -30,6 +35,7 @@ if __name__ == "__main__":
     for given in sys.argv[1:] or NOTEBOOKS:
         with tempfile.TemporaryDirectory() as empty:
             executed = execute(Path(given), Path(empty))
+        executed = nbformat.reads(nbformat.writes(executed).replace(f"{empty}/", ""), as_version=4)
         for cell in executed.cells:
             cell.metadata.pop("execution", None)  # times on this machine
             if "outputs" in cell:  # warnings about how long worker processes take to end

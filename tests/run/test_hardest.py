@@ -102,6 +102,19 @@ def test_classes_are_called_by_their_names_and_weights_are_plain_numbers():
     assert found.name_of(1.5) == "1.5"
 
 
+def test_those_whose_label_the_model_doubts():
+    images = np.arange(4 * 25).reshape(4, 5, 5).astype("u1")
+    columns = (np.arange(4), np.arange(4, 0, -1).astype("f4"), np.zeros(4), np.array([0, 1, 2, 3]))
+    found = hardest.Hardest(
+        *columns, predictions=np.array([0, 3, 2, 1]), images=images, class_names=[*"abcd"]
+    ).doubted()
+    assert found.indices.tolist() == [1, 3]
+    assert found.to_dataframe().prediction.tolist() == [3, 1]
+    assert found.images.shape == (2, 5, 5)
+    assert found.name_of(found.targets[1]) == "d"
+    assert len(hardest.Hardest(*columns).doubted()) == 0
+
+
 def test_text_is_escaped():
     found = hardest.Hardest(np.array([1]), np.array([1.0], "f4"), np.array([0.0]), np.array([EVIL]))
     assert "<script" not in found._repr_html_()
