@@ -86,10 +86,10 @@ class Run:
 
         ``progress`` is called with the latest values about twice per second, and at the end with those of the summary
         and the ``status``. True shows the card of the run in a notebook and a bar or lines on stderr elsewhere; False
-        shows nothing. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the waiting, not the run; another one within ``second_interrupt`` seconds
-        stops the run. Raises the error that ended the run; WaitTimeoutError after ``timeout``; NoLearnerWorkerError if
-        no worker has been able to run the learner for ``isgd.cluster.timeout``: the run continues as soon as there is
-        one, and ``wait`` can be called again.
+        shows nothing. ``callbacks`` (``dask_isgd.callbacks``) log the run elsewhere. Ctrl-C stops the waiting, not the
+        run; another one within ``second_interrupt`` seconds stops the run. Raises the error that ended the run;
+        WaitTimeoutError after ``timeout``; NoLearnerWorkerError if no worker has been able to run the learner for
+        ``isgd.cluster.timeout``: the run continues as soon as there is one, and ``wait`` can be called again.
         """
         try:
             with progress_calls(self, progress, callbacks) as call:
