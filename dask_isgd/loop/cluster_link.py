@@ -59,6 +59,10 @@ class ClusterLink:
         self.stopped = False
         """Whether scoring has ended, because a user asked for it."""
         self._published: int | None = None
+        self._offered = -math.inf
+        """When the latest version was offered."""
+        self._silent = False
+        """Whether that has taken too long, and was logged."""
         self._began_at: int | None = None
         """The first step that this loop made."""
         self._reported = step
@@ -151,12 +155,20 @@ class ClusterLink:
 
     def _publish_if_due(self, model: nn.Module) -> None:
         every, last = self._spec.learning.publish_every, self._published
-        if (last is not None and self.step // every <= last // every) or not self._publisher.ready:
+        if last is not None and self.step // every <= last // every:
+            return
+        if not self._publisher.ready:
+            if last is not None and not self._silent and time.monotonic() - self._offered > self._timeout:
+                self._silent = True
+                logger.warning(
+                    "run %s: the cluster has not taken version %d within %g s, and scores get older",
+                    *(self._spec.name, last, self._timeout),
+                )
             return
         module = unwrapped(model)
         if last is None:
             self._require_same(module)
-        self._published = self.step
+        self._published, self._offered, self._silent = self.step, time.monotonic(), False
         self._publisher.offer(module, self.step)
 
     def _require_same(self, module: nn.Module) -> None:

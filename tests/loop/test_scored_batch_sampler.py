@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 import dask_isgd as isgd
+from dask_isgd.core import models
 from dask_isgd.loop.chunk_gain import draw_in_chunk
+from dask_isgd.loop.cluster_link import ClusterLink, unwrapped
 from dask_isgd.loop.scored_batch_sampler import ScoredBatchSampler
 from dask_isgd.sampling import ImportanceSampler
 
@@ -128,3 +134,25 @@ def test_later_scores_of_the_run_directory_are_kept_when_a_state_is_loaded():
     versions = resumed.drawing.sampler.versions
     assert versions[:2].tolist() == [50, 10]
     assert np.isnan(versions[2:]).all()
+
+
+def test_a_scheduler_that_never_replies_is_said_once(caplog):
+    """Its publication stays on its way; nothing waits for it, and the next version goes out once it replies."""
+    model, offered = torch.nn.Linear(2, 2), []
+    spec = SimpleNamespace(name="run", learning=isgd.Learning(steps=9, publish_every=1))
+    link = ClusterLink(None, spec, models.signature(model), 0)
+    link._publisher = SimpleNamespace(ready=True, offer=lambda _, step: offered.append(step))
+    link._timeout = 0.0
+    with caplog.at_level(logging.WARNING, "dask_isgd"):
+        for link.step in range(9):
+            link._publisher.ready = link.step in (0, 8)
+            link._publish_if_due(model)
+    assert offered == [0, 8]
+    assert [record.message for record in caplog.records] == [
+        "run run: the cluster has not taken version 0 within 0 s, and scores get older"
+    ]
+
+
+def test_a_wrapped_model_is_published_without_its_wrapper():
+    model = torch.nn.Linear(2, 2)
+    assert unwrapped(torch.compile(torch.nn.DataParallel(model), backend="eager")) is model
