@@ -175,9 +175,11 @@ class TestFutures:
 class TestWaiting:
     def test_without_futures_until_both_tasks_have_ended(self, watched):
         ends = [watched.ended("learner", "finished"), watched.ended("coordinator", "finished")]
-        seen = []
-        settled(watched, [watched.published(9), *ends]).wait(time.monotonic() + 30, lambda values: seen.append(values))
-        assert seen[-1]["step"] == 9
+        monitor = settled(watched, [watched.published(9), *ends])
+        monitor.wait(time.monotonic() + 30, None)
+        assert monitor.latest["step"] == 9
+        monitor.conclude({"loss": 0.5})
+        assert (monitor.latest["step"], monitor.latest["loss"]) == (9, 0.5)
 
     @pytest.mark.parametrize("role", ["learner", "coordinator"])
     def test_an_error_that_an_event_reports_is_raised(self, watched, role):
