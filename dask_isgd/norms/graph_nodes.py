@@ -96,8 +96,13 @@ def pulled_back(nodes: Sequence[Any], operands: Sequence[int], gradients: Tensor
     return gradients
 
 
+_RESHAPES = frozenset(["Alias", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"])
+
+
 def _through(node: Any, operand: int, output: int, gradients: Tensor) -> Tensor:
     """Return the gradients (B, ...) of a node's operand, given those of one of its results."""
+    if operation(node) in _RESHAPES:
+        return gradients.reshape(len(gradients), *shape_below(node, operand))
     before: list[None] = [None] * output
     after: list[None] = [None] * (len(node._input_metadata) - output - 1)
 
@@ -121,5 +126,6 @@ def summed_to(gradient: Tensor, shape: torch.Size) -> Tensor:
     own = shape[-inner:] if inner and len(shape) else torch.Size()
     missing = inner - len(own)
     dims = [1 + k for k in range(missing)] + [1 + missing + k for k, n in enumerate(own) if n == 1]
+    dims = [dim for dim in dims if gradient.shape[dim] != 1]  # torch would copy
     summed = gradient.sum(dims, keepdim=True) if dims else gradient
     return summed.reshape(len(gradient), *shape)

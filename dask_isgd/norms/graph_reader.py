@@ -72,7 +72,7 @@ class GraphReader:
         for term in self.terms:
             leaf = accumulator(self.model.get_parameter(term.name))
             found = known_meetings(leaf, self._feeds, term.paths)
-            self._apart[term.name] = _parts_apart([nodes for _, nodes in found])
+            self._apart[term.name] = _parts_apart(found)
             for path, nodes in found:
                 if path not in term.paths:
                     self.failed[term.name] = "it meets the examples at other operations than in the audit"
@@ -152,16 +152,24 @@ class GraphReader:
             self._readings[term.name].append(Reading(Gradients(reading.of(slice(None))), nodes[:1], operands[:1]))
 
 
-def _parts_apart(uses: list[list[Any]]) -> bool:
-    """Return whether no element of a parameter has several uses: there is one use, or each selects another part."""
+def _parts_apart(uses: list[tuple[Path, list[Any]]]) -> bool:
+    """Return whether no element of a parameter has several uses: there is one use, or each is of another part."""
     if len(uses) == 1:
         return True
-    first = [nodes[0] for nodes in uses]
-    if any(operation(node) != "Select" for node in first):
-        return False
-    lengths = [node._saved_self_sym_sizes[node._saved_dim] for node in first]
-    parts = {(node._saved_dim, _signed(node._saved_index) % n) for node, n in zip(first, lengths, strict=True)}
-    return len(parts) == len(uses) and len({dim for dim, _ in parts}) == 1
+    parts = [_part(path, nodes) for path, nodes in uses]
+    known = {part for part in parts if part is not None}
+    return len(known) == len(uses) and len({way for way, _ in known}) == 1
+
+
+def _part(path: Path, nodes: list[Any]) -> tuple[Any, int] | None:
+    """Return how a parameter is cut into parts, and the number of the part that a use is of; None if it is not cut."""
+    first, name = nodes[0], path[0][0]
+    if name == "Select":
+        dim = first._saved_dim
+        return dim, _signed(first._saved_index) % first._saved_self_sym_sizes[dim]
+    if name in ("Split", "SplitWithSizes", "Unbind") and len(nodes) > 1:
+        return first, nodes[1].next_functions[path[1][1]][1]
+    return None
 
 
 def _signed(number: int) -> int:

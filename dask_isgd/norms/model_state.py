@@ -207,13 +207,15 @@ def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
         # In eval mode without gradients attention takes a fused path that does not call its layers.
         undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
+        modes, buffers = [], []  # restored by one callback each: a model has hundreds of them
         for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
+            modes.append((module, module.training))
             if module._forward_pre_hooks:  # weight and spectral normalisation assign a tensor in each forward pass
                 undo.callback(vars(module).update, {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    undo.callback(_restore_buffer, module, name, buffer, buffer.clone(), buffer._version)
+                    buffers.append((module, name, buffer, buffer.clone(), buffer._version))
+        undo.callback(_restore, modes, buffers)
         for parameter in model.parameters():
             hooks = parameter._backward_hooks
             if hooks:
@@ -225,11 +227,16 @@ def preserved(model: nn.Module, train_mode: bool | None) -> Iterator[None]:
         yield
 
 
-def _restore_buffer(module: nn.Module, name: str, buffer: Tensor, content: Tensor, version: int) -> None:
-    module._buffers[name] = buffer
-    if buffer._version != version:
-        with torch.no_grad():
-            buffer.copy_(content)
+def _restore(modes: list[tuple[nn.Module, bool]], buffers: list[tuple[nn.Module, str, Tensor, Tensor, int]]) -> None:
+    for module, training in modes:
+        if module.training != training:
+            module.training = training
+    for module, name, buffer, content, version in buffers:
+        if module._buffers.get(name) is not buffer:
+            module._buffers[name] = buffer
+        if buffer._version != version:
+            with torch.no_grad():
+                buffer.copy_(content)
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:
