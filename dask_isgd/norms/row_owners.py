@@ -22,7 +22,7 @@ _ELEMENTWISE = """
     Abs Add Clamp Clone Div Elu Exp Gelu HardtanhBackward Hardsigmoid Hardswish LeakyRelu Log Mish Mul NativeDropout Neg
     Pow Relu Rsqrt Rsub Sigmoid Silu Softplus Square Sqrt Sub Tanh ToCopy MaskedFill Expand"""
 _RESHAPED = frozenset(["Alias", "Flatten", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"])
-_CUT = frozenset(["Slice", "Split", "SplitWithSizes"])
+_CUT = frozenset(["Select", "Slice", "Split", "SplitWithSizes"])
 _ROWS = dict.fromkeys(_ELEMENTWISE.split(), (0, 1)) | dict.fromkeys((*_RESHAPED, *_CUT, "Index"), (0,))
 _ROWS |= {"Mm": (0,), "GroupedMm": (0,), "Addmm": (1,), "NativeLayerNorm": (0,)}
 """The operations that keep rows in their place, or record the index that moves them, and the operands that rows are."""
@@ -147,7 +147,9 @@ def _carried(node: Any, output: int, operand: int, before: RowOwners) -> RowOwne
         return None if reshaped is None else RowOwners(before.size, reshaped, before.indices)
     if name in _CUT:
         dim = node._saved_dim if node._saved_dim < 1 << 63 else node._saved_dim - (1 << 64)
-        return before if owners.shape[dim] == 1 else None
+        if owners.shape[dim] != 1:
+            return None
+        return RowOwners(before.size, owners.select(dim, 0), before.indices) if name == "Select" else before
     if name in ("Mm", "Addmm", "GroupedMm", "NativeLayerNorm"):
         return before if owners.shape[-1] == 1 else None
     return before

@@ -109,6 +109,18 @@ class RelativeKeys(nn.Module):
         return torch.tanh(keys @ distances.mT) @ distances
 
 
+class Parts(nn.Module):
+    """One matrix that is cut in three: one part is used twice, the others once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3 * WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.weight.split(WIDTH)
+        return functional.linear(torch.tanh(functional.linear(x, a)), a) + functional.linear(x, b) * (x @ c)
+
+
 class CrossAttention(nn.Module):
     def __init__(self, *, batch_first: bool) -> None:
         super().__init__()
@@ -193,6 +205,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "places with an offset": lambda: Words(nn.Tanh(), places=OffsetPlaces(9, WIDTH)),
     "windows": lambda: Words(Windows()),
     "relative keys": lambda: Words(RelativeKeys()),
+    "parts": lambda: Words(Parts()),
     "cross-attention": lambda: Words(CrossAttention(batch_first=True)),
     "cross-attention, positions first": lambda: Words(CrossAttention(batch_first=False)),
     "RNN": lambda: Words(Recurrent(nn.RNN)),

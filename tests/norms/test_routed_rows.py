@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dask_isgd.norms import NormEngine, capture_norms
+from dask_isgd.norms.row_owners import OwnersOfRows
 
 SIZE, WIDTH, TOKENS = 6, 8, 9
 
@@ -236,6 +237,36 @@ def captured(model: nn.Module, tokens: Tensor, y: Tensor) -> tuple[Tensor | None
     with capture_norms(model) as capture:
         cross_entropy(model(tokens), y).sum().backward()
     return capture.norms(scale=torch.ones(len(y))), capture.reason
+
+
+ROWS, MASK = torch.tensor([5, 0, 5, 11, 2]), torch.arange(12).view(3, 4) % 3 > 0
+MOVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": lambda t: t.flatten(0, 1)[ROWS],
+    "a mask": lambda t: t[MASK],
+    "a mask of images": lambda t: t.unflatten(2, (1, 2))[MASK][:, 0],
+    "rows behind a dimension of one": lambda t: t.flatten(0, 1)[None, ROWS].reshape(-1, 2),
+    "examples": lambda t: t[torch.tensor([2, 0, 0])].flatten(1),
+    "rows of rows": lambda t: t.flatten(0, 1)[ROWS][torch.tensor([3, 1])].unsqueeze(0),
+    "none": lambda t: t[MASK & ~MASK],
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_owners_are_where_the_rows_are(name: str) -> None:
+    """What moves rows moves the numbers of their examples in the same way."""
+    x = torch.randn(3, 4, 2, requires_grad=True)
+    moved = MOVES[name](torch.tanh(x))
+    scale = torch.ones(moved.shape[-1], requires_grad=True)
+    found = OwnersOfRows(3).at((moved * scale).grad_fn, 1)
+    assert found is not None
+    wanted = MOVES[name](torch.arange(3)[:, None, None].expand(3, 4, 2))
+    assert torch.equal(found.owners.expand(wanted.shape), wanted)
+
+
+def test_rows_that_a_product_has_mixed_have_no_owners() -> None:
+    x, scale = torch.randn(3, 4, 2, requires_grad=True), torch.ones(2, requires_grad=True)
+    mixed = torch.tanh(x)[torch.tensor([2, 0])].transpose(0, 1)
+    assert OwnersOfRows(3).at((mixed * scale).grad_fn, 1) is None
 
 
 def test_nothing_is_remembered_of_the_rows_of_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
