@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.metadata import version
 from typing import Any
 
@@ -59,9 +59,28 @@ def wait_for_workers(client: Client, *, external: bool = False) -> dict[str, Map
 def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[str, Any]]:
     """Check data, run directory, model and package versions on every worker; return the workers.
 
-    The workers' tasks continue meanwhile. Raises ClusterMismatchError with each worker and what differs there.
+    The workers' tasks continue meanwhile. Raises ClusterMismatchError with each worker and what differs there, or if
+    workers kept leaving during ``isgd.cluster.timeout``.
     """
-    workers = wait_for_workers(client, external=prepared.spec.external)
+    timeout = config.seconds("cluster.timeout")
+    deadline = time.monotonic() + timeout
+    while True:
+        workers = wait_for_workers(client, external=prepared.spec.external)
+        gone = workers.keys() - _check_workers(client, prepared, workers, timeout)
+        if not gone:
+            return workers
+        if time.monotonic() > deadline:  # each time one has died meanwhile, perhaps the learner's
+            raise ClusterMismatchError(
+                f"workers kept leaving while they were checked, for {timeout:g} s, at last {', '.join(sorted(gone))}; "
+                "their logs say why: a lack of memory, or a scheduler that does not wait as long as imports take "
+                "(distributed.scheduler.worker-ttl)"
+            )
+
+
+def _check_workers(
+    client: Client, prepared: PreparedRun, workers: Mapping[str, Mapping[str, Any]], timeout: float
+) -> Set[str]:
+    """Return the workers that were found fit. Raises as `check_cluster` does."""
     if prepared.spec.scores and (lacking := missing_resources(workers, prepared.spec.scoring)):
         raise ConfigError(f"Scoring.resources: {lacking}; no worker could score. Change it or start such a worker")
     if sum(int(worker["nthreads"]) for worker in workers.values()) == 1 and prepared.spec.waits_for_scores:
@@ -69,7 +88,6 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
             "Learning.synchronous: waits for scores, and the cluster has one worker with one thread, which the learner "
             "occupies. Start a second worker, or this one with --nthreads 2"
         )
-    timeout = config.seconds("cluster.timeout")
     here = _versions()
     early = THREAD
 
@@ -114,9 +132,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
             + "\nEvery worker needs the same package versions, an importable model, and data and run directory at "
             "the same path or URL (a shared file system or store)"
         )
-    if workers.keys() - answers.keys():  # a worker has died meanwhile, perhaps the learner's
-        return check_cluster(client, prepared)
-    return workers
+    return answers.keys()
 
 
 def ask_workers(client: Client, function: Any, timeout: float, *args: Any) -> dict[str, Any]:

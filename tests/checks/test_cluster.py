@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
+import dask
 import pytest
 from distributed.comm import CommClosedError
 
 import dask_isgd as isgd
 from dask_isgd.checks import cluster
 from dask_isgd.checks.cluster import check_cluster
-from dask_isgd.errors import ConfigError
+from dask_isgd.errors import ClusterMismatchError, ConfigError
 
 CLOSED = CommClosedError("in <TCP>: Connection reset by peer")
 
@@ -45,7 +47,7 @@ def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypa
     """Otherwise the run would train on a scorer, since no worker declares the learner's resource any more."""
     learner, scorer = {"nthreads": 2, "resources": {"learner": 1}}, {"nthreads": 1, "resources": {"scorer": 1}}
     there = [{"dead": learner, "scorer": scorer}, {"new": learner, "scorer": scorer}]
-    monkeypatch.setattr(cluster, "wait_for_workers", lambda client: there.pop(0))
+    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, external: there.pop(0))
     answering = [{"scorer": 0}, {"scorer": 0}, {"new": 0, "scorer": 0}, {"new": 0, "scorer": 0}]
 
     def ask(client, function, timeout, *arguments):
@@ -54,14 +56,31 @@ def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypa
 
     monkeypatch.setattr(cluster, "ask_workers", ask)
     plan = SimpleNamespace(
-        spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False), document={}
+        spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False, external=False), document={}
     )
     assert check_cluster(None, plan) == {"new": learner, "scorer": scorer}
     assert not answering
 
 
+def test_where_workers_keep_leaving_the_check_ends(monkeypatch):
+    """For example because the scheduler gives them up while they import."""
+    learner = {"nthreads": 2, "resources": {"learner": 1}}
+    numbers = itertools.count()
+    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, external: {f"worker-{next(numbers)}": learner})
+    monkeypatch.setattr(cluster, "ask_workers", lambda *_: {})
+    plan = SimpleNamespace(
+        spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False, external=False), document={}
+    )
+    with (
+        dask.config.set({"isgd.cluster.timeout": "50 ms"}),
+        pytest.raises(ClusterMismatchError, match=r"kept leaving .* for 0.05 s, at last worker-\d+; their logs"),
+    ):
+        check_cluster(None, plan)
+    assert next(numbers) > 1
+
+
 def test_a_run_that_waits_for_scores_needs_a_thread_that_scores(monkeypatch):
-    monkeypatch.setattr(cluster, "wait_for_workers", lambda client: {"only": {"nthreads": 1}})
-    spec = SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=True)
+    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, external: {"only": {"nthreads": 1}})
+    spec = SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=True, external=False)
     with pytest.raises(ConfigError, match=r"Learning.synchronous: .*one worker with one thread.*--nthreads 2"):
         check_cluster(None, SimpleNamespace(spec=spec, document={}))
