@@ -26,6 +26,7 @@ from dask_isgd.core.batch import Prepare
 from dask_isgd.core.carried_model import CarriedModel
 from dask_isgd.core.loss import Loss, cross_entropy, loss_of
 from dask_isgd.core.spec import PassSpec
+from dask_isgd.display.notebook import in_notebook
 from dask_isgd.errors import RunMismatchError
 from dask_isgd.runtime import codec
 from dask_isgd.runtime.placement import ScorerPool
@@ -272,6 +273,6 @@ def _shown(progress: Progress | None, name: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True, force_jupyter=False), transient=True) as bar:
+    with Bar(console=Console(stderr=True, force_jupyter=False), transient=True, disable=in_notebook()) as bar:
         row = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)
