@@ -38,7 +38,8 @@ class ImportanceSampling(Callback):
 
     ``loader`` makes the DataLoader; minibatches are ``(index, coefficient, batch)``, and the module's loss is
     ``weighted_mean``. ``module``: the part of the LightningModule that is called, if it is not called itself; it is
-    called once per minibatch. Gain and gate are logged as ``isgd/...`` at every report. The state is part of
+    called once per minibatch. It has to be named if several processes train: Lightning then calls the LightningModule
+    itself around its ``training_step``. Gain and gate are logged as ``isgd/...`` at every report. The state is part of
     Lightning's checkpoints.
 
     Raises ConfigError at the start of training if Lightning replaced the sampler.
@@ -49,7 +50,7 @@ class ImportanceSampling(Callback):
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
-        module: Callable[[Any], nn.Module] = lambda lightning_module: lightning_module,
+        module: Callable[[Any], nn.Module] | None = None,
     ) -> None:
         self._sampling, self._seed, self._module = sampling, seed, module
         self.sampler: ImportanceBatchSampler | None = None
@@ -89,6 +90,11 @@ class ImportanceSampling(Callback):
                 f"ImportanceSampling: {trainer.world_size} processes train, and the loader was made for "
                 f"{sampler.processes}; call callback.loader(...) in train_dataloader, by when they have met"
             )
+        if self._module is None and trainer.world_size > 1:
+            raise ConfigError(
+                f"ImportanceSampling: {trainer.world_size} processes train, and module is not given; pass the part of "
+                "the LightningModule that training_step calls, such as module=lambda model: model.net"
+            )
         if not pl_module.automatic_optimization:
             raise ConfigError(
                 "ImportanceSampling: got manual optimization, wanted automatic; use an ImportanceBatchSampler yourself"
@@ -96,7 +102,9 @@ class ImportanceSampling(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._drawn = batch[0], batch[1]
-        self._captured = self._open.enter_context(capture_norms(self._module(pl_module)))
+        self._captured = self._open.enter_context(
+            capture_norms(pl_module if self._module is None else self._module(pl_module))
+        )
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if self._captured is None or self._drawn is None or self.sampler is None:

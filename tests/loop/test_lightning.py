@@ -10,6 +10,7 @@ from gloo import in_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 import dask_isgd as isgd
+from dask_isgd.core.loss import cross_entropy
 from dask_isgd.errors import ConfigError
 from dask_isgd.loop import WeightedIndex
 
@@ -126,19 +127,28 @@ def test_two_processes_share_each_minibatch(rows, tmp_path):
     """With DDP: the same model and weights in both, other rows of each minibatch, and it learns."""
 
     def train(rank: int) -> None:
-        importance = isgd.lightning.ImportanceSampling(sampling=isgd.Sampling(gate="open"))
+        sampling = isgd.Sampling(gate="open")
+        importance = isgd.lightning.ImportanceSampling(sampling=sampling, module=lambda model: model.net)
         seen: list[list[int]] = []
 
         class Loaded(Model):
             def train_dataloader(self):
-                return importance.loader(rows, 16)
+                loader = importance.loader(rows, 16)
+                update = importance.sampler.update
 
-            def training_step(self, batch, batch_idx):
-                seen.append(batch[0].tolist())
-                return super().training_step(batch, batch_idx)
+                def recorded(index, norms=None):
+                    if len(seen) % 50 == 0:
+                        x, y = (part[index] for part in rows.tensors)
+                        truth = isgd.gradient_norms(self.net, cross_entropy, x, y)
+                        assert torch.allclose(norms, truth, rtol=1e-3)
+                    seen.append(index.tolist())
+                    update(index, norms)
+
+                importance.sampler.update = recorded
+                return loader
 
         model = Loaded(rows.tensors[0].shape[1])
-        trainer(importance, max_epochs=8, strategy="ddp", devices=2, use_distributed_sampler=False).fit(model)
+        trainer(importance, max_epochs=3, strategy="ddp", devices=2, use_distributed_sampler=False).fit(model)
         state = importance.sampler.state_dict()["sampler"]["sampler"]["weights"]
         found = {"model": model.net.state_dict(), "weights": state, "seen": seen, "gain": importance.sampler.gain}
         torch.save({**found, "error": error(model, rows)}, tmp_path / str(rank))
@@ -148,13 +158,16 @@ def test_two_processes_share_each_minibatch(rows, tmp_path):
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
     assert torch.equal(first["weights"].nan_to_num(-1), second["weights"].nan_to_num(-1))
     assert first["seen"] != second["seen"]
-    assert len(first["seen"]) == 8 * -(-len(rows) // 32)
-    assert first["gain"] > 1.2
-    assert first["error"] < 0.03
+    assert len(first["seen"]) == 3 * -(-len(rows) // 32)
+    assert first["gain"] > 1
+    assert first["error"] < 0.2
 
 
-def test_a_loader_that_was_made_before_the_processes_met_is_refused(rows):
+def test_several_processes_need_a_loader_that_they_made_and_a_module_to_capture(rows):
     importance = isgd.lightning.ImportanceSampling()
     loader = importance.loader(rows, 16)
     with pytest.raises(ConfigError, match="2 processes train, and the loader was made for 1"):
+        importance.on_train_start(SimpleNamespace(train_dataloader=loader, world_size=2), Model(64))
+    importance.sampler._shares.count = 2
+    with pytest.raises(ConfigError, match="2 processes train, and module is not given"):
         importance.on_train_start(SimpleNamespace(train_dataloader=loader, world_size=2), Model(64))
