@@ -62,7 +62,7 @@ class Learning:
     steps: Count
     """Optimizer updates in the run."""
     batch_size: Count = default("learning.batch-size")
-    """Examples per step."""
+    """Examples per step, of all learners together."""
     learning_rate: Positive | None = default("learning.learning-rate")
     """None, the default beside an ``optimizer``: the optimizer's own."""
     momentum: Annotated[float, Field(strict=True, ge=0, le=1)] | None = default("learning.momentum")
@@ -71,6 +71,11 @@ class Learning:
     scheduler: Function | None = None
     device: Text = default("learning.device")
     """``"auto"`` (the first available of cuda, mps and cpu) or a torch device."""
+    learners: Count | Literal["all"] = default("learning.learners")
+    """Workers that share each minibatch, which have the resource ``learner``: each takes its part of the ``batch_size``
+    examples, and the gradient is the sum. ``"all"``: as many as there are, at most one per example."""
+    min_learners: Count = default("learning.min-learners")
+    """With how many learners the run continues if others were lost; at its start there have to be all ``learners``."""
     threads: Count | None = default("learning.threads")
     """torch threads; None: as many as the learner's worker has."""
     publish_every: Count = default("learning.publish-every")

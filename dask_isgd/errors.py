@@ -73,6 +73,9 @@ class ModelError(IsgdError, ValueError):
 class NonFiniteLossError(IsgdError):
     """The training loss, or its gradient, became NaN or infinite."""
 
+    indices: tuple[int, ...] = ()
+    """The first examples whose loss is not finite, if they are known."""
+
 
 class NonFiniteNormsError(IsgdError):
     """More than one norm in a hundred is NaN, infinite or negative."""

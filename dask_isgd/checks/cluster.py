@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Mapping, Set
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from distributed import Client
 
@@ -21,18 +21,23 @@ from dask_isgd.errors import (
     NoLearnerWorkerError,
 )
 from dask_isgd.runtime.imports import THREAD
-from dask_isgd.runtime.placement import LEARNER, missing_resources, workers_of
+from dask_isgd.runtime.placement import LEARNER, learner_places, missing_resources, too_few_places, workers_of
 
 _PACKAGES = ("dask_isgd", "torch", "zarr", "numpy", "dask", "distributed")
+_POLL = 0.2
 _DEPARTURE_SECONDS = 5.0
 """The time in which the scheduler notices that a worker has left."""
 
 
-def wait_for_workers(client: Client, *, external: bool = False) -> dict[str, Mapping[str, Any]]:
-    """Return the workers as soon as one of them can run the learner; if it is ``external``, as soon as there is one.
+def wait_for_workers(
+    client: Client, learners: int | Literal["all"] = 1, *, external: bool = False
+) -> dict[str, Mapping[str, Any]]:
+    """Return the workers as soon as there are places for the learners; if these are ``external``, as soon as there is one.
 
     Raises NoLearnerWorkerError after ``isgd.cluster.timeout``.
     """
+    if learners != 1 and learners != "all":
+        return _wait_for_places(client, learners)
     timeout = config.seconds("cluster.timeout")
     deadline = time.monotonic() + timeout
     while True:
@@ -56,6 +61,16 @@ def wait_for_workers(client: Client, *, external: bool = False) -> dict[str, Map
             continue
 
 
+def _wait_for_places(client: Client, learners: int) -> dict[str, Mapping[str, Any]]:
+    timeout = config.seconds("cluster.timeout")
+    deadline = time.monotonic() + timeout
+    while len(places := learner_places(workers := workers_of(client))) < learners:
+        if time.monotonic() > deadline:
+            raise NoLearnerWorkerError(too_few_places(learners, len(places)))
+        time.sleep(_POLL)
+    return workers
+
+
 def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[str, Any]]:
     """Check data, run directory, model and package versions on every worker; return the workers.
 
@@ -65,7 +80,7 @@ def check_cluster(client: Client, prepared: PreparedRun) -> dict[str, Mapping[st
     timeout = config.seconds("cluster.timeout")
     deadline = time.monotonic() + timeout
     while True:
-        workers = wait_for_workers(client, external=prepared.spec.external)
+        workers = wait_for_workers(client, prepared.spec.learning.learners, external=prepared.spec.external)
         gone = workers.keys() - _check_workers(client, prepared, workers, timeout)
         if not gone:
             return workers

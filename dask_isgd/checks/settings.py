@@ -32,6 +32,7 @@ def check_settings(learning: Learning, scoring: Scoring, sampling: Sampling, dat
             *ignored_settings(learning),
             *_chunk(scoring, dataset),
             *_skipping(learning, scoring),
+            *_sharing(learning, scoring),
             *_without_scores(learning, scoring, sampling),
         ]
     if mistakes:
@@ -83,6 +84,20 @@ def _chunk(scoring: Scoring, dataset: Dataset) -> Iterator[str]:
 def _skipping(learning: Learning, scoring: Scoring) -> Iterator[str]:
     if learning.synchronous and scoring.skip_bad_chunks:
         yield "Scoring.skip_bad_chunks: got True, wanted False: Learning.synchronous waits for every chunk"
+
+
+def _sharing(learning: Learning, scoring: Scoring) -> Iterator[str]:
+    learners = learning.learners
+    if learners == 1:
+        return
+    if scoring.skip_bad_chunks:
+        yield f"Scoring.skip_bad_chunks: got True, wanted False: Learning.learners is {learners}, and all read the same"
+    if learners == "all":
+        return
+    if learners > learning.batch_size:
+        yield f"Learning.learners: got {learners}, wanted at most {learning.batch_size}, the examples of a minibatch"
+    if learning.min_learners > learners:
+        yield f"Learning.min_learners: got {learning.min_learners}, wanted at most {learners}, as Learning.learners"
 
 
 def _without_scores(learning: Learning, scoring: Scoring, sampling: Sampling) -> Iterator[str]:

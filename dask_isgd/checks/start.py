@@ -25,7 +25,7 @@ def admit(client: Client, prepared: PreparedRun) -> dict[str, Mapping[str, Any]]
     Raises NoLearnerWorkerError, ClusterMismatchError, ConfigError or StorageFullError; a directory that was created is
     then removed.
     """
-    wait_for_workers(client, external=prepared.spec.external)
+    wait_for_workers(client, prepared.spec.learning.learners, external=prepared.spec.external)
     create(prepared)
     try:
         workers = check_cluster(client, prepared)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _DOT = (torch.float32, torch.float64)
 """dtypes whose dot product is as exact as a norm."""
@@ -20,16 +21,22 @@ _LARGE = 2**15
 class GradientNorm:
     """The norm of all gradients of ``parameters``, which are on one device.
 
-    On a CPU each backward pass takes the parts of large parameters itself. All others are read when the norm is asked
-    for, elsewhere by a few kernels, and nothing waits for the device.
+    On a CPU each backward pass takes the parts of large parameters itself, until :meth:`take_afterwards`. All others
+    are read when the norm is asked for, elsewhere by a few kernels, and nothing waits for the device.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._squares: dict[nn.Parameter, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
         if parameters[0].device.type == "cpu":
             for parameter in (p for p in parameters if p.numel() >= _LARGE):
-                parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._take))  # type: ignore[no-untyped-call]
+
+    def take_afterwards(self) -> None:
+        """Read all gradients when the norm is asked for: they change after the backward pass."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def _take(self, parameter: Tensor) -> None:
         gradient = parameter.grad

@@ -100,12 +100,14 @@ class LaunchedStep:
         bad = torch.nonzero(~torch.isfinite(self._losses)).flatten().cpu().numpy()
         indices = self._indices
         if len(bad):
-            raise NonFiniteLossError(
+            error = NonFiniteLossError(
                 f"step {self.step}: the loss of {len(bad)} of {len(self._losses)} examples is not finite "
                 f"(indices {_first(bad if indices is None else indices[bad])}); the parameters of this step were "
                 "neither published nor checkpointed. Lower the learning rate, clip the gradient (Learning.clip_norm), "
                 "or look at those examples"
             )
+            error.indices = tuple((bad if indices is None else indices[bad])[:10].tolist())
+            raise error
         drawn = "" if indices is None else f" (drawn: indices {_first(indices)})"
         raise NonFiniteLossError(
             f"step {self.step}: the loss is finite, its gradient is not{drawn}; the parameters are those of the step "

@@ -76,8 +76,22 @@ class Stepper:
         while len(self._pending) > lag:
             draw, launched, measured = self._pending.popleft()
             arrived.append(Learned(launched.step, draw, launched.result(), measured))
-        if not arrived:
-            return
+        if arrived:
+            self._use(arrived)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the run may stop before the next step: other learners take none meanwhile."""
+        return True
+
+    def keep_waiting(self) -> None:
+        """Tell other learners, if there are any, that the next step will be some time yet."""
+
+    def end(self) -> None:
+        """Tell other learners, if there are any, that there is no next step."""
+
+    def _use(self, arrived: list[Learned]) -> None:
+        """Use the results of consecutive steps, the last of them the latest."""
         self._batch_sampler.learned_all(arrived)
         for each in arrived:
             self._reporter.add(each.result)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import dask.config
 from dask.typing import Key
 from distributed import Client, Worker, get_client, get_worker
 
@@ -25,19 +24,20 @@ from dask_isgd.events import Control, Ended, Event, Scored
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.checkpointing import Checkpointer
-from dask_isgd.learner.feed import open_feed
+from dask_isgd.learner.feed import Feed, open_feed
 from dask_isgd.learner.feedback_pace import FeedbackPace
 from dask_isgd.learner.publisher import Publisher
 from dask_isgd.learner.reporter import COLUMNS, Reporter
 from dask_isgd.learner.stepper import Stepper
+from dask_isgd.learner.threads import learner_threads
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.learner.weight_reader import WeightReader
-from dask_isgd.runtime import pubsub, torch_threads
+from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.allocator import keep_freed_memory
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.dask_internals import calm, memory_limit
 from dask_isgd.runtime.long_task import LongTask, Parts
-from dask_isgd.runtime.machine_load import MachineLoad
+from dask_isgd.runtime.torch_threads import LearnerThreads
 
 logger = logging.getLogger(__name__)
 
@@ -53,30 +53,18 @@ def learn(spec: RunSpec) -> dict[str, Any]:
     worker, client = get_worker(), get_client()
     keep_freed_memory(memory_limit())
     calm(worker)
-    with torch_threads.LearnerThreads(*_torch_threads(spec, worker)) as threads:
+    with learner_threads(spec, worker) as threads:
         learner = Learner(spec, worker, client, worker.get_current_task(), threads)
         return learner.result(learner.run_or_reschedule())
-
-
-def _torch_threads(spec: RunSpec, worker: Worker) -> tuple[int, int, MachineLoad | None]:
-    """Return the learner's own torch threads, those it takes while scorers are idle, and the load they follow.
-
-    A number that the user set is kept, and a synchronous run needs sums in a fixed order.
-    """
-    if spec.learning.threads is not None:
-        return spec.learning.threads, 0, None
-    own = dask.config.get("isgd.cluster.learner-threads") or worker.state.nthreads
-    if spec.learning.synchronous:
-        return own, 0, None
-    return own, dask.config.get("isgd.cluster.spare-threads"), MachineLoad()
 
 
 class Learner(LongTask):
     """One incarnation of a run's learner."""
 
-    def __init__(
-        self, spec: RunSpec, worker: Worker, client: Client, key: Key, threads: torch_threads.LearnerThreads
-    ) -> None:
+    feed: Feed
+    stepper: Stepper
+
+    def __init__(self, spec: RunSpec, worker: Worker, client: Client, key: Key, threads: LearnerThreads) -> None:
         super().__init__(worker, client, key)
         self.spec = spec
         self.timeout = config.seconds("cluster.timeout")
@@ -119,18 +107,7 @@ class Learner(LongTask):
         if not learning.synchronous:
             self.batch_sampler.load(self.weights)
         self.weight_reader = parts.open(WeightReader(self.weights, self.timeout, strict=learning.synchronous))
-        prepare, folder = Prepare(spec.data, self.trainer.device), worker.local_directory
-        feed = open_feed(
-            spec.data,
-            self.batch_sampler,
-            prepare,
-            learning,
-            folder=folder,
-            timeout=self.timeout,
-            skip_incomplete=spec.scoring.skip_bad_chunks,
-        )
-        self.feed = parts.add(feed)
-        logger.info("feed: %s", self.feed.reason)
+        self._open_feed(parts)
         # The lease comes last: a predecessor that leaves has had time to commit.
         self.checkpointer = parts.open(
             Checkpointer(
@@ -163,18 +140,38 @@ class Learner(LongTask):
             batch_size=learning.batch_size,
             synchronous=learning.synchronous,
         )
-        feedback = spec.sampling.feedback and not spec.sampling.uniform
+        self._open_stepper()
+        self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
+
+    def _open_feed(self, parts: Parts) -> None:
+        feed = open_feed(
+            self.spec.data,
+            self.batch_sampler,
+            Prepare(self.spec.data, self.trainer.device),
+            self.spec.learning,
+            folder=self.worker.local_directory,
+            timeout=self.timeout,
+            skip_incomplete=self.spec.scoring.skip_bad_chunks,
+        )
+        self.feed = parts.add(feed)
+        logger.info("feed: %s", self.feed.reason)
+
+    def _open_stepper(self) -> None:
+        learning = self.spec.learning
         self.stepper = Stepper(
             self.trainer,
             self.feed,
             self.batch_sampler,
             self.reporter,
             self._report,
-            pace=FeedbackPace(fixed=learning.synchronous) if feedback else None,
+            pace=self._pace(),
             report_every=learning.report_every,
             lag=0 if learning.synchronous or self.trainer.device.type == "cpu" else 1,
         )
-        self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
+
+    def _pace(self) -> FeedbackPace | None:
+        feedback = self.spec.sampling.feedback and not self.spec.sampling.uniform
+        return FeedbackPace(fixed=self.spec.learning.synchronous) if feedback else None
 
     def _require_same_data(self) -> None:
         """Raise RunMismatchError if the data were rewritten since the run began: their weights would be of others."""
@@ -199,9 +196,9 @@ class Learner(LongTask):
         learning = self.spec.learning
         while self.step < learning.steps:
             self._receive()
-            if self.wanted == "stop" or self._is_abandoned:
+            if self._must_end and self.stepper.at_rest:
                 return self.leave()
-            if self.wanted == "pause":
+            if self.wanted == "pause" and self.stepper.at_rest:
                 self._pause()
                 continue
             if self.step % learning.publish_every == 0 or not self._round_started:
@@ -209,10 +206,10 @@ class Learner(LongTask):
                 if not self._round_started:
                     continue
             self._take_step()
-            if self.step < learning.steps and self.checkpointer.is_due(self.step):
+            if self.step < learning.steps and self.stepper.at_rest and self.checkpointer.is_due(self.step):
                 self.stepper.settle()
                 self.checkpointer.commit_soon(self.step)
-        self.stepper.settle()
+        self._end_steps()
         self.checkpointer.round_start = None
         if not self.checkpointer.finished:  # Dask runs a task again when the worker that holds its result dies
             self.checkpointer.commit_now(self.step, finished=True)
@@ -221,19 +218,27 @@ class Learner(LongTask):
         return "finished"
 
     @property
+    def _must_end(self) -> bool:
+        return self.wanted == "stop" or self._is_abandoned
+
+    @property
     def _is_abandoned(self) -> bool:
         """Whether the cluster no longer wants this task, the run was started again, or the coordinator has failed."""
         return self.superseded or self.coordinator_failed or self.status != "wanted"
 
     def leave(self) -> str:
         """Commit; the outcome depends on who ended the run: a newer start, the user or its client, or the cluster."""
-        self.stepper.settle()
+        self._end_steps()
         self.checkpointer.leave(self.step)
         if self.superseded:
             return "superseded"
         if self.wanted == "stop" or self.coordinator_failed or self.status == "cancelled":
             return "stopped"
         return "left"
+
+    def _end_steps(self) -> None:
+        self.stepper.settle()
+        self.stepper.end()
 
     def _take_step(self) -> None:
         learning = self.spec.learning
@@ -260,6 +265,7 @@ class Learner(LongTask):
             if event is not None:
                 self._handle(event)
             self._heartbeat()
+            self.stepper.keep_waiting()
 
     # Events ---------------------------------------------------------------------------------
 
@@ -336,6 +342,7 @@ class Learner(LongTask):
             self._handle_events()
             if self.wanted != "run" or self._is_abandoned:
                 return False
+            self.stepper.keep_waiting()
             if self._heartbeat():
                 self._request_missed(scored)
             rewritten = self.weight_reader.get(timeout=0.02)

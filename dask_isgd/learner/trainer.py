@@ -9,10 +9,11 @@ import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -20,11 +21,20 @@ from dask_isgd.config import Learning
 from dask_isgd.core import models
 from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError
+from dask_isgd.learner.gradient_sum import GradientSum
+from dask_isgd.learner.shares import share_of
 from dask_isgd.learner.step import LaunchedStep, Step
 from dask_isgd.learner.update import Update
 from dask_isgd.norms import NormEngine, capture_norms, checked_losses
 
 logger = logging.getLogger(__name__)
+
+
+class Whole(NamedTuple):
+    """The global minibatch, of which a rank of a group has a share."""
+
+    size: int
+    largest_coefficient: float
 
 
 class Trainer:
@@ -40,9 +50,20 @@ class Trainer:
             raise ModelError("model: got no trainable parameter, wanted at least one")
         self.update = Update(self.parameters, learning, weighted=weighted)
         self._nan = torch.tensor(torch.nan, device=self.device)
+        exact = any(p.dtype == torch.float64 for p in self.parameters)
+        self._dtype = torch.float64 if exact else torch.float32
+        """Of the losses and their factors."""
+        self._sum: GradientSum | None = None
+        self._rank = 0
         self._captures = True
         self._engine: NormEngine | None = None
         self._warned = False
+
+    def share(self, rank: int) -> GradientSum:
+        """Sum gradients over the ranks of the process group from now on; ``rank`` is this one. Return what does it."""
+        self._sum, self._rank = GradientSum(self.parameters), rank
+        self.update.gradient_norm.take_afterwards()
+        return self._sum
 
     def step(self, *args: Any, **kwargs: Any) -> Step:
         """Take a step as :meth:`launch` does, wait for it and return its result."""
@@ -58,6 +79,7 @@ class Trainer:
         norms: bool = False,
         measure: bool = False,
         indices: NDArray[np.int64] | None = None,
+        whole: Whole | None = None,
     ) -> LaunchedStep:
         """Update the parameters with the coefficient-weighted minibatch.
 
@@ -67,31 +89,43 @@ class Trainer:
         or as the dot product of two halves' gradients if the backward pass cannot compute norms.
         ``indices`` (B,) only name examples in errors.
 
+        In a group, the B examples are this rank's share of the minibatch ``whole``, and its gradient is the sum over
+        all ranks: each example's factor is c/M of the whole, so shares may differ in size. Loss and norm of the
+        gradient are those of the whole, the examples' norms those of the share. Raises GroupLostError.
+
         A step whose loss or gradient is not finite moves nothing, nor does any later one; the result raises
         NonFiniteLossError.
         """
         # Random masks of step k depend on (seed, k) alone, so that a resumed run draws the same ones.
-        _reseed(self.device, _mix(self.learning.seed, step))
+        _reseed(self.device, _mix(self.learning.seed, step, self._rank))
         if self.learning.transform is not None:
             inputs = (self.learning.transform(*inputs),) if len(inputs) == 1 else self.learning.transform(*inputs)
-        scale = self._scale(coefficients)
+        whole = whole or Whole(len(coefficients), float(coefficients.max()))
+        scale = self._scale(coefficients, whole.size)
         for parameter in self.parameters:
             parameter.grad = None
         product = self._nan
+        if self._sum is not None:
+            self._sum.begin(squares=measure)
         if (norms or measure) and self._captures:
             losses, found = self._backward(inputs, targets, scale, capture=True)
-        elif measure and len(coefficients) > 1:
+        elif measure and self._sum is None and len(coefficients) > 1:
             found = self._engine_norms(inputs, targets)
             losses, product = self._backward_halves(inputs, targets, scale)
         else:
             found = self._engine_norms(inputs, targets) if measure else None
             losses, _ = self._backward(inputs, targets, scale, capture=False)
-        loss = torch.dot(losses.float(), scale)
-        moved = self.update(loss, float(coefficients.max()), measure=measure)
+        loss = torch.dot(losses.to(scale), scale)
+        if self._sum is not None:
+            loss, squares = self._sum.finish(loss)
+        moved = self.update(loss, whole.largest_coefficient, measure=measure)
+        if self._sum is not None and measure:
+            # from products of different ranks' gradients, for a minibatch of independent draws
+            product = (moved.norm.square() - squares) / _pairs(whole.size, dist.get_world_size())
         return LaunchedStep(step, (loss, *moved, product), found, losses, coefficients, indices, measured=measure)
 
-    def _scale(self, coefficients: NDArray[np.float64]) -> Tensor:
-        scale = torch.from_numpy((coefficients / len(coefficients)).astype(np.float32))
+    def _scale(self, coefficients: NDArray[np.float64], size: int) -> Tensor:
+        scale = torch.from_numpy(coefficients / size).to(self._dtype)
         if self.device.type == "cuda":
             scale = scale.pin_memory()
         return scale.to(self.device, non_blocking=True)
@@ -102,7 +136,7 @@ class Trainer:
         """Add the gradient of Σ scale · loss; return the losses (B,) and, if captured, the norms (B,)."""
         with capture_norms(self.model) if capture else nullcontext() as captured:
             losses = checked_losses(self.loss, self.model(*inputs), targets, len(scale))
-            torch.dot(losses.float(), scale).backward()  # type: ignore[no-untyped-call]
+            torch.dot(losses.to(scale), scale).backward()  # type: ignore[no-untyped-call]
             norms = captured.norms(scale=scale) if captured is not None else None
         if captured is not None:
             self._captures = captured.possible  # a single step may be without norms
@@ -159,6 +193,13 @@ def _reseed(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
-def _mix(seed: int, step: int) -> int:
+def _mix(seed: int, step: int, rank: int) -> int:
     """Return one well-mixed 32-bit seed (torch's CPU generator uses no more bits) for a step of a run."""
-    return int.from_bytes(blake2b(b"%d %d" % (seed, step), digest_size=4).digest(), "little")
+    text = b"%d %d" % (seed, step) if rank == 0 else b"%d %d %d" % (seed, step, rank)
+    return int.from_bytes(blake2b(text, digest_size=4).digest(), "little")
+
+
+def _pairs(size: int, ranks: int) -> float:
+    """Return the share of the pairs of ``size`` draws that are on different ranks."""
+    shares = (share_of(size, rank, ranks) for rank in range(ranks))
+    return 1.0 - float(sum((share.stop - share.start) ** 2 for share in shares)) / size**2

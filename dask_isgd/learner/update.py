@@ -52,7 +52,7 @@ class Update:
         device = parameters[0].device
         self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor if weighted else None, device)
         self._clip_bias = ClipBias(parameters)
-        self._gradient_norm = GradientNorm(parameters)
+        self.gradient_norm = GradientNorm(parameters)
         self._refused, self._zero, self._one = (torch.tensor(value, device=device) for value in (0.0, 0.0, 1.0))
         self._nan = torch.tensor(torch.nan, device=device)
         self.waits = not _takes_predicate(self.optimizer)
@@ -68,7 +68,7 @@ class Update:
 
         ``largest_coefficient`` is that of the minibatch. ``measure``: estimate the bias of clipping.
         """
-        norm = self._gradient_norm()
+        norm = self.gradient_norm()
         sum_of_both = norm + loss
         # NaN differs from itself, and so does the difference of infinities
         self._refused = torch.maximum(self._refused, torch.ne(sum_of_both - sum_of_both, 0.0).float())

@@ -19,9 +19,9 @@ from torch.utils.data import Sampler
 from dask_isgd.config import Sampling
 from dask_isgd.errors import ConfigError, LengthMismatchError
 from dask_isgd.learner.batch_sampler import BLOCK, BatchSampler
+from dask_isgd.learner.shares import Alone, Travelling, arrived_all, shares_of
 from dask_isgd.learner.step import Learned, Step
 from dask_isgd.loop.drawn_ahead import DrawnAhead, Minibatch
-from dask_isgd.loop.shares import Alone, Travelling, arrived_all, shares_of
 from dask_isgd.loop.state import arrays_of, tensors_of
 from dask_isgd.loop.weighted import WeightedIndex
 from dask_isgd.sampling import Draw

@@ -58,6 +58,13 @@ class Parts(ExitStack):
             logger.exception("%s could not be closed", type(part).__name__)
 
 
+def rescheduled(outcome: str) -> str:
+    """Return the outcome of a task; raise ``distributed.Reschedule`` if the task left with its worker."""
+    if outcome == "left":
+        raise Reschedule
+    return outcome
+
+
 class LongTask(ABC):
     """One incarnation of a long task, which runs under ``key`` on ``worker``."""
 
@@ -77,17 +84,14 @@ class LongTask(ABC):
 
         A worker that retires still reports results, until its data have been moved. A result would end the run.
         """
-        log_in_one_line()
-        outcome = self.run()
-        if outcome == "left":
-            raise Reschedule
-        return outcome
+        return rescheduled(self.run())
 
     def run(self) -> str:
         """Open the parts, work to the end, announce how it ended and close the parts. Return the outcome.
 
         A task whose run has been started again meanwhile takes nothing from its successor, and ends at once.
         """
+        log_in_one_line()
         if self.is_superseded():
             return "superseded"
         with Parts() as parts:

@@ -69,6 +69,20 @@ def missing_resources(workers: Mapping[str, Mapping[str, Any]], scoring: Scoring
     return f"got {wanted}, wanted what a worker declares, and the workers declare {', '.join(declared) or 'nothing'}"
 
 
+def learner_places(workers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the addresses of the workers that declare the learner's resource, in an order that is the same to all."""
+    return sorted(address for address, worker in workers.items() if _declares(worker, LEARNER))
+
+
+def too_few_places(wanted: object, places: int) -> str:
+    """Return the message of the error that there are only so many places for ``wanted`` learners."""
+    return (
+        f"Learning.learners: got {wanted}, wanted at most {places}: so many workers declare the resource {LEARNER!r} "
+        "and are free. Start others with `dask worker SCHEDULER --resources 'learner=1' --nthreads 2`, or use "
+        "LocalCluster(learners=…)"
+    )
+
+
 def learner_placement(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the arguments of ``Client.submit`` for the learner: by resource if declared, else a preferred address.
 

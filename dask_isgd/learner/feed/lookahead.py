@@ -75,6 +75,7 @@ class Lookahead:
         slots = min(max(batch, memory // (row_bytes + _SLOT_BYTES)), steps * batch)
         steps = min(steps, steps_within(slots, batch))
         lead = max(1, min(int(steps * (_LOCAL_LEAD if dataset.local else _REMOTE_LEAD)), slots // batch))
+        self.lookahead = steps - 1
         self._window = RowWindow(steps=steps, batch=batch, chunk_size=dataset.chunk_size, slots=slots, lead=lead)
         self._arrays: dict[str, _Slab | _ArrayInMemory] = {}
         for name, array in dataset.arrays.items():

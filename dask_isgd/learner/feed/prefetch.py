@@ -49,6 +49,11 @@ class Feed:
         """Which source was chosen, and for what reason."""
         return self._source.reason
 
+    @property
+    def lookahead(self) -> int:
+        """Steps beyond the one that is asked for whose minibatches are drawn already, at most."""
+        return self._source.lookahead + (self._ahead + 1 if self._ahead else 0)
+
     def _make(self, step: int, until: int) -> Minibatch:
         draw, rows = self._source.minibatch(step, until)
         if self._skip_incomplete and (bad := incomplete(rows)).any():

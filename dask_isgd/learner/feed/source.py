@@ -35,6 +35,8 @@ class Source(Protocol):
     in_memory: bool
     chunks_read: int
     """Chunks read so far, if several are read for a minibatch: a wait for it goes on while the number grows."""
+    lookahead: int
+    """Steps beyond the one that is asked for whose minibatches are drawn with it, at most."""
 
     def minibatch(self, step: int, until: int) -> tuple[Draw, Rows]:
         """Return the draw of a step and its rows, in the order of the draw; nothing is drawn for ``until`` or later."""
@@ -50,7 +52,7 @@ class RowSource(ABC):
     """A source that can supply any row, so that the draw need not depend on where rows are stored."""
 
     in_memory = False
-    chunks_read = 0
+    chunks_read = lookahead = 0
 
     def __init__(self, draws: DrawSource, reason: str) -> None:
         self._draws = draws

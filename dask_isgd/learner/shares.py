@@ -1,8 +1,7 @@
 """One global minibatch, shared by the processes of ``torch.distributed``, and the scores of all of it.
 
-Every process draws the same global minibatch from the same weights, and takes its own share of the rows. Scores of
-all shares reach all processes through a process group of its own (gloo, on the host), so that they neither wait for the
-device nor mix with the collectives of DDP.
+Every process takes its own share of the rows. Scores of all shares reach all processes through a process group of its
+own (gloo, on the host), so that they neither wait for the device nor mix with the sums of gradients.
 """
 
 from __future__ import annotations
@@ -19,6 +18,18 @@ from torch import Tensor
 from dask_isgd import config
 from dask_isgd.errors import ConfigError, WaitTimeoutError
 from dask_isgd.sampling.draws import Floats
+
+
+def share_of(size: int, rank: int, count: int) -> slice:
+    """Return the rows of a minibatch of ``size`` that are those of a rank; no two of ``count`` shares differ by more
+    than one row.
+
+    >>> [share_of(8, rank, 3) for rank in range(3)]
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
+    """
+    least, more = divmod(size, count)
+    start = rank * least + min(rank, more)
+    return slice(start, start + least + (rank < more))
 
 
 class Travelling(Protocol):
@@ -102,6 +113,19 @@ class Shares:
         ``position``: the minibatch's step, and how many were drawn so far; they have to be those of all processes.
         """
         return _Gathered(self._group, scores, position, self.count, self._timeout)
+
+    def broadcast(self, numbers: Tensor) -> None:
+        """Replace ``numbers``, on the host and of one shape in all processes, by those of the first process.
+
+        Raises RuntimeError if they do not arrive in time.
+        """
+        dist.broadcast(numbers, group=self._group, group_src=0)
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return the value, which can be pickled, of the first process."""
+        values = [value]
+        dist.broadcast_object_list(values, group=self._group, group_src=0)
+        return values[0]
 
 
 class _Gathered:

@@ -1,0 +1,181 @@
+"""The learner of a run with several: rank 0 of the group, and the same long Dask task that a single learner is.
+
+If a rank is lost, the incarnation ends. The next one, in the same task, resumes with the ranks that there are.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from dask.typing import Key
+from distributed import Client, Worker, get_client, get_worker
+
+from dask_isgd.core.spec import RunSpec
+from dask_isgd.errors import NonFiniteLossError, WorkersLostError
+from dask_isgd.learner.gradient_sum import GroupLostError
+from dask_isgd.learner.group.follower import open_share
+from dask_isgd.learner.group.leader import Experience, Leader
+from dask_isgd.learner.group.rank import Rank
+from dask_isgd.learner.group.shared_draws import SharedDraws
+from dask_isgd.learner.group.stepper import GroupStepper
+from dask_isgd.learner.shares import Shares
+from dask_isgd.learner.task import Learner
+from dask_isgd.learner.threads import learner_threads
+from dask_isgd.runtime.allocator import keep_freed_memory
+from dask_isgd.runtime.dask_internals import calm, memory_limit
+from dask_isgd.runtime.long_task import Parts, rescheduled
+from dask_isgd.runtime.torch_threads import LearnerThreads
+
+logger = logging.getLogger(__name__)
+
+_LOSSES = 3
+"""Groups that end without progress in between, after which a run fails."""
+_GROWS = "there are places for more learners"
+
+
+def learn_together(spec: RunSpec) -> dict[str, Any]:
+    """Train as ``learn`` does, with ``spec.learning.learners`` ranks.
+
+    Raises NoLearnerWorkerError if there are not so many places, WorkersLostError if ranks are lost again and again.
+    """
+    worker, client = get_worker(), get_client()
+    keep_freed_memory(memory_limit())
+    calm(worker)
+    experience, losses = Experience(), 0
+    with learner_threads(spec, worker) as threads:
+        while True:
+            learner = GroupLearner(spec, worker, client, worker.get_current_task(), threads, experience)
+            outcome = learner.run()
+            if learner.lost is None:
+                return learner.result(rescheduled(outcome))
+            losses = 1 if learner.progressed else losses + 1
+            if losses > _LOSSES:
+                raise WorkersLostError(
+                    f"run {spec.name}: {losses} groups of learners ended without progress in between ({learner.lost}). "
+                    "Look at the workers' logs, for memory use first; then continue with resume=True"
+                )
+
+
+class GroupLearner(Learner):
+    """One incarnation of a group's rank 0."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        worker: Worker,
+        client: Client,
+        key: Key,
+        threads: LearnerThreads,
+        experience: Experience,
+    ) -> None:
+        super().__init__(spec, worker, client, key, threads)
+        self._experience = experience
+        self._leader: Leader | None = None
+        self._returns = False
+        """Whether an earlier incarnation was of this very start of the run."""
+        self.lost: str | None = None
+        """Why the next incarnation has other ranks; None if there is none, or in another task."""
+
+    @property
+    def progressed(self) -> bool:
+        """Whether steps were taken since the checkpoint that was resumed from."""
+        return self.step > self.checkpointer.step
+
+    def open(self, parts: Parts) -> None:
+        self._parts, leases = parts, self.spec.directory.leases("learner")
+        highest = leases.highest()
+        self._returns = highest > 0 and leases.owner(highest).get("key") == str(self.key)
+        super().open(parts)
+
+    def _open_feed(self, parts: Parts) -> None:
+        """Wait with it: it has this rank's share, which depends on how many ranks there are."""
+
+    def _open_stepper(self) -> None:
+        """Wait with it, too."""
+
+    def work(self) -> str:
+        try:
+            self._gather()
+            return super().work()
+        except GroupLostError as error:
+            return self._go_on_with_others(str(error))
+        except NonFiniteLossError as error:
+            raise error if self._leader is None else self._leader.telling(error) from None
+
+    def _end_steps(self) -> None:
+        if hasattr(self, "stepper"):  # otherwise the ranks have not come
+            super()._end_steps()
+
+    def _open_alone(self) -> None:
+        super()._open_feed(self._parts)
+        super()._open_stepper()
+
+    def _gather(self) -> None:
+        """Gather the other ranks. Raises NoLearnerWorkerError, or GroupLostError if they do not all come."""
+        learning, parts = self.spec.learning, self._parts
+        if self.step >= learning.steps:
+            self._open_alone()
+            return
+        leader = Leader(
+            self.spec,
+            self.worker,
+            self.client,
+            self.incarnation,
+            self._experience,
+            elastic=self._returns,
+            tick=self._tick,
+        )
+        leader = self._leader = parts.open(leader)
+        if leader.count == 1:
+            self._open_alone()
+            return
+        draws = SharedDraws(learning.batch_size, 0, leader.count, self.timeout)
+        self.feed = parts.add(open_share(self.spec, draws, draws.share, self.trainer, self.worker))
+        parts.add(draws)
+        leader.form(self.trainer.device)
+        options = {"size": learning.batch_size, "report_every": learning.report_every}
+        rank = parts.add(Rank(self.trainer, self.feed, draws, Shares(), **options))
+        lookahead = max(rank.agree(self.feed.lookahead))
+        rank.synchronise()
+        logger.info("run %s: %d learners; feed: %s", self.spec.name, leader.count, self.feed.reason)
+        self.stepper = GroupStepper(
+            rank,
+            self.batch_sampler,
+            self.reporter,
+            self._report,
+            pace=self._pace(),
+            report_every=learning.report_every,
+            lookahead=lookahead,
+            step=self.step,
+        )
+
+    def _tick(self) -> None:
+        """Give a sign of life while other ranks are waited for. Raises GroupLostError if the run is to end."""
+        self._handle_events()
+        self._heartbeat()
+        if self._must_end:
+            raise GroupLostError("the run ends before its learners have come")
+
+    def _take_step(self) -> None:
+        super()._take_step()
+        due = self.stepper.at_rest and self.step < self.spec.learning.steps and self.checkpointer.is_due(self.step)
+        if due and self._leader is not None and self._leader.may_grow():
+            self._end_steps()
+            raise GroupLostError(_GROWS)
+
+    def _go_on_with_others(self, why: str) -> str:
+        """Commit, and leave the run to the next incarnation in this task, unless the run is to end."""
+        stepper = self.__dict__.get("stepper")
+        if isinstance(stepper, GroupStepper):
+            self.step = stepper.next_step
+        if self._must_end:
+            return self.leave()
+        if why != _GROWS and self._leader is not None:
+            why = f"{why}; workers lost: {self._leader.explain()}"
+        logger.warning("run %s: the learners end at step %d: %s", self.spec.name, self.step, why)
+        self.announcer.fault("learners", f"step {self.step}: {why}")
+        if self.trainer.device.type == "cpu":  # elsewhere work that was queued may have failed
+            self.checkpointer.commit_now(self.step)
+        self.lost = why
+        return "left"
