@@ -1,0 +1,167 @@
+"""Ranks without a cluster: rank 0 draws and learns from the norms of all; the others follow it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch import nn
+
+import dask_isgd as isgd
+from dask_isgd.learner.batch_sampler import BatchSampler
+from dask_isgd.learner.feed.prefetch import Feed
+from dask_isgd.learner.feed.source import RowSource
+from dask_isgd.learner.feedback_pace import FeedbackPace
+from dask_isgd.learner.group.packet import STEPS, Packet, Stretch, decode, length
+from dask_isgd.learner.group.rank import Rank
+from dask_isgd.learner.group.shared_draws import Drawn, SharedDraws
+from dask_isgd.learner.group.stepper import GroupStepper
+from dask_isgd.learner.shares import Shares
+from dask_isgd.learner.stepper import Stepper
+from dask_isgd.learner.trainer import Trainer
+from dask_isgd.storage import Rows
+
+N, BATCH, STEPS_MADE, EVERY = 96, 6, 45, 20
+SAMPLING = isgd.Sampling(gate="open", smoothing=0.3)
+
+
+class Arrays(RowSource):
+    """Rows of two arrays."""
+
+    def __init__(self, draws) -> None:
+        super().__init__(draws, "for a test")
+        rng = np.random.default_rng(0)
+        self.x, self.y = rng.standard_normal((N, 3)), rng.standard_normal(N) * np.arange(N) / N
+
+    def gather(self, indices):
+        return Rows((self.x[indices],), self.y[indices])
+
+
+class Prepared:
+    device = torch.device("cpu")
+
+    def __call__(self, inputs, target):
+        return tuple(map(torch.from_numpy, inputs)), torch.from_numpy(target)
+
+
+class Reporter:
+    def __init__(self) -> None:
+        self.results = []
+
+    def add(self, result) -> None:
+        self.results.append(result)
+
+
+def make_trainer(seed: int = 1) -> Trainer:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    return Trainer(model, lambda output, target: (output - target) ** 2, isgd.Learning(steps=1, device="cpu"))
+
+
+def make_sampler() -> BatchSampler:
+    return BatchSampler(N, 32, BATCH, SAMPLING, seed=3, report_every=EVERY, scored=False)
+
+
+def make_feed(draws, ahead: int) -> Feed:
+    return Feed(Arrays(draws), Prepared(), ahead=ahead, timeout=20.0)
+
+
+def train_alone() -> tuple[Trainer, BatchSampler, Reporter, list[int]]:
+    trainer, sampler, reporter, reports = make_trainer(), make_sampler(), Reporter(), []
+    options = {"pace": FeedbackPace(fixed=True), "report_every": EVERY}
+    stepper = Stepper(trainer, make_feed(sampler, 0), sampler, reporter, reports.append, lag=0, **options)
+    for step in range(STEPS_MADE):
+        stepper.take(step, STEPS_MADE)
+    stepper.settle()
+    return trainer, sampler, reporter, reports
+
+
+def train_together(ahead: int, rank: int, count: int):
+    """Train as rank ``rank``; return what rank 0 has at the end, and the parameters of the others."""
+    trainer = make_trainer(seed=1 + rank)  # only rank 0 has the right parameters
+    draws = SharedDraws(BATCH, rank, count, 20.0)
+    sampler, reporter, reports = make_sampler(), Reporter(), []
+    with closing(make_feed(draws, ahead)) as feed, closing(draws):
+        this = Rank(trainer, feed, draws, Shares(), size=BATCH, report_every=EVERY)
+        lookahead = max(this.agree(feed.lookahead))
+        this.synchronise()
+        if rank == 0:
+            options = {"pace": FeedbackPace(fixed=True), "report_every": EVERY, "lookahead": lookahead, "step": 0}
+            stepper = GroupStepper(this, sampler, reporter, reports.append, **options)
+            for step in range(STEPS_MADE):
+                if stepper.at_rest:
+                    stepper._sent -= 10.0
+                    stepper.keep_waiting()
+                stepper.take(step, STEPS_MADE)
+                assert stepper.next_step == step + 1
+            stepper.settle()
+            stepper.end()
+        else:
+            while not (stretch := this.receive()).end:
+                for step in range(stretch.first, stretch.first + stretch.steps):
+                    this.take(step, stretch)
+                if stretch.steps:
+                    assert this.collect(leaving=False).leaving == []
+    return trainer, sampler, reporter, reports
+
+
+def flat(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.parameters])
+
+
+def as_alone(ahead: int, rank: int, count: int) -> None:
+    """A group takes the steps of a single learner that draws the same."""
+    trainer, sampler, reporter, reports = train_together(ahead, rank, count)
+    everywhere = [torch.empty_like(flat(trainer)) for _ in range(count)]
+    dist.all_gather(everywhere, flat(trainer))
+    assert all(torch.equal(everywhere[0], other) for other in everywhere)
+    if rank == 0 and ahead == 0:
+        single, its_sampler, its_reporter, its_reports = train_alone()
+        assert torch.allclose(flat(trainer), flat(single), rtol=1e-5, atol=1e-7)
+        assert reports == its_reports
+        for name in ("loss", "gradient_norm", "mean_gradient_sq_norm"):
+            mine, its = ([getattr(r, name) for r in each.results] for each in (reporter, its_reporter))
+            np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-7, err_msg=name)
+        weights, its_weights = (each.sampler.state()["weights"] for each in (sampler, its_sampler))
+        np.testing.assert_allclose(weights, its_weights, rtol=1e-4)
+        assert np.isfinite(weights).mean() > 0.8
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(2, 0), (4, 0), (2, 2)], ids=["2", "4, unequal", "2, drawn ahead"])
+def test_a_group_trains_as_a_single_learner_does(count, ahead, tmp_path):
+    run_ranks(partial(as_alone, ahead), count, tmp_path)
+
+
+def write_bits(folder: Path, rank: int, count: int) -> None:
+    trainer, *_ = train_together(2, rank, count)
+    np.save(folder / f"{rank}.npy", flat(trainer).numpy())
+
+
+def test_two_groups_have_the_same_bits(tmp_path):
+    found = []
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run_ranks(partial(write_bits, folder), 3, folder)
+        found.append([np.load(folder / f"{rank}.npy") for rank in range(3)])
+    np.testing.assert_array_equal(*found)
+
+
+def test_packets_carry_draws_and_norms_to_the_bit():
+    rng = np.random.default_rng(0)
+    drawn = {9 + i: Drawn(rng.integers(0, 2**52, 5), rng.random(5)) for i in range(STEPS)}
+    sent = Packet(Stretch(7, 3, 0b101, 40), drawn, more=True)
+    encoded = sent.encode(5)
+    assert encoded.shape == (length(5),)
+    received = decode(encoded, 5)
+    assert received._replace(drawn={}) == sent._replace(drawn={})
+    assert [sent.stretch.wants_norms(step) for step in (7, 8, 9)] == [True, False, True]
+    for step, (indices, coefficients) in drawn.items():
+        np.testing.assert_array_equal(received.drawn[step].indices, indices)
+        np.testing.assert_array_equal(received.drawn[step].coefficients, coefficients)
