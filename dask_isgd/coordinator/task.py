@@ -96,7 +96,8 @@ class Coordinator(LongTask):
         self.events = parts.add(pubsub.subscribe(client, spec.topic))
         interval = config.seconds("cluster.topic-interval")
         self.score_reporter = ScoreReporter(spec.directory.open_weights(), self.announcer, lease, interval)
-        self.scorers = ScorerPool(client, spec.scoring, alone=not spec.feedback_suffices)
+        together = spec.learning.learners != 1
+        self.scorers = ScorerPool(client, spec.scoring, alone=not spec.feedback_suffices, together=together)
         self.fair_share = parts.open(FairShare(client, self.worker, spec.run))
         self.tasks = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
         evaluations = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)

@@ -105,11 +105,12 @@ def coordinator_placement(workers: Mapping[str, Mapping[str, Any]], learner: Map
 class ScorerPool:
     """The workers that score: how many tasks they can hold, and how to submit one.
 
-    ``alone``: whether the learner's worker scores if there is no other.
+    ``alone``: whether the learner's worker scores if there is no other. ``together``: whether the run has several
+    learners, on all workers that declare the resource; scoring tasks avoid these, too.
     """
 
-    def __init__(self, client: Client, scoring: Scoring, *, alone: bool = True) -> None:
-        self._client, self._scoring, self._alone = client, scoring, alone
+    def __init__(self, client: Client, scoring: Scoring, *, alone: bool = True, together: bool = False) -> None:
+        self._client, self._scoring, self._alone, self._together = client, scoring, alone, together
         self.learner: str | None = None
         """Address of the learner's worker, which scoring tasks avoid if they can."""
         self._workers: dict[str, Mapping[str, Any]] = {}
@@ -133,25 +134,33 @@ class ScorerPool:
         return address in self._workers
 
     def addresses(self) -> list[str]:
-        """Return the workers that score: those with the resources, without the learner's unless it is the only one."""
+        """Return the workers that score: those with the resources, without the learner's unless there is no other."""
+        able = self._able()
+        return [a for a in able if not self._learns(a)] or able
+
+    def _able(self) -> list[str]:
         self._refresh()
         wanted = self._resources()
-        able = [a for a, w in self._workers.items() if all(_declares(w, name) for name in wanted)]
-        return [a for a in able if a != self.learner] or able
+        return [a for a, w in self._workers.items() if all(_declares(w, name) for name in wanted)]
+
+    def _learns(self, address: str) -> bool:
+        return address == self.learner or (self._together and _declares(self._workers[address], LEARNER))
 
     def placement(self) -> dict[str, Any]:
         """Return the arguments of ``Client.submit`` for a scoring task."""
         addresses = self.addresses()
         resources = self._resources()
         if resources:
-            return {"resources": {name: amount * _SHARE for name, amount in resources.items()}}
+            shares = {"resources": {name: amount * _SHARE for name, amount in resources.items()}}
+            apart = self._together and len(addresses) < len(self._able())
+            return {**shares, "workers": addresses, "allow_other_workers": True} if apart else shares
         # preferred only: a worker that restarts gets another address
         return {"workers": addresses, "allow_other_workers": True} if addresses else {}
 
     def capacity(self) -> int:
         """Return how many scoring tasks may be in flight: ``in_flight`` per place of each scorer."""
         addresses, slots = self.addresses(), 0  # first: it refreshes the workers, which decide on the resources
-        if addresses == [self.learner] and not self._alone:
+        if not self._alone and all(map(self._learns, addresses)):
             return 0
         wanted = self._resources()
         for address in addresses:

@@ -27,7 +27,7 @@ def guard_run(client: Client, run: str, topic: str, attempt: int, tasks: Mapping
     """Register a plugin that guards the ``tasks`` of a run: their keys, by role.
 
     It announces restarts, a lack of workers and failures of the tasks on the run's topic, protects the
-    learner's worker when the cluster is scaled down, and is removed together with the tasks.
+    learners' workers when the cluster is scaled down, and is removed together with the tasks.
     """
     try:
         client.register_plugin(_guard_plugin(run, topic, attempt, dict(tasks)))
@@ -50,6 +50,8 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
             self.roles = {key: role for role, key in tasks.items()}
             self.addresses: dict[Any, str] = {}
             """Address of the worker each task was last assigned to."""
+            self.followers: dict[Any, str] = {}
+            """Addresses of the learner's other ranks, if it has any."""
             self.unassigned: set[Any] = set()
             self.progressed: set[Any] = set()
             """Tasks since whose last assignment the run has made progress."""
@@ -73,6 +75,8 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
                 internals.accept_any_worker(task)
             role = self.roles.get(key)
             if role is None:
+                if self.of_run(key) and str(key[0]).startswith("follow-"):
+                    self.on_follower(key, task if finish == "processing" else None)
                 return
             if finish == "processing" and task is not None and task.processing_on is not None:
                 self.on_assigned(key, role, task)
@@ -107,6 +111,11 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
             self.addresses[key] = task.processing_on.address
             self.unassigned.discard(key)
 
+        def on_follower(self, key: Any, task: Any) -> None:
+            self.followers.pop(key, None)
+            if task is not None and task.processing_on is not None:
+                self.followers[key] = task.processing_on.address
+
         def on_killed_for_memory(self, address: str, rss: int) -> None:
             worker = self.scheduler.workers.get(address)
             limit = f" of {worker.memory_limit / 1e6:,.0f} MB" if worker is not None and worker.memory_limit else ""
@@ -129,6 +138,7 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
 
         def valid_workers_downscaling(self, scheduler: Any, workers: Any) -> Any:
             kept = {address for key, address in self.addresses.items() if self.roles.get(key) == "learner"}
+            kept.update(self.followers.values())
             return [worker for worker in workers if worker.address not in kept]
 
     return RunGuardPlugin()

@@ -53,6 +53,17 @@ def test_the_only_worker_scores_nothing_if_feedback_is_enough(there, resources):
     assert (scorers.addresses(), scorers.capacity()) == (["b"], 1 if resources else 4)
 
 
+def test_workers_of_several_learners_score_only_if_there_is_no_other(there):
+    both = {"nthreads": 2, "resources": {"learner": 1.0, "scorer": 1.0}}
+    scorers = ScorerPool(None, isgd.Scoring(in_flight=1), alone=False, together=True)
+    scorers.learner = "a"
+    there.update(a=both, b=both)
+    assert (scorers.addresses(), scorers.capacity()) == (["a", "b"], 0), "they still evaluate"
+    there.update(c=SCORER)
+    assert (scorers.addresses(), scorers.capacity()) == (["c"], 2)
+    assert scorers.placement()["workers"] == ["c"]
+
+
 @pytest.mark.parametrize(
     ("workers", "feedback", "note"),
     [

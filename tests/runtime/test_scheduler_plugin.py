@@ -182,6 +182,12 @@ def test_scaling_down_spares_the_learners_worker_only(scheduler):
     scheduler.die(LEARNER)
     scheduler.assign(LEARNER, "c")
     assert scheduler.plugin.valid_workers_downscaling(scheduler, workers) == workers[:2]
+    rank = ("follow-r", ATTEMPT, 1, 0)
+    scheduler.task(rank)
+    scheduler.assign(rank, "b")
+    assert scheduler.plugin.valid_workers_downscaling(scheduler, workers) == workers[:1]
+    scheduler.die(rank)
+    assert scheduler.plugin.valid_workers_downscaling(scheduler, workers) == workers[:2]
 
 
 def test_the_guard_goes_with_the_last_of_its_tasks_and_ignores_all_others(scheduler):
