@@ -95,6 +95,7 @@ HISTORY = (
     ),
     Column("feedback", "feedback", "fraction", "steps whose own norms were fed back, since the last report", False),
     Column("threads", "threads", "threads", "torch threads of the learner", False),
+    Column("learners", "learners", "learners", "learners that shared each minibatch", False),
 )
 """The learner's reports: one row per ``report_every`` steps (``Run.history``)."""
 

@@ -26,7 +26,7 @@ def dask_setup(worker: Any) -> None:
     """Start to import; Dask calls this in the worker's process (``--preload dask_isgd.clusters.imports_preload``)."""
     log_in_one_line()
     if LEARNER in worker.state.total_resources:
-        import_early(*_TASKS, "dask_isgd.learner.task", then=_step_once)
+        import_early(*_TASKS, "dask_isgd.learner.group.task", then=_step_once)
     else:
         import_early(*_TASKS)
 

@@ -41,7 +41,14 @@ class Reporter:
         self._steps.append(result)
 
     def report(
-        self, step: int, batch_sampler: BatchSampler, *, seconds: float, learning_rate: float, threads: int
+        self,
+        step: int,
+        batch_sampler: BatchSampler,
+        *,
+        seconds: float,
+        learning_rate: float,
+        threads: int,
+        learners: int = 1,
     ) -> None:
         """Report after ``step`` steps, the last of them measured, and ``seconds`` of training by all incarnations."""
         now, steps = time.monotonic(), self._steps
@@ -57,6 +64,7 @@ class Reporter:
             "steps_per_second": len(steps) / max(now - self._reported, 1e-9),
             "mean_gradient_sq_norm": steps[-1].mean_gradient_sq_norm,
             "threads": threads,
+            "learners": learners,
             **batch_sampler.report(step),
         }
         self._steps, self._reported = [], now

@@ -80,6 +80,11 @@ class Stepper:
             self._use(arrived)
 
     @property
+    def learners(self) -> int:
+        """Learners that share each minibatch."""
+        return 1
+
+    @property
     def at_rest(self) -> bool:
         """Whether the run may stop before the next step: other learners take none meanwhile."""
         return True

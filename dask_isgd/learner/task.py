@@ -255,6 +255,7 @@ class Learner(LongTask):
             seconds=self.checkpointer.seconds(),
             learning_rate=float(self.trainer.update.optimizer.param_groups[0]["lr"]),
             threads=self._threads.resize(scorers_idle=self.batch_sampler.idle),
+            learners=self.stepper.learners,
         )
 
     def _pause(self) -> None:

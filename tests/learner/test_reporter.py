@@ -17,7 +17,7 @@ from dask_isgd.learner.step import Step
 
 OF_THE_LEARNER = {
     *("step", "seconds", "examples", "loss", "gradient_norm", "clipped", "learning_rate", "steps_per_second"),
-    *("clip_bias", "mean_gradient_sq_norm", "threads"),
+    *("clip_bias", "mean_gradient_sq_norm", "threads", "learners"),
 }
 DRAWS = SimpleNamespace(
     open=True,
@@ -77,6 +77,7 @@ def test_a_row_holds_means_over_the_steps_since_the_last_report(clock):
         "steps_per_second": 2.0,
         "mean_gradient_sq_norm": 0.25,
         "threads": 2,
+        "learners": 1,
     }
     assert {name: first[name] for name in wanted} == wanted
     assert [second[name] for name in ("loss", "gradient_norm", "clipped", "steps_per_second")] == [7.0, 2.0, 0.0, 1.0]

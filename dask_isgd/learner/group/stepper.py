@@ -63,6 +63,10 @@ class GroupStepper(Stepper):
         return self._stretch.first + self._taken
 
     @property
+    def learners(self) -> int:
+        return self._rank.shares.count
+
+    @property
     def at_rest(self) -> bool:
         return self._taken == self._stretch.steps
 

@@ -1,0 +1,99 @@
+"""A run with two learners: trained as by one, whatever is killed, to the bit if it is synchronous."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import dask
+import pytest
+from distributed import Client
+from harness import (
+    OPEN,
+    WAIT,
+    committed,
+    fit,
+    holder,
+    kill,
+    learning,
+    lowest_step,
+    no_gaps,
+    reaches,
+    saved,
+    state,
+    until,
+)
+
+import dask_isgd as isgd
+from dask_isgd.errors import NoLearnerWorkerError
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A client of two workers for learners, which also score if need be."""
+    with isgd.LocalCluster(2, learners=2) as cluster, cluster.get_client() as client:
+        yield client
+
+
+def other_pid(client: Client, run: isgd.Run) -> int:
+    """The process of the rank that does not hold the run."""
+    holder_pid = holder(run)["pid"]
+    (pid,) = {int(pid) for pid in client.run(os.getpid).values()} - {holder_pid}
+    return pid
+
+
+def test_two_learners_train_as_one_does(client, digits, tmp_path):
+    found = {}
+    for learners in (1, "all"):
+        settings = learning(steps=300, batch_size=64, learners=learners)
+        run = fit(client, digits, tmp_path / str(learners), learning=settings, scoring=isgd.Scoring(passes=0))
+        found[learners] = run.wait(timeout=WAIT, progress=False)
+        assert run.history.step.values[-1] == 300
+    assert found["all"]["train_loss"] == pytest.approx(found[1]["train_loss"], rel=0.2)
+    assert found["all"]["gain"] == pytest.approx(found[1]["gain"], rel=0.3)
+
+
+def test_killed_ranks_are_back(client, digits, run_dir, capsys):
+    run = fit(client, digits, run_dir, learning=learning(learners=2))
+    until(run, saved(run))
+    step = run.latest["step"]
+    kill(other_pid(client, run))
+    seconds = [until(run, lambda latest: latest["incarnation"] == 2 and latest["step"] > step)]
+    assert lowest_step(run, 2) >= step, "rank 0 commits what the group has learned"
+    kept = committed(run)
+    kill(holder(run)["pid"])
+    seconds.append(until(run, lambda latest: latest["incarnation"] == 3 and latest["step"] > kept))
+    with capsys.disabled():
+        print(f"\nrank 1, then rank 0 killed: back after {seconds[0]:.1f} and {seconds[1]:.1f} s")
+    assert lowest_step(run, 3) >= kept > 0
+    run.pause()
+    until(run, lambda latest: run.status == "paused")
+    run.unpause()
+    until(run, reaches(committed(run) + 30, incarnation=3))
+    assert run.stop(timeout=WAIT) == "stopped"
+    no_gaps(run)
+
+
+def test_a_synchronous_group_is_reproducible_to_the_bit(client, digits, tmp_path):
+    settings = learning(steps=80, synchronous=True, checkpoint_steps=1, learners=2)
+    whole = fit(client, digits, tmp_path / "whole", learning=settings)
+    whole.wait(timeout=WAIT, progress=False)
+    broken = fit(client, digits, tmp_path / "broken", learning=settings)
+    until(broken, reaches(40))
+    kill(other_pid(client, broken))
+    broken.wait(timeout=WAIT, progress=False)
+    assert broken.latest["incarnation"] > 1
+    assert state(broken) == state(whole)
+
+
+def test_places_are_taken_together_or_not_at_all(client, digits, run_dir):
+    settings = learning(learners=3)
+    with (
+        dask.config.set({"isgd.cluster.timeout": "1 s"}),
+        pytest.raises(NoLearnerWorkerError, match="wanted at most 2"),
+    ):
+        fit(client, digits, run_dir, learning=settings)
+    assert not run_dir.exists()
+    assert OPEN.gate == "open"
