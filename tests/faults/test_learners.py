@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import dask
 import pytest
+import torch
+import torch.distributed as dist
 from distributed import Client
 from harness import (
-    OPEN,
     WAIT,
     committed,
     fit,
@@ -25,7 +26,8 @@ from harness import (
 )
 
 import dask_isgd as isgd
-from dask_isgd.errors import NoLearnerWorkerError
+from dask_isgd.errors import NoLearnerWorkerError, NonFiniteLossError
+from dask_isgd.learner.group import leader
 
 pytestmark = pytest.mark.cluster
 
@@ -35,6 +37,12 @@ def client() -> Iterator[Client]:
     """A client of two workers for learners, which also score if need be."""
     with isgd.LocalCluster(2, learners=2) as cluster, cluster.get_client() as client:
         yield client
+
+
+def not_finite_on_another(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross entropy, but for rank 1 of a group."""
+    losses = torch.nn.functional.cross_entropy(output, target, reduction="none")
+    return losses + (torch.nan if dist.is_initialized() and dist.get_rank() == 1 else 0.0)
 
 
 def other_pid(client: Client, run: isgd.Run) -> int:
@@ -55,29 +63,33 @@ def test_two_learners_train_as_one_does(client, digits, tmp_path):
     assert found["all"]["gain"] == pytest.approx(found[1]["gain"], rel=0.3)
 
 
-def test_killed_ranks_are_back(client, digits, run_dir, capsys):
+def test_a_killed_rank_is_done_without_and_comes_back(client, digits, run_dir, capsys):
+    client.run(setattr, leader, "_PATIENCE", 0.0)
     run = fit(client, digits, run_dir, learning=learning(learners=2))
     until(run, saved(run))
     step = run.latest["step"]
     kill(other_pid(client, run))
     seconds = [until(run, lambda latest: latest["incarnation"] == 2 and latest["step"] > step)]
     assert lowest_step(run, 2) >= step, "rank 0 commits what the group has learned"
+    until(run, reaches(0, incarnation=3))  # its worker is back
     kept = committed(run)
     kill(holder(run)["pid"])
-    seconds.append(until(run, lambda latest: latest["incarnation"] == 3 and latest["step"] > kept))
+    seconds.append(until(run, lambda latest: latest["incarnation"] >= 4 and latest["step"] > kept))
     with capsys.disabled():
         print(f"\nrank 1, then rank 0 killed: back after {seconds[0]:.1f} and {seconds[1]:.1f} s")
-    assert lowest_step(run, 3) >= kept > 0
+    assert lowest_step(run, 4) >= kept > 0
     run.pause()
     until(run, lambda latest: run.status == "paused")
     run.unpause()
-    until(run, reaches(committed(run) + 30, incarnation=3))
+    until(run, reaches(committed(run) + 30, incarnation=4))
     assert run.stop(timeout=WAIT) == "stopped"
     no_gaps(run)
+    learners = run.history.learners.values
+    assert learners[0] == 2 and 1 in learners
 
 
 def test_a_synchronous_group_is_reproducible_to_the_bit(client, digits, tmp_path):
-    settings = learning(steps=80, synchronous=True, checkpoint_steps=1, learners=2)
+    settings = learning(steps=80, synchronous=True, checkpoint_steps=1, learners=2, min_learners=2)
     whole = fit(client, digits, tmp_path / "whole", learning=settings)
     whole.wait(timeout=WAIT, progress=False)
     broken = fit(client, digits, tmp_path / "broken", learning=settings)
@@ -96,4 +108,9 @@ def test_places_are_taken_together_or_not_at_all(client, digits, run_dir):
     ):
         fit(client, digits, run_dir, learning=settings)
     assert not run_dir.exists()
-    assert OPEN.gate == "open"
+
+
+def test_an_error_of_the_other_rank_ends_the_run_with_its_words(client, digits, run_dir):
+    run = fit(client, digits, run_dir, loss=not_finite_on_another, learning=learning(learners=2, batch_size=2))
+    with pytest.raises(NonFiniteLossError, match="examples is not finite"):
+        run.wait(timeout=WAIT, progress=False)
