@@ -7,13 +7,14 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from dask_isgd.learner.batch_sampler import BatchSampler, Learned
+from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.feedback_pace import FeedbackPace
 from dask_isgd.learner.gradient_sum import GroupLostError
 from dask_isgd.learner.group.packet import STEPS, Packet, Stretch
 from dask_isgd.learner.group.rank import GatheredStep, Rank
 from dask_isgd.learner.group.shared_draws import Drawn
 from dask_isgd.learner.reporter import Reporter
+from dask_isgd.learner.step import Learned
 from dask_isgd.learner.stepper import Stepper
 from dask_isgd.sampling import Draw
 from dask_isgd.sampling.variance import square_of_mean
