@@ -64,6 +64,8 @@ class Leader:
         self._experience, self._elastic, self._tick = experience, elastic or experience.ranks > 0, tick
         self._timeout = config.seconds("cluster.timeout")
         self._host = get_address_host(worker.address)
+        self._store: Any = None
+        """Where the ranks meet; it ends when nobody holds it."""
         self._futures: dict[str, Future[Any]] = {}
         """The other ranks by address, in their order."""
 
@@ -210,5 +212,6 @@ class Leader:
     def close(self) -> None:
         """Leave the process group, and let the other ranks end."""
         meeting.dissolve()
+        self._store = None
         self._client.cancel(list(self._futures.values()))
         self._futures = {}

@@ -12,7 +12,7 @@ from dask.typing import Key
 from distributed import Client, Worker, get_client, get_worker
 
 from dask_isgd.core.spec import RunSpec
-from dask_isgd.errors import NonFiniteLossError, WorkersLostError
+from dask_isgd.errors import ConfigError, NonFiniteLossError, WorkersLostError
 from dask_isgd.learner.gradient_sum import GroupLostError
 from dask_isgd.learner.group.follower import open_share
 from dask_isgd.learner.group.leader import Experience, Leader
@@ -117,6 +117,11 @@ class GroupLearner(Learner):
         if self.step >= learning.steps:
             self._open_alone()
             return
+        if self.trainer.device.type not in ("cpu", "cuda"):
+            raise ConfigError(
+                f"Learning.device: got {self.trainer.device.type}, wanted cpu or cuda: gradients are summed over "
+                "several learners on these only"
+            )
         leader = Leader(
             self.spec,
             self.worker,
