@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch._dynamo  # optimizers and DDP import it when first used: once here, not in each process
 import torch.distributed as dist
@@ -36,5 +37,6 @@ def run_ranks(check: Callable[[int, int], None], count: int, folder: Path) -> No
     for process in processes:
         process.join(120)
         process.kill()
-    assert "".join(error.read_text() for error in folder.glob("error-*")) == ""
-    assert [process.exitcode for process in processes] == [0] * count
+    errors = "".join(error.read_text() for error in folder.glob("error-*"))
+    if errors or [process.exitcode for process in processes] != [0] * count:
+        pytest.fail(errors or f"exit codes {[process.exitcode for process in processes]}")
