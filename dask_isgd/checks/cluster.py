@@ -32,7 +32,7 @@ _DEPARTURE_SECONDS = 5.0
 def wait_for_workers(
     client: Client, learners: int | Literal["all"] = 1, *, external: bool = False
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the workers as soon as there are places for the learners; if these are ``external``, as soon as there is one.
+    """Return the workers as soon as all learners have a place; if the learner is ``external``, as soon as there is one.
 
     Raises NoLearnerWorkerError after ``isgd.cluster.timeout``.
     """

@@ -121,12 +121,6 @@ class Shares:
         """
         dist.broadcast(numbers, group=self._group, group_src=0)
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Return the value, which can be pickled, of the first process."""
-        values = [value]
-        dist.broadcast_object_list(values, group=self._group, group_src=0)
-        return values[0]
-
 
 class _Gathered:
     def __init__(self, group: Any, scores: Tensor, position: tuple[int, int], count: int, timeout: float) -> None:

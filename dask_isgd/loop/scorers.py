@@ -25,9 +25,9 @@ from dask_isgd.core.loss import Loss
 from dask_isgd.core.models import ModelSource
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import ConfigError, IsgdError, LeaseLostError
+from dask_isgd.learner.shares import shares_of
 from dask_isgd.loop.cluster_link import ClusterLink, Rewritten
 from dask_isgd.loop.scored_batch_sampler import ScoredBatchSampler
-from dask_isgd.loop.shares import shares_of
 from dask_isgd.runtime.placement import coordinator_placement
 from dask_isgd.storage import RunDirectory
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from gloo import in_group
 from torch import nn
 
 import dask_isgd as isgd
@@ -94,7 +94,7 @@ def expectation(size: int, captured: bool, rank: int, count: int) -> None:
     ids=["equal shares", "unequal shares, no norms", "four ranks, unequal shares"],
 )
 def test_expectation_is_the_mean_gradient(count, size, captured, tmp_path):
-    run_ranks(partial(expectation, size, captured), count, tmp_path)
+    in_group(partial(expectation, size, captured), tmp_path, count)
 
 
 def one_bad_loss(rank: int, count: int) -> None:
@@ -132,4 +132,4 @@ def a_parameter_that_one_rank_does_not_reach(rank: int, count: int) -> None:
 
 @pytest.mark.parametrize("check", [one_bad_loss, a_parameter_that_one_rank_does_not_reach], ids=lambda c: c.__name__)
 def test_ranks_that_differ(check, tmp_path):
-    run_ranks(check, 2, tmp_path)
+    in_group(check, tmp_path, 2)

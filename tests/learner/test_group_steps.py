@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from gloo import in_group
 from torch import nn
 
 import dask_isgd as isgd
@@ -142,7 +142,7 @@ def as_alone(ahead: int, rank: int, count: int) -> None:
 
 @pytest.mark.parametrize(("count", "ahead"), [(2, 0), (4, 0), (2, 2)], ids=["2", "4, unequal", "2, drawn ahead"])
 def test_a_group_trains_as_a_single_learner_does(count, ahead, tmp_path):
-    run_ranks(partial(as_alone, ahead), count, tmp_path)
+    in_group(partial(as_alone, ahead), tmp_path, count)
 
 
 def write_bits(folder: Path, rank: int, count: int) -> None:
@@ -155,7 +155,7 @@ def test_two_groups_have_the_same_bits(tmp_path):
     for name in ("one", "other"):
         folder = tmp_path / name
         folder.mkdir()
-        run_ranks(partial(write_bits, folder), 3, folder)
+        in_group(partial(write_bits, folder), folder, 3)
         found.append([np.load(folder / f"{rank}.npy") for rank in range(3)])
     np.testing.assert_array_equal(*found)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from gloo import in_processes
+from gloo import in_group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -151,13 +150,6 @@ def settings_that_differ_are_refused(rank: int, count: int) -> None:
         sampler.state_dict()
 
 
-def in_group(check, count: int, rank: int) -> None:
-    dist.init_process_group("gloo")
-    check(rank, count)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(
     "check",
@@ -170,4 +162,4 @@ def in_group(check, count: int, rank: int) -> None:
     ids=lambda check: check.__name__,
 )
 def test_processes(check, count, tmp_path):
-    in_processes(partial(in_group, check, count), tmp_path, count)
+    in_group(check, tmp_path, count)

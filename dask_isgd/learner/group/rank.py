@@ -63,12 +63,12 @@ class Rank:
         try:
             tensors = self.trainer.tensors()
             forms = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-            forms, state = self.shares.broadcast_object((forms, self.trainer.state()))
+            forms, state = self.shares.from_first((forms, self.trainer.state()))
             for name, (shape, dtype) in forms.items():
                 sent = tensors[name] if self.shares.rank == 0 else torch.empty(shape, dtype=dtype)
                 tensors[name] = sent.detach().cpu().contiguous()
                 self.shares.broadcast(tensors[name].reshape(-1).view(torch.uint8))
-        except RuntimeError as error:
+        except (WaitTimeoutError, RuntimeError) as error:
             raise GroupLostError(f"the parameters of rank 0 did not arrive: {error}") from error
         if self.shares.rank != 0:
             self.trainer.restore({name: tensors[name] for name in forms}, state)

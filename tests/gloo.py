@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
 def in_processes(check: Callable[[int], object], folder: Path, count: int = 2, timeout: float = 150) -> None:
     """Call ``check(rank)`` in processes that torchrun could have started; their errors are this one's."""
+    importlib.import_module("torch._dynamo")  # which optimizers and DDP import: here once, not in each process
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -24,8 +29,21 @@ def in_processes(check: Callable[[int], object], folder: Path, count: int = 2, t
     for process in processes:
         process.join(timeout)
         process.kill()
-    assert "".join(error.read_text() for error in folder.glob("error-*")) == ""
-    assert [process.exitcode for process in processes] == [0] * count
+    errors = "".join(error.read_text() for error in folder.glob("error-*"))
+    if errors or [process.exitcode for process in processes] != [0] * count:
+        pytest.fail(errors or f"exit codes {[process.exitcode for process in processes]}")
+
+
+def in_group(check: Callable[[int, int], object], folder: Path, count: int) -> None:
+    """Call ``check(rank, count)`` in the processes of a process group, the default one of each."""
+    in_processes(partial(_grouped, check, count), folder, count)
+
+
+def _grouped(check: Callable[[int, int], object], count: int, rank: int) -> None:
+    dist.init_process_group("gloo")
+    check(rank, count)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _run(check: Callable[[int], object], rank: int, count: int, port: int, folder: str) -> None:
