@@ -171,6 +171,7 @@ class Leader:
 
         A rank that ends without having been asked has lost another one; one that does not end, hangs.
         """
+        meeting.dissolve()  # some may wait for this rank only
         deadline = time.monotonic() + _VERDICT
         while True:
             self._raise_errors()
