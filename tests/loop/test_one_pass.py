@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from functools import partial
 
 import numpy as np
@@ -79,25 +77,6 @@ def test_an_interrupted_pass_does_what_is_left(client, digits, model, tmp_path):
     (tmp_path / "s.zarr" / "notes.txt").write_text("mine")
     with pytest.raises(RunExistsError, match=r"holds notes\.txt"):
         score(model, overwrite=True)
-
-
-@pytest.mark.parametrize("make", ["score", "predict"])
-def test_a_killed_worker_costs_a_chunk_twice(client, digits, model, tmp_path, make):
-    """It is killed once the first chunk is there, in the middle of others."""
-    pids, calls = list(client.run(os.getpid).values()), []
-
-    def kill(done: int, total: int) -> None:
-        calls.append(done)
-        if done and pids:
-            os.kill(pids.pop(), signal.SIGKILL)
-            pids.clear()
-
-    run = partial(getattr(isgd, make), client, model, digits, scoring=small(digits))
-    found = run(tmp_path / "k.zarr", progress=kill).values
-    assert calls[-1] == len(digits)
-    assert not pids
-    assert np.isfinite(found).all()
-    assert found == pytest.approx(run(tmp_path / "s.zarr").values, rel=1e-4, abs=1e-6)
 
 
 def test_a_loss_by_its_name(client, digits, tmp_path):
