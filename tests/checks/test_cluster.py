@@ -43,11 +43,22 @@ def test_a_workers_own_errors_are_its_answer(known_workers):
     assert cluster._without_departed(None, answers) == answers
 
 
+def spec_of(*, waits_for_scores: bool) -> SimpleNamespace:
+    """What the checks use of a specification."""
+    return SimpleNamespace(
+        learning=isgd.Learning(steps=1),
+        scoring=isgd.Scoring(),
+        scores=True,
+        waits_for_scores=waits_for_scores,
+        external=False,
+    )
+
+
 def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypatch):
     """Otherwise the run would train on a scorer, since no worker declares the learner's resource any more."""
     learner, scorer = {"nthreads": 2, "resources": {"learner": 1}}, {"nthreads": 1, "resources": {"scorer": 1}}
     there = [{"dead": learner, "scorer": scorer}, {"new": learner, "scorer": scorer}]
-    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, external: there.pop(0))
+    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, learners, external: there.pop(0))
     answering = [{"scorer": 0}, {"scorer": 0}, {"new": 0, "scorer": 0}, {"new": 0, "scorer": 0}]
 
     def ask(client, function, timeout, *arguments):
@@ -55,9 +66,7 @@ def test_where_the_learners_worker_dies_meanwhile_another_is_waited_for(monkeypa
         return dict.fromkeys(answering.pop(0), right)
 
     monkeypatch.setattr(cluster, "ask_workers", ask)
-    plan = SimpleNamespace(
-        spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False, external=False), document={}
-    )
+    plan = SimpleNamespace(spec=spec_of(waits_for_scores=False), document={})
     assert check_cluster(None, plan) == {"new": learner, "scorer": scorer}
     assert not answering
 
@@ -66,11 +75,11 @@ def test_where_workers_keep_leaving_the_check_ends(monkeypatch):
     """For example because the scheduler gives them up while they import."""
     learner = {"nthreads": 2, "resources": {"learner": 1}}
     numbers = itertools.count()
-    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, external: {f"worker-{next(numbers)}": learner})
-    monkeypatch.setattr(cluster, "ask_workers", lambda *_: {})
-    plan = SimpleNamespace(
-        spec=SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=False, external=False), document={}
+    monkeypatch.setattr(
+        cluster, "wait_for_workers", lambda client, learners, external: {f"worker-{next(numbers)}": learner}
     )
+    monkeypatch.setattr(cluster, "ask_workers", lambda *_: {})
+    plan = SimpleNamespace(spec=spec_of(waits_for_scores=False), document={})
     with (
         dask.config.set({"isgd.cluster.timeout": "50 ms"}),
         pytest.raises(ClusterMismatchError, match=r"kept leaving .* for 0.05 s, at last worker-\d+; their logs"),
@@ -80,7 +89,7 @@ def test_where_workers_keep_leaving_the_check_ends(monkeypatch):
 
 
 def test_a_run_that_waits_for_scores_needs_a_thread_that_scores(monkeypatch):
-    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, external: {"only": {"nthreads": 1}})
-    spec = SimpleNamespace(scoring=isgd.Scoring(), scores=True, waits_for_scores=True, external=False)
+    monkeypatch.setattr(cluster, "wait_for_workers", lambda client, learners, external: {"only": {"nthreads": 1}})
+    spec = spec_of(waits_for_scores=True)
     with pytest.raises(ConfigError, match=r"Learning.synchronous: .*one worker with one thread.*--nthreads 2"):
         check_cluster(None, SimpleNamespace(spec=spec, document={}))
