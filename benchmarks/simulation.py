@@ -26,7 +26,7 @@ from torch import Tensor
 from dask_isgd.config import Learning, Sampling
 from dask_isgd.learner.clipping import Clipping
 from dask_isgd.learner.gain_monitor import GainMonitor
-from dask_isgd.learner.step import Step
+from dask_isgd.learner.step import Learned, Step
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.sampling import Gate, ImportanceSampler, next_chunks
 from dask_isgd.sampling.schedule import PROBE_SHARE
@@ -213,7 +213,7 @@ class Simulation:
         if np.isfinite(found).all():
             measure = (step + 1) % REPORT_EVERY == 0
             # ||μ||² is not measured here: second moments and gains are the same without it.
-            self.monitor.observe(step, draw, Step(math.nan, found, 0.0, math.nan, False), measure=measure)
+            self.monitor.observe([Learned(step, draw, Step(math.nan, found, 0.0, math.nan, False), measure)])
             if self.sampling.feedback and not self.sampling.uniform:
                 self.sampler.feedback(draw.indices, found, step)
         norm = torch.linalg.vector_norm(

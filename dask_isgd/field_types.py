@@ -101,8 +101,8 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Texts = Annotated[
     tuple[str, ...],
-    Fits(_are_texts, "a list of strings", {"type": "array", "items": {"type": "string", "minLength": 1}}),
     BeforeValidator(_as_tuple),
+    Fits(_are_texts, "a list of strings", {"type": "array", "items": {"type": "string", "minLength": 1}}),
 ]
 Bytes = Annotated[int | str, _bytes(1)]
 BytesOrZero = Annotated[int | str, _bytes(0)]

@@ -186,7 +186,8 @@ class Coordinator(LongTask):
             if self.learner_ended is not None and event.incarnation > self.learner_ended.incarnation:
                 self.learner_ended = None  # it has a successor; its own last publication may arrive after its end
             # If its holder is gone, fetching it would be an error in the scheduler's log.
-            self._must_fetch = self.scorers.has_worker(event.address)
+            if event.address:  # otherwise a loop's announcement that no version follows
+                self._must_fetch = self.scorers.has_worker(event.address)
             self.final_published = self.final_published or event.final
         elif isinstance(event, Progress):
             self._avoid(event.address)

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dask_isgd.errors import ModelError
+
 BUCKET_BYTES = 4 * 2**20
 """Bytes of gradients that are sent at once: the sooner the first bucket is full, the more of the rest is hidden."""
 
@@ -77,6 +79,11 @@ class GradientSum:
         if not self._active or parameter.grad is None:
             return
         bucket, view = self._places[parameter]
+        if bucket.work is not None:
+            raise ModelError(
+                "Learning.learners: a parameter got a second gradient in one backward pass, after the first was sent "
+                "to the other ranks; call checkpoint with use_reentrant=False, or train with one learner"
+            )
         view.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
         bucket.left.discard(parameter)
         # in the same order on all ranks, whatever the order in which gradients arrive

@@ -19,6 +19,9 @@ from dask_isgd import config
 from dask_isgd.errors import ConfigError, WaitTimeoutError
 from dask_isgd.sampling.draws import Floats
 
+LOOP_SECONDS = 1800.0
+"""For how long processes of a loop wait for each other: as torch's do, since one may evaluate or save alone."""
+
 
 def share_of(size: int, rank: int, count: int) -> slice:
     """Return the rows of a minibatch of ``size`` that are those of a rank; no two of ``count`` shares differ by more
@@ -47,6 +50,9 @@ class Alone:
     def agree(self, what: object) -> None:
         return None
 
+    def close(self) -> None:
+        return None
+
     def from_first(self, what: Any) -> Any:
         return what
 
@@ -65,8 +71,9 @@ class _Local:
 
 def arrived_all(travelling: Sequence[Travelling]) -> list[Floats]:
     """Return the scores of several minibatches; those of one process are brought to the host all at once."""
-    if len(travelling) > 1 and all(isinstance(each, _Local) for each in travelling):
-        return list(_on_host(torch.stack([each.scores for each in travelling if isinstance(each, _Local)])))
+    local = [each.scores for each in travelling if isinstance(each, _Local)]
+    if len(local) == len(travelling) > 1 and len({scores.device for scores in local}) == 1:
+        return list(_on_host(torch.stack(local)))
     return [each.arrived() for each in travelling]
 
 
@@ -114,6 +121,10 @@ class Shares:
         """
         return _Gathered(self._group, scores, position, self.count, self._timeout)
 
+    def close(self) -> None:
+        """Give up the process group that these processes made for this."""
+        dist.destroy_process_group(self._group)
+
     def broadcast(self, numbers: Tensor) -> None:
         """Replace ``numbers``, on the host and of one shape in all processes, by those of the first process.
 
@@ -153,7 +164,7 @@ class _Gathered:
                 )
 
 
-def shares_of(group: dist.ProcessGroup | None, *, timeout: float | None = None) -> Alone | Shares:
+def shares_of(group: dist.ProcessGroup | None, *, timeout: float = LOOP_SECONDS) -> Alone | Shares:
     """Return how the processes of ``group``, or all of them, share minibatches: ``Alone`` if there is only this one."""
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
     return Shares(group, timeout=timeout) if several else Alone()

@@ -56,6 +56,7 @@ class ClusterLink:
         self._signature = signature
         self.step = step
         """The latest step."""
+        self._random = random.Random()  # not that of the loop, which may be seeded
         self.stopped = False
         """Whether scoring has ended, because a user asked for it."""
         self._published: int | None = None
@@ -68,7 +69,7 @@ class ClusterLink:
         self._reported = step
         self._losses: list[Any] = []
         self._began = time.monotonic()
-        self._reading = self._writing = True
+        self._warned: set[str] = set()
         self._reporter: Reporter | None = None
         self._history: HistoryWriter | None = None
         self._parts = Parts()
@@ -106,7 +107,7 @@ class ClusterLink:
         addresses = self._pool.addresses()
         if not addresses:
             raise NoLearnerWorkerError("the cluster has no worker to hold the parameters")
-        return random.choice(addresses)
+        return self._random.choice(addresses)
 
     # Weights
 
@@ -127,12 +128,24 @@ class ClusterLink:
                         self._reader.request(chunk, version)
                 elif isinstance(event, Control) and event.attempt == self._spec.attempt and event.want == "stop":
                     self.stopped = True
-            while self._reading and (each := self._reader.get()) is not None:
-                found.append(each)
-        except Exception as error:
-            self._reading = False
-            logger.warning("run %s: weights cannot be read any more, and stay as they are: %s", self._spec.name, error)
-        return found
+                    self.announcer.ended("stopped", self.step)  # of scoring; the loop goes on
+        except Exception as error:  # the client is closed
+            self._warn("events of the run cannot be received", error)
+        while True:
+            try:
+                each = self._reader.get()
+            except Exception as error:
+                self._warn("weights cannot be read, and stay as they are until they are scored again", error)
+                continue
+            if each is None:
+                return found
+            found.append(each)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        """Log a fault that the loop survives: once of each kind."""
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("run %s: %s: %s", self._spec.name, what, error)
 
     # Versions and reports
 
@@ -198,8 +211,6 @@ class ClusterLink:
         )
 
     def _write(self, row: dict[str, float], *, write: bool) -> None:
-        if not self._writing:
-            return
         try:
             if self._history is None:
                 self._history = self._parts.add(self._create_history(self._began_at or 0))
@@ -207,8 +218,7 @@ class ClusterLink:
         except LeaseLostError:
             raise
         except Exception as error:
-            self._writing = False
-            logger.warning("run %s: the history cannot be written any more: %s", self._spec.name, error)
+            self._warn("the history cannot be written", error)
 
     def _is_held(self) -> bool:
         try:
@@ -225,6 +235,7 @@ class ClusterLink:
 
     def close(self, outcome: str, message: str = "") -> None:
         """Announce how the loop ended, and end the threads, each within ``isgd.cluster.timeout``."""
+        self._publisher.close()  # a version that is on its way would bring back what the end removes
         if not self._is_held():
             outcome = "fenced"  # a successor's coordinator receives what is announced here
         if outcome == "finished":  # the coordinator waits for a last version, which has been published

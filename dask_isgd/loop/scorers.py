@@ -127,7 +127,13 @@ class Scorers:
             except BaseException as error:
                 failure = error
                 begin = error if isinstance(error, IsgdError) else ConfigError(f"process 0 did not start: {error!r}")
-        begin = shares.from_first(begin)
+        try:
+            begin = shares.from_first(begin)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        finally:
+            shares.close()
         if failure is not None:
             raise failure
         if isinstance(begin, IsgdError):
@@ -147,11 +153,15 @@ class Scorers:
         open_topic(client, spec, keys)
         self._link = ClusterLink(client, spec, prepared.document["model"]["signature"], step)
         self._link.open()
-        place = coordinator_placement(workers, {"workers": []})
-        with span(spec.topic):
-            self._coordinator = client.submit(
-                coordinate, spec, key=keys["coordinator"], pure=False, priority=20, **place
-            )
+        try:
+            place = coordinator_placement(workers, {"workers": []})
+            with span(spec.topic):
+                self._coordinator = client.submit(
+                    coordinate, spec, key=keys["coordinator"], pure=False, priority=20, **place
+                )
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         self._coordinator.add_done_callback(lambda future: _log_error(spec, future))
         return _Begin(spec.examples, spec.chunk, step)
 

@@ -217,6 +217,7 @@ def fast_pass(
                 capture.changed |= reader.failed or {"": "a gradient of what the examples share did not arrive"}
         finally:
             capture.close()
+            reader.close()
     return capture, losses.detach()
 
 

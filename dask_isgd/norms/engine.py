@@ -219,6 +219,8 @@ class NormEngine:
         The plan is made first if there is none, on the examples ``rows``.
         """
         structure = (*structure_of(self.model), *(tensor.ndim for tensor in tensors((inputs, targets))))
+        if structure != self._structure:
+            self._reads, self._odd_batches = True, 0
         if self.plan is None or not self.plan.conclusive or structure != self._structure:
             before = random_state(self.model)
             with torch.no_grad():  # errors concern the user's batch, not the audit's

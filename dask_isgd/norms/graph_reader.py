@@ -65,6 +65,7 @@ class GraphReader:
         self._feeds: Feeds = {}
         self._apart: dict[str, bool] = {}
         self._owners = OwnersOfRows(size)
+        self._handles: list[Any] = []
 
     def find(self, roots: Iterable[Tensor]) -> None:
         """Find the nodes where the terms meet the examples, in the graph of a forward pass."""
@@ -80,7 +81,15 @@ class GraphReader:
                 self._expected[term.name] += 1
                 hook = self._hook_of(term, path, nodes)
                 self._nodes.setdefault(nodes[-1], []).append(hook)
-                nodes[-1].register_prehook(hook)
+                self._handles.append(nodes[-1].register_prehook(hook))
+
+    def close(self) -> None:
+        """Let go of the graph, whose nodes hold this reader: Python's collector does not see that circle."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._nodes.clear()
+        self._feeds = {}
+        self._owners = OwnersOfRows(self.size)
 
     def edges(self, leaves: Iterable[Tensor]) -> list[GradientEdge]:
         """Return the meetings that a backward pass to these leaves would not pass."""
@@ -109,7 +118,8 @@ class GraphReader:
         with torch.no_grad():
             for name, readings in self._readings.items():
                 try:
-                    self._norms[name] = norms_of_sum(readings, self.size)
+                    norms, before = norms_of_sum(readings, self.size), self._norms.get(name)
+                    self._norms[name] = norms if before is None else torch.hypot(before, norms)  # of parts apart
                 except Exception as error:  # the training step continues whatever fails here
                     self.failed[name] = f"{type(error).__name__}: {error}"
         self._readings.clear()

@@ -19,9 +19,9 @@ from torch import Tensor
 from dask_isgd.norms.graph_nodes import operation, shape_below
 
 _ELEMENTWISE = """
-    Abs Add Clamp Clone Div Elu Exp Gelu HardtanhBackward Hardsigmoid Hardswish LeakyRelu Log Mish Mul NativeDropout Neg
-    Pow Relu Rsqrt Rsub Sigmoid Silu Softplus Square Sqrt Sub Tanh ToCopy MaskedFill Expand"""
-_RESHAPED = frozenset(["Alias", "Flatten", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"])
+    Abs Add Clamp ClampMax ClampMin Clone Div Elu Exp Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu Log Mish Mul
+    NativeDropout Neg Pow Relu Rsqrt Rsub Sigmoid Silu Softplus Sqrt Sub Tanh ToCopy MaskedFill Expand"""
+_RESHAPED = frozenset(["Alias", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"])
 _CUT = frozenset(["Select", "Slice", "Split", "SplitWithSizes"])
 _ROWS = dict.fromkeys(_ELEMENTWISE.split(), (0, 1)) | dict.fromkeys((*_RESHAPED, *_CUT, "Index"), (0,))
 _ROWS |= {"Mm": (0,), "GroupedMm": (0,), "Addmm": (1,), "NativeLayerNorm": (0,)}

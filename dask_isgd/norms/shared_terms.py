@@ -55,11 +55,15 @@ def shared_terms(model: nn.Module, trace: GraphTrace, size: int, names: list[str
 
 
 def _recorded(leaf: Any, feeds: Feeds, paths: frozenset[Path], size: int) -> frozenset[Any]:
-    """Return the keys of the indices that the graph records of a parameter's rows; none if an owner is unknown."""
+    """Return the keys of the indices that the graph records of a parameter's rows.
+
+    None of them if an owner is unknown, or if the graph records no index of the rows at one of the meetings: an
+    operation may hide it.
+    """
     owners, keys = OwnersOfRows(size), frozenset[Any]()
     for path, nodes in known_meetings(leaf, feeds, paths):
         rows = owners.at(nodes[-1], path[-1][1])
-        if rows is None:
+        if rows is None or not rows.indices:
             return frozenset()
         keys |= {key_of(index) for index in rows.indices}
     return keys

@@ -120,6 +120,8 @@ class TrainingNorms:
             self._handles.pop().remove()
         if self._capture is not None:
             self._capture.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._auditing or not torch.is_grad_enabled():  # the audit runs the model too

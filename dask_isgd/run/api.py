@@ -18,7 +18,6 @@ from dask_isgd.config import Learning, Sampling, Scoring
 from dask_isgd.coordinator.task import coordinate
 from dask_isgd.core.loss import Loss
 from dask_isgd.core.models import ModelSource
-from dask_isgd.learner.group.task import learn_together
 from dask_isgd.learner.task import learn
 from dask_isgd.run.run import Run
 from dask_isgd.runtime.placement import coordinator_placement, learner_placement, note_on_sharing
@@ -90,7 +89,9 @@ def start(client: Client, prepared: PreparedRun) -> Run:
     open_topic(client, spec, keys)
     learner = learner_placement(workers)
     coordinator = coordinator_placement(workers, learner)
-    task = learn if spec.learning.learners == 1 else learn_together
+    task = learn
+    if spec.learning.learners != 1:  # only then: not every build of torch can form a group
+        from dask_isgd.learner.group.task import learn_together as task
     with span(spec.topic):  # Dask's pages show the run as one unit
         futures = [
             client.submit(task, spec, key=keys["learner"], pure=False, priority=10, **learner),

@@ -40,17 +40,18 @@ def prepared_data(pipeline: Pipeline, given: str | None, source: str | None) -> 
 def misspelt(place: Path, pipeline: str) -> Path | None:
     """Return the path that ``place``, where nothing is, nearly names and where a pipeline's dataset is; else None."""
     parent, missing = place.parent, [place.name]
-    while not parent.exists():
-        missing.insert(0, parent.name)
-        parent = parent.parent
-    if not parent.is_dir():
+    try:
+        while not parent.exists():
+            missing.insert(0, parent.name)
+            parent = parent.parent
+        close = nearest(missing[0], [child.name for child in parent.iterdir() if child.is_dir()])
+        if close is None:
+            return None
+        meant = parent.joinpath(close, *missing[1:])
+        if not meant.exists():
+            return misspelt(meant, pipeline) if len(missing) > 1 else None
+    except OSError:  # a file, or a folder that may not be read
         return None
-    close = nearest(missing[0], (child.name for child in parent.iterdir() if child.is_dir()))
-    if close is None:
-        return None
-    meant = parent.joinpath(close, *missing[1:])
-    if not meant.exists():
-        return misspelt(meant, pipeline) if len(missing) > 1 else None
     return meant if _pipeline_of(meant) == pipeline else None
 
 

@@ -285,3 +285,29 @@ def test_nothing_is_remembered_of_the_rows_of_the_first_batch(monkeypatch: pytes
     backwards = forwards.flip(0)
     assert wrong_by(engine(backwards, y)[0], model, backwards, y) <= 1e-5
     assert not checks
+
+
+class OrderedTwice(nn.Module):
+    """A layer that is used twice on ordered rows: before its second use, a softmax hides the order in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.rand(WIDTH) + 0.5), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        rows = x[order]
+        for _ in range(2):
+            rows = torch.softmax(rows * self.scale, -1)
+        return self.head(x + rows[order.argsort()])
+
+
+def test_a_second_use_behind_an_operation_that_hides_the_order_is_not_trusted():
+    model = OrderedTwice()
+    engine = NormEngine(model, cross_entropy)
+    targets = torch.arange(SIZE) % 5
+    for step in range(4):  # in order at first, which is what the audit sees
+        inputs = torch.randn(SIZE, WIDTH)
+        inputs[:, 0] = torch.arange(SIZE) if step == 0 else torch.randperm(SIZE)
+        norms, _ = engine(inputs, targets)
+        torch.testing.assert_close(norms.double(), oracle(model, cross_entropy, inputs, targets), rtol=1e-4, atol=1e-6)

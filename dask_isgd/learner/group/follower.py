@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 from contextlib import closing
+from datetime import timedelta
 
 from distributed import Worker, get_worker
 from distributed.comm.addressing import get_address_host
@@ -34,8 +35,10 @@ from dask_isgd.runtime.torch_threads import LearnerThreads
 
 logger = logging.getLogger(__name__)
 
-HERE, ROSTER, READY = "here-{}", "roster", "ready"
-"""Keys of the meeting's store: a member has come; the members of each rank above 0; how many are ready to train."""
+HERE, ROSTER, READY, GO = "here-{}", "roster", "ready", "go"
+"""Keys of the meeting's store: a member has come; the members of each rank above 0; how many are ready; all are."""
+OPENING = 10.0
+"""Timeouts that a rank may take to load its data."""
 
 
 def follow(spec: RunSpec, meeting: Meeting, member: int) -> str:
@@ -44,6 +47,7 @@ def follow(spec: RunSpec, meeting: Meeting, member: int) -> str:
     Raises NonFiniteLossError, ModelError or DataError, which end the run.
     """
     worker = get_worker()
+    key = worker.get_current_task()
     keep_freed_memory(memory_limit())
     calm(worker)
     with learner_threads(spec, worker) as threads:
@@ -52,6 +56,10 @@ def follow(spec: RunSpec, meeting: Meeting, member: int) -> str:
         except GroupLostError as error:
             logger.info("run %s: this rank ends: %s", spec.name, error)
             return "lost"
+        except (OSError, RuntimeError):  # whatever breaks in a worker that is going away
+            if task_status(worker, key) == "wanted":
+                raise
+            return "left"
         finally:
             dissolve()
 
@@ -71,9 +79,10 @@ def open_share(spec: RunSpec, draws: DrawSource, share: slice, trainer: Trainer,
 def _follow(spec: RunSpec, meeting: Meeting, member: int, worker: Worker, threads: LearnerThreads) -> str:
     timeout, learning = config.seconds("cluster.timeout"), spec.learning
     store = attend(meeting, timeout)
+    store.set_timeout(timedelta(seconds=2 * OPENING * timeout))  # longer than rank 0 waits for the others
     if store.add(HERE.format(member), 1) != 1:  # Dask runs a task again whose worker is back under its old address
         return "unused"
-    roster = _roster(store)
+    roster = [int(each) for each in json.loads(_wait_for(store, ROSTER))]
     if member not in roster:
         return "unused"
     rank, count, host = roster.index(member) + 1, len(roster) + 1, get_address_host(worker.address)
@@ -86,6 +95,7 @@ def _follow(spec: RunSpec, meeting: Meeting, member: int, worker: Worker, thread
         feed = parts.add(open_share(spec, draws, draws.share, trainer, worker))
         parts.add(draws)
         store.add(READY, 1)
+        _wait_for(store, GO)
         form(store, rank, count, trainer.device, host, timeout)
         options = {"size": learning.batch_size, "report_every": learning.report_every}
         with closing(Rank(trainer, feed, draws, Shares(), **options)) as this:
@@ -104,9 +114,9 @@ def _follow(spec: RunSpec, meeting: Meeting, member: int, worker: Worker, thread
     return "left" if leaving else "finished"
 
 
-def _roster(store: Store) -> list[int]:
-    """Return the members of the ranks above 0, in order."""
+def _wait_for(store: Store, key: str) -> bytes:
+    """Return what rank 0 has set; it gives up first, and then its store ends."""
     try:
-        return [int(member) for member in json.loads(store.get(ROSTER))]
+        return bytes(store.get(key))
     except RuntimeError as error:
-        raise GroupLostError(f"rank 0 named no members: {error}") from error
+        raise GroupLostError(f"rank 0 did not go on to {key!r}: {error}") from error

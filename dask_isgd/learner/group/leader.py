@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from distributed import Client, Future, Worker
 from distributed.comm.addressing import get_address_host
+from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dask_isgd import config
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import ConfigError, NoLearnerWorkerError, NonFiniteLossError
 from dask_isgd.learner.gradient_sum import GroupLostError
 from dask_isgd.learner.group import meeting
-from dask_isgd.learner.group.follower import HERE, READY, ROSTER, follow
+from dask_isgd.learner.group.follower import GO, HERE, OPENING, READY, ROSTER, follow
 from dask_isgd.runtime.placement import LEARNER, learner_places, too_few_places, workers_of
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ _PATIENCE = 6.0
 """Seconds in which a worker that died may return before the group continues without it."""
 _VERDICT = 5.0
 """Seconds in which the scheduler notices that a worker died, or receives the error of a task."""
-_OPENING = 10.0
-"""Timeouts that a rank may take to load its data."""
 _POLL = 0.1
 
 
@@ -86,9 +85,13 @@ class Leader:
                 "Learning.learners: got workers that are threads of one process, wanted processes: each has one rank"
             )
         places = self._await_places()
-        if places:
-            self._call(places)
-        self._require(self.count)
+        try:
+            if places:
+                self._call(places)
+            self._require(self.count)
+        except BaseException:
+            self.close()
+            raise
         self._experience.ranks = max(self._experience.ranks, self.count)
 
     def _wanted(self, there: int) -> int:
@@ -103,8 +106,18 @@ class Leader:
             raise NoLearnerWorkerError(too_few_places(learning.learners, there))
 
     def _places(self) -> list[str]:
-        mine = {self._worker.address, *self._experience.avoided}
-        return [address for address in learner_places(workers_of(self._client)) if address not in mine]
+        taken = {self._worker.address, *self._experience.avoided, *self._busy()}
+        return [address for address in learner_places(workers_of(self._client)) if address not in taken]
+
+    def _busy(self) -> set[str]:
+        """Return the workers on which other runs learn."""
+        own = f"-{self._spec.run}"
+        return {
+            address
+            for address, keys in self._client.processing().items()
+            for key in keys
+            if isinstance(key, tuple) and str(key[0]).startswith(("learn-", "follow-")) and not key[0].endswith(own)
+        }
 
     def _await_places(self) -> list[str]:
         """Return the addresses of the other ranks, as soon as there are enough of them."""
@@ -148,12 +161,14 @@ class Leader:
 
     def form(self, device: torch.device) -> None:
         """Make the process group, once all ranks have opened their data. Raises GroupLostError."""
-        deadline = time.monotonic() + _OPENING * self._timeout
+        deadline = time.monotonic() + OPENING * self._timeout
         while self._store.add(READY, 0) < self.count - 1:
             self._raise_errors()
-            if time.monotonic() > deadline or self._gone():
+            ended = any(future.status != "pending" for future in self._futures.values())
+            if time.monotonic() > deadline or ended or self._gone():
                 raise GroupLostError("a rank did not open its data")
             self._wait()
+        self._store.set(GO, "")
         meeting.form(self._store, 0, self.count, device, self._host, self._timeout)
 
     def _gone(self) -> set[str]:
@@ -194,6 +209,8 @@ class Leader:
         for future in self._futures.values():
             if future.status == "error":
                 error = future.exception(timeout=self._timeout)
+                if isinstance(error, KilledWorker | NoValidWorkerError):
+                    continue  # of a worker that is gone, which is no error of the rank
                 assert error is not None
                 raise error
 
