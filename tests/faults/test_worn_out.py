@@ -78,7 +78,7 @@ def test_a_worker_killed_for_memory_is_named_and_its_learner_goes_on(apart, clie
 def test_a_worker_whose_lifetime_is_over_leaves_in_order_and_the_learner_goes_on_in_the_next(
     apart, client, digits, run_dir, capsys
 ):
-    life = ("--lifetime", "9s", "--lifetime-stagger", "1s", "--lifetime-restart")
+    life = ("--lifetime", "15s", "--lifetime-stagger", "1s", "--lifetime-restart")
     apart.worker("learner", *life, threads=2)
     run = fit(client, digits, run_dir, learning=learning(checkpoint_steps=10**6))
     until(run, lambda latest: run.directory.folder.exists("leases/learner-0001.left"))
