@@ -289,7 +289,7 @@ class TestSources:
         first, second = (by_name(ingest(s, tmp_path / f"{i}"), "train") for i, s in enumerate(sources))
         assert_array_equal(first["x"], second["x"])
 
-    @pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # dask's use of pandas
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dask's use of pandas
     def test_parquet(self, tmp_path):
         frame = pd.DataFrame(
             {"a": WIDE[:, 0], "b": WIDE[:, 1], "row": np.arange(N), "who": np.array(["x", "y", "z"])[LABEL % 3],
@@ -307,7 +307,7 @@ class TestSources:
         total = sum(len(Dataset(url, group=split)) for split in ("train", "test"))
         assert total == N
 
-    @pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_parquet_spans_across_files(self, tmp_path):
         for i in range(4):
             pd.DataFrame({"x": np.arange(10.0) + 10 * i}).to_parquet(tmp_path / f"{i}.parquet")

@@ -25,7 +25,7 @@ T = RNG.integers(0, 50, (N, 4))
 Y = RNG.integers(0, 5, N)
 FRAME = pd.DataFrame({"a": X[:, 0], "b": T[:, 0], "row": np.arange(N), "target": Y})
 
-pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # dask's use of pandas
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dask's use of pandas
 
 
 class Pairs(torch.utils.data.Dataset):
