@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -153,10 +154,15 @@ def census() -> dict[str, Any]:
 
 
 def slope(readings: list[dict[str, float]], role: str, settle: int) -> float:
-    """Return the MB per 10,000 steps by which a process grows after ``settle`` steps, by least squares."""
+    """Return the MB per 10,000 steps by which a process grows after ``settle`` steps, by least squares.
+
+    NaN if all readings were taken at one step.
+    """
     counted = [reading for reading in readings if reading["step"] >= settle]
     steps, resident = (np.array([reading[name] for reading in counted]) for name in ("step", role))
-    return float(np.polyfit(steps / 10_000, resident, 1)[0])
+    away = (steps - steps.mean()) / 10_000
+    spread = float(away @ away)
+    return float(away @ resident) / spread if spread else math.nan
 
 
 if __name__ == "__main__":

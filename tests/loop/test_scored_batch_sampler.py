@@ -11,6 +11,7 @@ import torch
 
 import dask_isgd as isgd
 from dask_isgd.core import models
+from dask_isgd.events import Control
 from dask_isgd.loop.chunk_gain import draw_in_chunk
 from dask_isgd.loop.cluster_link import ClusterLink, unwrapped
 from dask_isgd.loop.scored_batch_sampler import ScoredBatchSampler
@@ -156,3 +157,39 @@ def test_a_scheduler_that_never_replies_is_said_once(caplog):
 def test_a_wrapped_model_is_published_without_its_wrapper():
     model = torch.nn.Linear(2, 2)
     assert unwrapped(torch.compile(torch.nn.DataParallel(model), backend="eager")) is model
+
+
+def linked(**parts) -> ClusterLink:
+    spec = SimpleNamespace(name="run", attempt=1, learning=isgd.Learning(steps=9, publish_every=1))
+    link = ClusterLink(None, spec, {}, 0)
+    vars(link).update(parts)
+    return link
+
+
+def test_a_chunk_that_cannot_be_read_keeps_its_weights_and_later_ones_are_used(caplog):
+    found = [(3, chunk_of(NORMS, 3), 7), OSError("stale file handle"), OSError("again"), (4, chunk_of(NORMS, 4), 8)]
+
+    def get():
+        each = found.pop(0) if found else None
+        if isinstance(each, Exception):
+            raise each
+        return each
+
+    link = linked(_events=SimpleNamespace(drain=list), _reader=SimpleNamespace(get=get))
+    with caplog.at_level(logging.WARNING, "dask_isgd"):
+        assert [(chunk, version) for chunk, _, version in link.rewritten()] == [(3, 7), (4, 8)]
+    assert [record.message for record in caplog.records] == [
+        "run run: weights cannot be read, and stay as they are until they are scored again: stale file handle"
+    ]
+
+
+def test_a_stop_ends_scoring_and_is_announced():
+    stop, said = Control(run="r", incarnation=0, attempt=1, want="stop"), []
+    link = linked(
+        _events=SimpleNamespace(drain=lambda: [stop]),
+        _reader=SimpleNamespace(get=lambda: None),
+        announcer=SimpleNamespace(ended=lambda *outcome: said.append(outcome)),
+    )
+    assert link.rewritten() == []
+    assert link.stopped
+    assert said == [("stopped", 0)]
