@@ -47,8 +47,8 @@ class ArrayTable:
         found = {}
         for name in names:
             values = self._arrays[name]
-            part = values[start:stop]
             with reading(f"array {name!r}, rows {start} to {stop}"):
+                part = values[start:stop]
                 if hasattr(part, "compute"):  # a Dask array; this may itself run in a task
                     part = part.compute(scheduler="synchronous")
                 found[name] = np.array(part)

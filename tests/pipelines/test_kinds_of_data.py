@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -172,6 +174,15 @@ class TestPlainZarr:
         url = ingest(tmp_path / "s", tmp_path / "d", splits={"train": np.arange(N)}, normalise="none")
         assert "2 of the 15 chunks of array 'x' are not in the store, and are read as 0.0" in caplog.text
         assert not Dataset(url).load().inputs[0][:14].any()
+
+    def test_chunks_that_do_not_have_the_shape_of_the_metadata(self, tmp_path):
+        made = zarr.open_group(tmp_path / "s", mode="w", zarr_format=2)
+        for name, shape in (("x", (10, 3)), ("y", (10,))):
+            made.create_array(name, shape=shape, chunks=(4, *shape[1:]), dtype="f4")[...] = 1
+        metadata = json.loads((tmp_path / "s/x/.zarray").read_text()) | {"compressor": None}
+        (tmp_path / "s/x/.zarray").write_text(json.dumps(metadata))
+        with pytest.raises(DataError, match=r"array 'x', rows 0 to \d+: cannot be read .*is the file complete"):
+            ingest(tmp_path / "s", tmp_path / "d")
 
     @pytest.mark.parametrize(
         ("source", "error", "message"),
