@@ -113,7 +113,7 @@ class Publisher:
         late = time.monotonic() - self._last_published > self._timeout
         if not self._lossy and (final or self._strict or late or not isinstance(error, (OSError, TimeoutError))):
             raise error
-        if self._lossy and not self._failing:  # whoever loses no version for long hears of it by its error
+        if self._lossy and not self._failing:  # others raise an error instead
             logger.warning("version %d was not published, and scores get older until one is: %r", version, error)
         self._failing = True
         self._announcer.fault("publication", f"version {version}: {type(error).__name__}: {error}")

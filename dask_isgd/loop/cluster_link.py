@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Rewritten = tuple[int, NDArray[np.float32], int]
 """A chunk, its weights, and the version that they were computed at."""
 _HISTORY_ROWS = 1024
-"""Rows per group of the history; it goes on in further groups."""
+"""Rows per group of the history; more of them are in further groups."""
 
 
 class ClusterLink:
@@ -128,7 +128,7 @@ class ClusterLink:
                         self._reader.request(chunk, version)
                 elif isinstance(event, Control) and event.attempt == self._spec.attempt and event.want == "stop":
                     self.stopped = True
-                    self.announcer.ended("stopped", self.step)  # of scoring; the loop goes on
+                    self.announcer.ended("stopped", self.step)  # of scoring; the loop continues
         except Exception as error:  # the client is closed
             self._warn("events of the run cannot be received", error)
         while True:

@@ -224,7 +224,7 @@ class Scorers:
     def publish(self, model: nn.Module, step: int, *, loss: float | Tensor = math.nan) -> None:
         """Report that the loop has made ``step``, and every ``publish_every`` steps send the parameters to the scorers.
 
-        Call it once per minibatch, with steps that go on from ``scorers.step``. It returns at once: what is sent is
+        Call it once per minibatch, with steps that continue from ``scorers.step``. It returns at once: what is sent is
         copied here and travels in a thread. ``model`` is that of the run, or wrapped by DistributedDataParallel or
         ``torch.compile``. ``loss``, a number or a tensor, is shown in the history. In processes other than 0 nothing
         is done.

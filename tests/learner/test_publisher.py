@@ -1,4 +1,4 @@
-"""Versions that cannot be published: who hears of it."""
+"""Versions that cannot be published: who is told."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dask_isgd.norms import NormEngine, capture_norms
+from dask_isgd.norms.graph_nodes import accumulator, feeds_of
 from dask_isgd.norms.row_owners import OwnersOfRows
+from dask_isgd.norms.shared_terms import _recorded
 
 SIZE, WIDTH, TOKENS = 6, 8, 9
 
@@ -311,3 +313,14 @@ def test_a_second_use_behind_an_operation_that_hides_the_order_is_not_trusted():
         inputs[:, 0] = torch.arange(SIZE) if step == 0 else torch.randperm(SIZE)
         norms, _ = engine(inputs, targets)
         torch.testing.assert_close(norms.double(), oracle(model, cross_entropy, inputs, targets), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("uses", "recorded"), [(1, True), (2, False)])
+def test_every_meeting_has_to_record_the_index(uses, recorded):
+    scale, rows = torch.rand(WIDTH, requires_grad=True), torch.randn(SIZE, WIDTH, requires_grad=True)
+    rows = (rows * 1.0)[torch.randperm(SIZE)]
+    for _ in range(uses):
+        rows = torch.softmax(rows * scale, -1)
+    leaf = accumulator(scale)
+    keys = _recorded(leaf, feeds_of([rows.sum()]), frozenset([(("Mul", 1),)]), SIZE)
+    assert bool(keys) == recorded

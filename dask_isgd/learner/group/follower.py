@@ -119,4 +119,4 @@ def _wait_for(store: Store, key: str) -> bytes:
     try:
         return bytes(store.get(key))
     except RuntimeError as error:
-        raise GroupLostError(f"rank 0 did not go on to {key!r}: {error}") from error
+        raise GroupLostError(f"rank 0 did not reach {key!r}: {error}") from error
