@@ -58,10 +58,13 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
         learning=isgd.Learning(steps=10**7, batch_size=32, report_every=10, publish_every=20),
         scoring=isgd.Scoring(chunk_size=CHUNK),
     )
-    concluded = None
-    for _ in run.watch(WAIT):
+    concluded, chunks = None, []
+    for _ in run.watch(WAIT):  # how soon a probe follows depends on how long tasks take: a twentieth of the scorers' time
         concluded = concluded or next((time for time, e in heard(client, run, "progress") if e["probing"]), None)
-        if concluded is not None and heard(client, run, "progress")[-1][0] > concluded + 2 * DRAINED:
+        if concluded is not None:
+            late = [event for time, event in heard(client, run, "scored") if time > concluded + DRAINED]
+            chunks = [chunk for event in late for chunk, _, _ in event["chunks"]][: ROWS // CHUNK]
+        if len(chunks) >= 8:
             break
     run.stop(timeout=WAIT)
     history = run.history
@@ -75,7 +78,5 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
     known = history.candidate_gain.dropna("report")  # none before the first scores, nor right after the gate's decision
     assert len(known) > 40
     np.testing.assert_allclose(known[20:], 1.0, atol=1e-3)
-    late = [event for time, event in heard(client, run, "scored") if time > concluded + DRAINED]
-    chunks = [chunk for event in late for chunk, _, _ in event["chunks"]][: ROWS // CHUNK]
-    assert chunks, "a closed gate goes on probing"
+    assert len(chunks) >= 8, "a closed gate goes on probing"
     assert len(set(chunks)) == len(chunks), "and the probe moves: no chunk has a second turn before all others"
