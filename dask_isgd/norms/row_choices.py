@@ -19,13 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_TAKES = ("index", "_unsafe_index", "index_select", "gather", "masked_select")
+_TAKES = ("index", "_unsafe_index", "index_select", "gather", "masked_select", "embedding")
 _ORDERS = ("sort", "topk", "msort", "_pack_padded_sequence", "_pad_packed_sequence")
 _PUTS = (
     *("index_put", "_unsafe_index_put", "_index_put_impl", "index_add", "index_copy", "index_reduce"),
     *("scatter", "scatter_add", "scatter_reduce", "masked_scatter"),
 )
 _CUTS = ("select", "slice", "split", "split_with_sizes", "unbind", "narrow")
+_JOINS = ("cat", "stack")
 _SHAPES = (
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
     *("new_zeros", "new_ones", "new_empty", "new_full"),
@@ -147,6 +148,9 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _choice(self, name: str, args: Any, output: Any) -> tuple[frozenset[Any], frozenset[Any]]:
         """Return the indices by which an operation chooses rows, and those whose choice it undoes."""
         none: frozenset[Any] = frozenset()
+        if name in _JOINS:  # of rows that were cut before Python had the values by which it now orders them
+            joins = self._escaped and self._is_rows(output, args[1] if len(args) > 1 else 0)
+            return (frozenset(["Python"]) if joins and all(self._of(t).derived for t in args[0]) else none), none
         if not args or not isinstance(args[0], Tensor) or name not in (*_TAKES, *_ORDERS, *_PUTS, *_CUTS):
             return none, none
         target = args[0]
@@ -191,7 +195,7 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _row_indices(self, name: str, args: Any) -> Iterator[Tensor]:
         """Yield the indices of an operation that are along the rows."""
         target = args[0]
-        if name.startswith("masked_"):
+        if name.startswith("masked_") or (name == "embedding" and self._is_rows(target, 0)):
             yield args[1]
         elif "index" in name and isinstance(args[1], (list, tuple)):
             dim = 0
@@ -200,7 +204,7 @@ class RowChoices(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if index is not None and any(self._is_rows(target, d) for d in range(dim, dim + covered)):
                     yield index
                 dim += covered
-        elif self._is_rows(target, args[1]):
+        elif name != "embedding" and self._is_rows(target, args[1]):
             yield args[2]
 
     def _is_rows(self, tensor: Tensor, dim: int) -> bool:
