@@ -172,14 +172,15 @@ class BatchSampler:
                 self._fed_back += len(known)
 
     def observe(self, steps: Sequence[Learned]) -> None:
-        """Let the monitor observe the norms of steps that do not go back to the sampler."""
+        """Let the monitor observe norms of chunks that are about to be rewritten, and are the oldest, by ``update``."""
         with self._lock:
-            self._observe(steps)
+            self._observe(steps, anywhere=True)
 
-    def _observe(self, steps: Sequence[Learned]) -> None:
+    def _observe(self, steps: Sequence[Learned], *, anywhere: bool = False) -> None:
         for part in _up_to_measured(steps):
             was_open = self.open
-            self.monitor.observe(part, recent=self._newest - part[0].step <= _RECENT * self.block)
+            recent = self._newest - part[0].step <= _RECENT * self.block
+            self.monitor.observe(part, recent=recent, anywhere=anywhere)
             if self.open != was_open:
                 self.gate_step, self._drawn = part[-1].step, {}
 

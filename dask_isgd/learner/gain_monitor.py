@@ -27,16 +27,17 @@ class GainMonitor:
         self._open = gate.open
         """Whether the gate was open when the draws in the averages were made."""
 
-    def observe(self, steps: Sequence[Learned], *, recent: bool = True) -> None:
+    def observe(self, steps: Sequence[Learned], *, recent: bool = True, anywhere: bool = False) -> None:
         """Add the norms of steps, before they are fed back; if the last of them is measured, update the measurements.
 
-        ``recent``: the draws were made by about the current weights, not many steps ahead.
+        ``recent``: the draws were made by about the current weights, not many steps ahead. ``anywhere``: a closed gate
+        judges the weights of all chunks by these norms, not only those that were scored last.
         """
         last = steps[-1]
         used = [each for each in steps if each.measured] if self._reproducible else steps
         if used:
             norms = np.concatenate([each.result.norms for each in used if each.result.norms is not None])
-            self._samples.add([each.draw for each in used], norms, self._gate, recent=recent)
+            self._samples.add([each.draw for each in used], norms, self._gate, recent=recent, anywhere=anywhere)
         if last.measured and np.isfinite(last.result.mean_gradient_sq_norm):
             self._measure(last.step, last.result.mean_gradient_sq_norm)
 

@@ -38,10 +38,13 @@ class GainSamples:
         self._drawn: list[tuple[Floats, Floats]] = []
         self._candidate: list[Sample] = []
 
-    def add(self, draws: Sequence[Draw], norms: Floats, gate: Gate, *, recent: bool = True) -> None:
+    def add(
+        self, draws: Sequence[Draw], norms: Floats, gate: Gate, *, recent: bool = True, anywhere: bool = False
+    ) -> None:
         """Add minibatches observed with the gate in its current state, before their norms (M,) are fed back.
 
         ``recent``: their probabilities are about those of the current proposal, and need not be computed again.
+        ``anywhere``: the candidate is judged in every scored chunk, however old its scores are.
         """
         own = recent and gate.open and all(self._from_proposal(draw) for draw in draws)
         indices, c, q = (np.concatenate(part) for part in zip(*draws, strict=True)) if len(draws) > 1 else draws[0]
@@ -49,7 +52,7 @@ class GainSamples:
         if gate.forced_closed:
             return
         versions = self._sampler.versions.take(indices // self._sampler.chunk_size)
-        known = versions >= self._judged_from(gate)
+        known = versions >= (0.0 if anywhere else self._judged_from(gate))
         never = np.isnan(versions)
         if never.any():  # no scorer has been there: its examples are judged by the weights that feedback gave them
             known |= never & self._sampler.has_weight(indices)

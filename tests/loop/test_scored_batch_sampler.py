@@ -94,6 +94,26 @@ def test_the_gate_opens_by_the_scorers_norms_alone_at_the_gain_of_the_old_weight
     assert coefficients[-100:].std() > 0.3
 
 
+def test_a_closed_gate_that_only_probes_opens_by_the_fresh_norms_of_the_oldest_chunks():
+    """First all norms are equal, then they are as uneven as elsewhere here; chunks come one by one."""
+
+    def one_by_one():
+        for part in sweeps(np.ones(N), 30):
+            yield part
+        for part in sweeps(NORMS, 12):
+            for chunk in part:
+                yield [chunk]
+
+    sampler = sampler_of(one_by_one())
+    drawn(sampler, 8 * 240)
+    gate = sampler.drawing.monitor._gate
+    assert gate.probing
+    assert sampler.candidate_gain == pytest.approx(1.0)
+    drawn(sampler, 8 * 380)
+    assert sampler.open, gate.reason
+    assert sampler.candidate_gain > 1.5
+
+
 def test_the_gate_stays_closed_if_old_weights_say_nothing_of_fresh_norms():
     """Norms are permuted from sweep to sweep."""
     rng = np.random.default_rng(3)
