@@ -158,7 +158,7 @@ def ingest(
     if chunk < 1:
         raise DataError(f"chunk_size: got {chunk}, wanted at least 1")
     budget = int(parse_bytes(memory))
-    require_room(table, columns, budget)
+    require_room(table, columns, budget, chunk)
 
     def build(work: Path) -> None:
         plan = make_plan(table, columns, splitting, work, chunk_size=chunk, keep_missing=keep, memory=budget)

@@ -22,6 +22,8 @@ from dask_isgd.storage.tables.table import Table, scalars
 
 _COPIES = 4
 """Copies of a block in memory at a time."""
+_CHUNK_COPIES = 2
+"""Copies of a chunk in memory while it is written, which Zarr does whole."""
 _NUMBERS_BYTES = 3 * 8 + 1
 """Bytes per row of the order of all rows, their destinations and their splits."""
 
@@ -126,13 +128,19 @@ def require_countable(table: Table) -> None:
         )
 
 
-def require_room(table: Table, columns: Columns, memory: int) -> None:
-    """Refuse a table, before a row is read, of whose rows too few fit into ``memory`` bytes."""
+def require_room(table: Table, columns: Columns, memory: int, chunk: int) -> None:
+    """Refuse, before a row is read, rows of which too few fit into ``memory`` bytes, and chunks that cannot be held."""
     row = max(columns.row_bytes, row_bytes(table.columns[name] for name in columns.written))
     if row * _COPIES > memory:
         raise DataError(
             f"source: got rows of {format_bytes(row)}, of which {_COPIES} must fit into {format_bytes(memory)}; "
             "pass more memory=…, or use smaller rows"
+        )
+    whole, free = chunk * columns.row_bytes, psutil.virtual_memory().available
+    if whole * _CHUNK_COPIES > free:
+        raise DataError(
+            f"chunk_size: got {chunk:,} rows, {format_bytes(whole)} a chunk, of which {_CHUNK_COPIES} must fit into "
+            f"{format_bytes(free)} of free memory; wanted a smaller chunk_size"
         )
 
 

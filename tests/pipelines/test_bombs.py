@@ -87,6 +87,13 @@ def test_parquet(tmp_path, monkeypatch):
         ingest(tmp_path / "t.parquet", tmp_path / "d")
 
 
+def test_chunks_that_cannot_be_held(tmp_path):
+    """Zarr allocates a whole chunk for its first row: found by damaged recipes, with the machine's memory gone."""
+    source = np.ones((12, 3), "f4"), np.arange(12) % 2
+    with pytest.raises(DataError, match=r"chunk_size: got 1,000,000,000,000 rows, 18\.19 TiB a chunk, of which 2 must fit"):
+        ingest(source, tmp_path / "d", chunk_size=10**12)
+
+
 def test_idx(tmp_path):
     (tmp_path / "a").write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", 1 << 20, 1 << 10, 1 << 10))
     with pytest.raises(DataError, match="promises 1,099,511,627,776 bytes"):
