@@ -68,7 +68,7 @@ class ClusterLink:
         """The first step that this loop made."""
         self._reported = step
         self._losses: list[Any] = []
-        self._began = time.monotonic()
+        self._began, self._earlier_seconds = time.monotonic(), 0.0
         self._warned: set[str] = set()
         self._reporter: Reporter | None = None
         self._history: HistoryWriter | None = None
@@ -195,6 +195,7 @@ class ClusterLink:
 
     def _report(self, batch_sampler: BatchSampler, batch_size: int) -> None:
         if self._reporter is None:
+            self._earlier_seconds = self._seconds_before(self._began_at or 0)
             steps = self._spec.learning.steps
             self._reporter = Reporter(
                 self.announcer, self._write, steps=None if steps == ENDLESS else steps, batch_size=batch_size
@@ -205,7 +206,7 @@ class ClusterLink:
         self._reporter.report(
             self.step,
             batch_sampler,
-            seconds=time.monotonic() - self._began,
+            seconds=self._earlier_seconds + time.monotonic() - self._began,
             learning_rate=math.nan,
             threads=torch.get_num_threads(),
         )
@@ -225,6 +226,16 @@ class ClusterLink:
             return self._lease.held()
         except OSError:  # a store that does not reply
             return True
+
+    def _seconds_before(self, step: int) -> float:
+        """Return how many seconds the loop had taken, in all incarnations, before ``step``."""
+        try:
+            history = self._spec.directory.read_history()
+        except Exception as error:
+            self._warn("the earlier history cannot be read, and its seconds are not counted", error)
+            return 0.0
+        earlier = history.sel(report=history.step < step)
+        return float(earlier.seconds[-1]) if earlier.sizes["report"] else 0.0
 
     def _create_history(self, start: int) -> HistoryWriter:
         incarnation = self._lease.incarnation

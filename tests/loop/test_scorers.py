@@ -87,6 +87,8 @@ def test_a_loop_follows_the_scores_and_the_run_is_one_of_fit(client, digits, run
     with loop.scorers:
         run = isgd.attach(client, run_dir)
         loop.open().trains(lambda: bool(np.isfinite(loop.sampler.drawing.sampler.versions).all()) and loop.newest > 20)
+        known = loop.step
+        loop.trains(lambda: loop.step > known + 60)  # the minibatch that was drawn before is behind, and 50 more
         loop.trains(lambda: loop.sampler.gain > 0 and run.latest.get("examples_scored", 0) > 0)
         assert run.status == "running"
         assert run.latest["step"] > 0
@@ -181,6 +183,7 @@ def test_a_killed_loop_continues_from_its_own_checkpoint(client, digits, run_dir
     assert run.directory.leases("learner").highest() == 2
     steps = run.history.step.values
     assert (np.diff(steps) > 0).all()
+    assert (np.diff(run.history.seconds.values) > 0).all(), "the seconds of all incarnations"
     groups = zarr.open_group(run.directory.history, mode="r")
     assert groups["learner-0002"].attrs["start_step"] == begun
 
