@@ -90,7 +90,7 @@ def test_parquet(tmp_path, monkeypatch):
 def test_chunks_that_cannot_be_held(tmp_path):
     """Zarr allocates a whole chunk for its first row: found by damaged recipes, with the machine's memory gone."""
     source = np.ones((12, 3), "f4"), np.arange(12) % 2
-    with pytest.raises(DataError, match=r"chunk_size: got 1,000,000,000,000 rows, 18\.19 TiB a chunk, of which 2 must fit"):
+    with pytest.raises(DataError, match=r"chunk_size: got 1,000,000,000,000 rows, 18\.19 TiB a chunk, of which 2"):
         ingest(source, tmp_path / "d", chunk_size=10**12)
 
 

@@ -59,7 +59,7 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
         scoring=isgd.Scoring(chunk_size=CHUNK),
     )
     concluded, chunks = None, []
-    for _ in run.watch(WAIT):  # how soon a probe follows depends on how long tasks take: a twentieth of the scorers' time
+    for _ in run.watch(WAIT):  # a probe takes a twentieth of the time: how soon it follows depends on its own
         concluded = concluded or next((time for time, e in heard(client, run, "progress") if e["probing"]), None)
         if concluded is not None:
             late = [event for time, event in heard(client, run, "scored") if time > concluded + DRAINED]
