@@ -20,6 +20,11 @@ def operation(node: Any) -> str:
     return re.sub(r"Backward\d*$", "", str(node.name()).rpartition("::")[2])
 
 
+def signed(number: int) -> int:
+    """Return a dimension or an index that a node has saved without its sign."""
+    return number if number < 1 << 63 else number - (1 << 64)
+
+
 def accumulator(parameter: Tensor) -> Any:
     """Return the node that accumulates a parameter's gradient."""
     return parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from dask_isgd.norms.graph_nodes import Feeds, accumulator, fed_by, feeds_of, operation
+from dask_isgd.norms.graph_nodes import Feeds, accumulator, fed_by, feeds_of, operation, signed
 from dask_isgd.norms.meetings import MEETINGS, Examples
 from dask_isgd.norms.readings import Reading, norms_of_sum
 from dask_isgd.norms.row_owners import OwnersOfRows, RowOwners
@@ -54,7 +54,6 @@ class GraphReader:
         self.size = size
         self.deferred = deferred
         """Whether the backward pass omits the nodes of what the examples share: they can be passed after it only."""
-        self.recording = True
         self.failed: dict[str, str] = {}
         """Terms that do not meet the examples where the audit found them to, or whose gradient fails; and why."""
         self._readings: defaultdict[str, list[Reading]] = defaultdict(list)
@@ -71,17 +70,23 @@ class GraphReader:
         """Find the nodes where the terms meet the examples, in the graph of a forward pass."""
         self._feeds = feeds_of(roots) if self.terms else {}
         for term in self.terms:
-            leaf = accumulator(self.model.get_parameter(term.name))
-            found = known_meetings(leaf, self._feeds, term.paths)
-            self._apart[term.name] = _parts_apart(found)
-            for path, nodes in found:
-                if path not in term.paths:
-                    self.failed[term.name] = "it meets the examples at other operations than in the audit"
-                    continue
-                self._expected[term.name] += 1
-                hook = self._hook_of(term, path, nodes)
-                self._nodes.setdefault(nodes[-1], []).append(hook)
-                self._handles.append(nodes[-1].register_prehook(hook))
+            try:
+                self._find(term)
+            except Exception as error:  # the training step continues whatever fails here
+                self.failed[term.name] = f"{type(error).__name__}: {error}"
+
+    def _find(self, term: SharedTerm) -> None:
+        leaf = accumulator(self.model.get_parameter(term.name))
+        found = known_meetings(leaf, self._feeds, term.paths)
+        self._apart[term.name] = _parts_apart(found)
+        for path, nodes in found:
+            if path not in term.paths:
+                self.failed[term.name] = "it meets the examples at other operations than in the audit"
+                continue
+            self._expected[term.name] += 1
+            hook = self._hook_of(term, path, nodes)
+            self._nodes.setdefault(nodes[-1], []).append(hook)
+            self._handles.append(nodes[-1].register_prehook(hook))
 
     def close(self) -> None:
         """Let go of the graph, whose nodes hold this reader: Python's collector does not see that circle."""
@@ -131,7 +136,7 @@ class GraphReader:
         def hook(gradients: tuple[Tensor | None, ...]) -> None:
             nonlocal arrived
             gradient = gradients[0]
-            if not self.recording or arrived or gradient is None:
+            if arrived or gradient is None:
                 return
             arrived = True
             self._arrived[term.name] += 1
@@ -175,16 +180,11 @@ def _part(path: Path, nodes: list[Any]) -> tuple[Any, int] | None:
     """Return how a parameter is cut into parts, and the number of the part that a use is of; None if it is not cut."""
     first, name = nodes[0], path[0][0]
     if name == "Select":
-        dim = first._saved_dim
-        return dim, _signed(first._saved_index) % first._saved_self_sym_sizes[dim]
+        dim, sizes = signed(first._saved_dim), first._saved_self_sym_sizes
+        return dim % len(sizes), signed(first._saved_index) % sizes[dim]
     if name in ("Split", "SplitWithSizes", "Unbind") and len(nodes) > 1:
         return first, nodes[1].next_functions[path[1][1]][1]
     return None
-
-
-def _signed(number: int) -> int:
-    """Return a number that torch has saved without its sign."""
-    return number if number < 1 << 63 else number - (1 << 64)
 
 
 def known_meetings(leaf: Any, feeds: Feeds, known: Set[Path]) -> list[tuple[Path, list[Any]]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dask_isgd.norms.graph_nodes import operation, shape_below
+from dask_isgd.norms.graph_nodes import operation, shape_below, signed
 
 _ELEMENTWISE = """
     Abs Add Clamp ClampMax ClampMin Clone Div Elu Exp Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu Log Mish Mul
@@ -146,7 +146,7 @@ def _carried(node: Any, output: int, operand: int, before: RowOwners) -> RowOwne
         reshaped = _reshaped(owners, given, result)
         return None if reshaped is None else RowOwners(before.size, reshaped, before.indices)
     if name in _CUT:
-        dim = node._saved_dim if node._saved_dim < 1 << 63 else node._saved_dim - (1 << 64)
+        dim = signed(node._saved_dim)
         if owners.shape[dim] != 1:
             return None
         return RowOwners(before.size, owners.select(dim, 0), before.indices) if name == "Select" else before

@@ -75,7 +75,9 @@ class TrainingNorms:
         size = len(scale)
         shared = self._reader.squares() if self._reader is not None else []
         if shared is None or not plan.matches(capture, size):
-            self.reason = "the step did not make the forward and backward pass that the audit proved"
+            failed = self._reader.failed if self._reader is not None else {}
+            why = "".join(f"; {name}: {reason}" for name, reason in list(failed.items())[:1])
+            self.reason = f"the step did not make the forward and backward pass that the audit proved{why}"
             return None
         if trained.schedule.due(self._nodes):
             self._check(trained, size)

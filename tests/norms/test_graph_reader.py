@@ -121,6 +121,17 @@ class Parts(nn.Module):
         return functional.linear(torch.tanh(functional.linear(x, a)), a) + functional.linear(x, b) * (x @ c)
 
 
+class Columns(nn.Module):
+    """One matrix of which each column is used once; they are counted from the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns = nn.Parameter(torch.randn(WIDTH, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x * self.columns.select(-1, 0)) + x * self.columns.select(-1, -1)
+
+
 class CrossAttention(nn.Module):
     def __init__(self, *, batch_first: bool) -> None:
         super().__init__()
@@ -206,6 +217,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "windows": lambda: Words(Windows()),
     "relative keys": lambda: Words(RelativeKeys()),
     "parts": lambda: Words(Parts()),
+    "columns": lambda: Words(Columns()),
     "cross-attention": lambda: Words(CrossAttention(batch_first=True)),
     "cross-attention, positions first": lambda: Words(CrossAttention(batch_first=False)),
     "RNN": lambda: Words(Recurrent(nn.RNN)),
@@ -268,6 +280,21 @@ def test_the_learner_feeds_back(name: str) -> None:
         result = trainer.step(step, (tokens,), y, np.ones(SIZE), norms=True)
         assert result.norms is not None
         torch.testing.assert_close(torch.as_tensor(result.norms).double(), wanted, rtol=1e-4, atol=0)
+
+
+def test_a_reader_that_fails_leaves_the_training_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens, y = Words(Columns()), torch.randint(0, 9, (SIZE, 4)), torch.randint(0, 5, (SIZE,))
+
+    def fails(*_: Any) -> bool:
+        raise RuntimeError("a node of another kind")
+
+    for broken in (False, True):
+        if broken:
+            monkeypatch.setattr("dask_isgd.norms.graph_reader._parts_apart", fails)
+        with capture_norms(model) as capture:
+            cross_entropy(model(tokens), y).sum().backward()
+        assert (capture.norms(scale=torch.ones(SIZE)) is None) == broken
+    assert "a node of another kind" in capture.reason
 
 
 class SwitchedTable(nn.Module):
