@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import warnings
@@ -23,6 +24,10 @@ LIMIT = timedelta(seconds=20)
 COMMANDS = frozenset(("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen"))
 RUNNING_CODE = COMMANDS | {"pickle.find_class"}
 _watched: frozenset[str] = frozenset()
+_tried = 0
+"""Inputs that were read in this process, whether they were refused or not."""
+if "ISGD_FUZZ_EXAMPLES" in os.environ:
+    atexit.register(lambda: print(f"{_tried:,} inputs"))
 
 
 class CodeRanError(BaseException):
@@ -40,8 +45,9 @@ sys.addaudithook(_audit)
 @contextmanager
 def only_our_errors(forbidden: frozenset[str] = RUNNING_CODE) -> Iterator[None]:
     """Let an IsgdError pass, and nothing else."""
-    global _watched
+    global _watched, _tried
     former, _watched = _watched, forbidden
+    _tried += 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a library about the file: it may warn
