@@ -79,6 +79,8 @@ class Evaluator:
             self._submit(self._current, part, start, min(length, start + size))
 
     def _submit(self, parameters: Parameters, part: int, start: int, stop: int) -> None:
+        group = f"evaluate-{self._spec.run}"
+        self._tasks.keep_group(group, self._placement)
         future = self._client.submit(
             evaluate,
             parameters.future,
@@ -86,7 +88,7 @@ class Evaluator:
             start,
             stop,
             *parameters.order,
-            key=(f"evaluate-{self._spec.run}", part, *parameters.order, uuid.uuid4().hex[:8]),
+            key=(group, part, *parameters.order, uuid.uuid4().hex[:8]),
             pure=False,
             priority=_PRIORITY,
             **self._placement,

@@ -231,12 +231,14 @@ class Coordinator(LongTask):
         chunks = list(itertools.takewhile(lambda chunk: not orders[chunk] >= sort_key(incarnation, version), found))
         if not chunks:
             return
+        group, placement = f"score-{self.spec.run}", self.scorers.placement()
+        self.tasks.keep_group(group, placement)
         futures = self.client.map(  # one graph: each costs the scheduler and this worker a millisecond
             score,
             *zip(*((self.parameters.future, self.spec, chunk, incarnation, version) for chunk in chunks), strict=True),
-            key=[(f"score-{self.spec.run}", c, incarnation, version, uuid.uuid4().hex[:8]) for c in chunks],
+            key=[(group, c, incarnation, version, uuid.uuid4().hex[:8]) for c in chunks],
             pure=False,
-            **self.scorers.placement(),
+            **placement,
         )
         for chunk, future in zip(chunks, futures, strict=True):
             self.tasks.launch(chunk, future, self.parameters.order)

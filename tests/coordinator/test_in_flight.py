@@ -157,3 +157,27 @@ def test_the_owner_is_woken_once_a_quarter_has_ended(client, tasks, ended):
         assert not awake.is_set()
         flight._done(chunk, futures[chunk])
     assert awake.is_set()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_kept_group_is_one_group_in_the_schedulers_record(client, kept):
+    """Without it a group is made anew for each task that begins after all others have ended."""
+    forever = client.submit(Event("forever", client=client).wait, WAIT, pure=False)
+    flight, name = InFlightTasks(client, WAIT, lambda: None), f"score-{kept}"
+    for number in range(5):
+        if kept:
+            flight.keep_group(name, {})
+        flight.launch(0, client.submit(int, number, key=(name, number), pure=False), ORDER)
+        assert over(flight, 1)[0].result == number
+        gone = [(name, n) for n in range(number + 1)]
+        deadline = time.monotonic() + WAIT
+        while client.run_on_scheduler(lambda dask_scheduler, gone=gone: any(k in dask_scheduler.tasks for k in gone)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def groups(dask_scheduler):
+        return sum(group.name == name for each in dask_scheduler.computations for group in each.groups)
+
+    assert client.run_on_scheduler(groups) == (1 if kept else 5)
+    Event("forever", client=client).set()
+    forever.result(timeout=WAIT)
