@@ -29,7 +29,7 @@ def _rules() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_rules")
-@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # dask's use of pandas
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dask's use of pandas
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ HOLES.loc[[7, 20], "income"] = np.nan
 HOLES.loc[[5], "colour"] = None
 ORDER = {"train": np.arange(40), "test": np.arange(40, N)}
 
-pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def made(tmp_path, frame, **settings):
