@@ -10,8 +10,9 @@ also counts Python's blocks and the bytes that the C library's heap holds, which
 badly filled. Prints the slope of each process in MB per 10,000 steps after the first ``--settle`` steps, by least
 squares, and fails if one is above 1 MB.
 
-Dask keeps the last 10,000 events of a topic, the last 10,000 transitions and an hour of samples of its system monitor.
-These fill up within the first hours of a run, and hide what grows for ever: the logs are kept short here.
+Dask keeps the last 10,000 events of a topic, the last 10,000 transitions, an hour of samples of its system monitor, and
+for its own use the prefixes of the last 100,000 keys, 50 MB. These fill up within the first hours of a run, and hide
+what grows for ever: the logs are kept short here, and the cache is emptied before each reading.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options.steps, options.settle, options.every = 600, 200, 50
     environment = {} if options.logs else _SHORT_LOGS
     with tempfile.TemporaryDirectory() as folder, Apart(Path(folder), **environment) as cluster:
-        readings, censuses, seconds = follow(cluster, Path(folder), options.steps, options.every)
+        readings, censuses, seconds = follow(cluster, Path(folder), options.steps, options.every, logs=options.logs)
     slopes = {role: slope(readings, role, options.settle) for role in ROLES}
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def follow(
-    cluster: Apart, folder: Path, steps: int, every: int
+    cluster: Apart, folder: Path, steps: int, every: int, *, logs: bool
 ) -> tuple[list[dict[str, float]], list[dict[str, Any]], float]:
     """Train; return the readings of resident memory in MB, the censuses, and the seconds of training."""
     data = isgd.Dataset(PIPELINES["digits"].prepare(str(folder / "digits.zarr")), group="train")
@@ -106,6 +107,9 @@ def follow(
         step, seconds = latest["step"] - first, round(time.monotonic() - began, 1)
         if step >= len(readings) * every:
             processes = processes_of(client, run)
+            if not logs:
+                client.run(forget_keys)
+                client.run_on_scheduler(forget_keys)
             resident = {role: psutil.Process(pid).memory_info().rss / 1e6 for role, (_, pid) in processes.items()}
             readings.append({"step": step, "seconds": seconds, **resident})
         if step >= len(censuses) * steps / _CENSUSES:
@@ -161,6 +165,13 @@ def census() -> dict[str, Any]:
         heap = mallinfo()
         found |= {"heap, MB": round((heap.uordblks + heap.hblkhd) / 1e6, 2), "free, MB": round(heap.fordblks / 1e6, 2)}
     return found | {"blocks": sys.getallocatedblocks()}
+
+
+def forget_keys() -> None:
+    """Empty Dask's cache of the prefixes of keys."""
+    from dask.utils import key_split
+
+    key_split.cache_clear()
 
 
 def slope(readings: list[dict[str, float]], role: str, settle: int) -> float:

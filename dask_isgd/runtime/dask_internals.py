@@ -78,8 +78,22 @@ def task_edits() -> SimpleNamespace:
         elif found is not None:
             found.truncate()
 
+    def forget_submissions(scheduler: Any, task: Any) -> None:
+        """Drop what Dask notes of each submission in the span of a task, but for the latest hundred.
+
+        A span lasts as long as one of its tasks, and a run submits tasks for weeks: 300 bytes each time.
+        """
+        spans = scheduler.extensions.get("spans")
+        span = spans.spans.get(task.group.span_id) if spans is not None else None
+        noted = (span._metadata or {}).get("collections", []) if span is not None else []
+        del noted[:-100]
+
     return SimpleNamespace(
-        given_up=given_up, reset_deaths=reset_deaths, accept_any_worker=accept_any_worker, forget_topic=forget_topic
+        given_up=given_up,
+        reset_deaths=reset_deaths,
+        accept_any_worker=accept_any_worker,
+        forget_topic=forget_topic,
+        forget_submissions=forget_submissions,
     )
 
 

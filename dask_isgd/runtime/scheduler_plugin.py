@@ -66,6 +66,8 @@ def _guard_plugin(run: str, topic: str, attempt: int, tasks: dict[str, Any]) -> 
                 return
             if name == topic and message.get("kind") in ("progress", "scored"):
                 self.progressed.update(self.roles)
+                for task in filter(None, map(self.scheduler.tasks.get, self.roles)):
+                    internals.forget_submissions(self.scheduler, task)
             elif name == "worker-restart-memory":  # logged by a nanny before it kills its worker
                 self.on_killed_for_memory(str(message.get("worker")), int(message.get("rss", 0)))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dask
 import pytest
-from distributed import Client, LocalCluster, Nanny, Scheduler, Status, Worker, get_worker
+from distributed import Client, Event, LocalCluster, Nanny, Scheduler, Status, Worker, get_worker
 
 from dask_isgd.runtime import dask_internals
 from dask_isgd.runtime.dask_internals import SpecClusterHooks, memory_limit, task_status, worker_supply
@@ -335,3 +335,22 @@ def test_a_calm_remembers_two_minutes(client):
         return len(dask_worker.profile_history), len(dask_worker.profile_keys_history)
 
     assert set(client.run(calmed).values()) == {(12, 12)}
+
+
+def test_submissions_are_forgotten_but_for_the_latest(client):
+    """Each call of ``submit`` or ``map`` leaves a record in the span of a task that goes on."""
+    forever = client.submit(Event("submissions", client=client).wait, WAIT, pure=False)
+
+    def noted(dask_scheduler: Scheduler, *, forget: bool, key: str = forever.key) -> int:
+        task = dask_scheduler.tasks[key]
+        if forget:
+            dask_internals.task_edits().forget_submissions(dask_scheduler, task)
+        return len(dask_scheduler.extensions["spans"].spans[task.group.span_id]._metadata["collections"])
+
+    for number in range(150):
+        client.submit(int, number, pure=False)
+    assert client.submit(int, 7, pure=False).result(timeout=WAIT) == 7
+    assert client.run_on_scheduler(noted, forget=False) >= 152
+    assert client.run_on_scheduler(noted, forget=True) == 100
+    Event("submissions", client=client).set()
+    forever.result(timeout=WAIT)

@@ -31,6 +31,8 @@ class Scheduler:
         self.plugins: dict[str, Any] = {}
         topics = {TOPIC: SimpleNamespace(subscribers=set()), "isgd-other": SimpleNamespace(subscribers=set())}
         self._broker = SimpleNamespace(_topics=topics)
+        self.span = SimpleNamespace(_metadata={"collections": []})
+        self.extensions = {"spans": SimpleNamespace(spans={"default": self.span})}
         self.plugin = plugin
         plugin.scheduler = self
 
@@ -43,6 +45,7 @@ class Scheduler:
 
     def task(self, key: Any, **changes: Any) -> SimpleNamespace:
         fields = {"suspicious": 0, "processing_on": None, "loose_restrictions": False, "worker_restrictions": None}
+        fields |= {"group": SimpleNamespace(span_id="default")}
         self.tasks[key] = SimpleNamespace(**{**fields, **changes})
         return self.tasks[key]
 
@@ -113,6 +116,14 @@ def test_one_step_of_progress_pardons_each_task_once(scheduler):
         scheduler.die(key)
         scheduler.assign(key, "c")
         assert scheduler.tasks[key].suspicious == 1
+
+
+def test_progress_is_the_moment_to_forget_what_was_submitted(scheduler):
+    scheduler.span._metadata["collections"] += range(250)
+    progress(scheduler, "progress", "isgd-other")
+    assert len(scheduler.span._metadata["collections"]) == 250
+    progress(scheduler)
+    assert scheduler.span._metadata["collections"] == [*range(150, 250)]
 
 
 def test_a_task_without_a_worker_is_announced_and_so_is_its_start(scheduler):
@@ -217,7 +228,7 @@ from distributed.protocol.pickle import loads
 plugin = loads(pathlib.Path({str(path)!r}).read_bytes())
 from types import SimpleNamespace as Record
 task = Record(loose_restrictions=True, worker_restrictions={{1}}, suspicious=1, processing_on=Record(address="a"))
-plugin.scheduler = Record(tasks={{("learn-r", {ATTEMPT}): task}})
+plugin.scheduler = Record(tasks={{("learn-r", {ATTEMPT}): task}}, extensions={{}})
 plugin.log_event("isgd-r", {{"kind": "progress"}})
 plugin.transition(("learn-r", {ATTEMPT}), "waiting", "processing")
 print(plugin.name, task.suspicious)
