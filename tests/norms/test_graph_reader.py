@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from dask_isgd.config import Learning
 from dask_isgd.errors import ConfigError
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.norms import NormEngine, capture_norms, gradient_norms
+from dask_isgd.norms.recurrent import composed_recurrence
 
 SIZE = 8
 WIDTH = 6
@@ -378,6 +380,39 @@ def test_a_recurrent_layer_where_the_flags_of_backends_are_frozen(monkeypatch: p
     assert wrong_by(NormEngine(model, cross_entropy)(tokens, y)[0], model, tokens, y) <= 2e-5
     assert torch.backends.mkldnn.enabled
     assert torch.backends.cudnn.enabled
+
+
+def test_the_flags_of_backends_are_restored_by_the_last_thread_that_runs_a_recurrent_layer() -> None:
+    """They belong to the process: the second thread finds them off, and must not leave them so."""
+    inside, leave = threading.Barrier(3, timeout=60), [threading.Event(), threading.Event()]
+
+    class Waits(nn.RNN):
+        number = 0
+
+        def forward(self, x: Tensor) -> Any:
+            found.append(torch.backends.mkldnn.enabled)
+            inside.wait()
+            assert leave[self.number].wait(60)
+            return super().forward(x)
+
+    def run(number: int) -> None:
+        layer = Waits(WIDTH, WIDTH)
+        layer.number = number
+        with composed_recurrence(layer), composed_recurrence(layer):
+            layer(torch.zeros(1, 1, WIDTH))
+
+    found: list[bool] = []
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    leave[0].set()
+    threads[0].join(60)
+    assert not torch.backends.mkldnn.enabled, "the other thread is inside"
+    leave[1].set()
+    threads[1].join(60)
+    assert found == [False, False]
+    assert torch.backends.mkldnn.enabled
 
 
 def test_ignored_parameters_are_left_out() -> None:
