@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.models import BasicTicker, BasicTickFormatter, HoverTool, NumeralTickFormatter
+from bokeh.models import BasicTicker, CustomJSTickFormatter, HoverTool, NumeralTickFormatter
 from bokeh.plotting import figure
 
 # Okabe and Ito's palette, as in dask_isgd.display.plots.
@@ -54,7 +54,8 @@ def new_plot(title: str, *, x: str = "step", x_log: bool = False, y_log: bool = 
     else:
         whole_numbers(plot.xaxis, ticks=4)
     if y_log:
-        plot.yaxis.formatter = BasicTickFormatter(use_scientific=False)
+        # Bokeh's own formatter gives all labels the digits of the largest: 0.0003 beside 0.03 would be 0
+        plot.yaxis.formatter = CustomJSTickFormatter(code="return String(Number(tick.toPrecision(3)))")
     return plot
 
 

@@ -124,6 +124,13 @@ def test_each_page_of_its_own_draws(client, browser, run, name):
     assert console_errors(browser) == []
 
 
+def test_small_losses_are_not_labelled_zero(client, browser, run):
+    page(client, browser, "/individual-isgd-loss")
+    found = "[...Bokeh.documents[0]._all_models.values()].find(m => m.type === 'CustomJSTickFormatter')"
+    labels = browser.execute_script(f"return {found}.doFormat([0.0003, 0.03, 0.1 + 0.2, 5000], {{loc: 0}})")
+    assert labels == ["0.0003", "0.03", "0.3", "5000"]
+
+
 @pytest.mark.parametrize("path", ["/isgd", "/individual-isgd-overview", "/individual-isgd-gain"])
 @pytest.mark.parametrize("size", [(1280, 800), (1600, 1000)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_nothing_overflows(client, browser, run, path, size):
