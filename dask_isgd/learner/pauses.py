@@ -12,11 +12,14 @@ _LONGEST = 10.0
 
 
 class Pauses:
-    """Limits what is done now and then to a ``share`` of the time, by a pause of at most 10 s after each time."""
+    """Limits what is done now and then to a ``share`` of the time, by a pause of at most 10 s after each time.
+
+    Of two times in a row the shorter one counts: what takes long once was kept waiting, by a scheduler or a store.
+    """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._factor, self._clock = 1.0 / share - 1.0, clock
-        self._until = -math.inf
+        self._until, self._former = -math.inf, math.inf
 
     @property
     def over(self) -> bool:
@@ -29,4 +32,5 @@ class Pauses:
         began = self._clock()
         yield
         ended = self._clock()
-        self._until = ended + min(self._factor * (ended - began), _LONGEST)
+        seconds = min(ended - began, self._former)
+        self._until, self._former = ended + min(self._factor * seconds, _LONGEST), ended - began

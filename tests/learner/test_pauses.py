@@ -29,3 +29,16 @@ def test_what_fails_is_followed_by_no_pause():
         now += 1.0
         raise OSError
     assert pauses.over
+
+
+def test_what_takes_long_once_was_kept_waiting():
+    now, pauses_seen = 0.0, []
+    pauses = Pauses(0.05, clock=lambda: now)
+    for seconds in (0.01, 2.0, 0.02, 3.0, 3.0):
+        with pauses.timed():
+            now += seconds
+        ended = now
+        while not pauses.over:
+            now += 0.01
+        pauses_seen.append(now - ended)
+    assert pauses_seen == pytest.approx([0.19, 0.19, 0.38, 0.38, 10.0], abs=0.02)
