@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.feed.prefetch import Feed
 from dask_isgd.learner.feed.source import RowSource
 from dask_isgd.learner.feedback_pace import FeedbackPace
+from dask_isgd.learner.gradient_sum import GroupLostError
 from dask_isgd.learner.group import stepper as module
 from dask_isgd.learner.group.packet import STEPS, Packet, Stretch, decode, length
-from dask_isgd.learner.group.rank import Rank
+from dask_isgd.learner.group.rank import GatheredStep, Rank
 from dask_isgd.learner.group.shared_draws import Drawn, SharedDraws
 from dask_isgd.learner.group.stepper import GroupStepper
 from dask_isgd.learner.shares import Shares
+from dask_isgd.learner.step import Step
 from dask_isgd.learner.stepper import Stepper
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.storage import Rows
@@ -114,7 +117,7 @@ def train_together(ahead: int, rank: int, count: int):
                 for step in range(stretch.first, stretch.first + stretch.steps):
                     this.take(step, stretch)
                 if stretch.steps:
-                    assert this.collect(leaving=False).leaving == []
+                    assert this.gather(this.results(), leaving=False).leaving == []
     return trainer, sampler, reporter, reports
 
 
@@ -143,6 +146,28 @@ def as_alone(ahead: int, rank: int, count: int) -> None:
 @pytest.mark.parametrize(("count", "ahead"), [(2, 0), (4, 0), (2, 2)], ids=["2", "4, unequal", "2, drawn ahead"])
 def test_a_group_trains_as_a_single_learner_does(count, ahead, tmp_path):
     in_group(partial(as_alone, ahead), tmp_path, count)
+
+
+def test_the_last_stretch_of_a_group_that_is_lost_is_reported():
+    """Its steps are taken and will be committed, although the norms of other ranks never arrive."""
+    result, steps = Step(0.5, np.ones(BATCH // 2), np.nan, 1.0, False), 4
+
+    def lost(done, *, leaving):
+        raise GroupLostError("gone")
+
+    rank = SimpleNamespace(trainer=None, feed=None, send=lambda _: None, take=lambda *_: None, gather=lost)
+    rank.results = lambda: [GatheredStep(step, result, step == steps - 1) for step in range(steps)]
+    reporter, reports = Reporter(), []
+    options = {"pace": FeedbackPace(fixed=True), "report_every": steps, "lookahead": 0, "step": 0}
+    stepper = GroupStepper(rank, make_sampler(), reporter, reports.append, **options)
+    stepper._seconds = 1e-6
+    for step in range(steps - 1):
+        stepper.take(step, STEPS_MADE)
+    with pytest.raises(GroupLostError, match="gone"):
+        stepper.take(steps - 1, STEPS_MADE)
+    assert stepper.next_step == steps
+    assert [(each.loss, each.norms) for each in reporter.results] == [(0.5, None)] * steps
+    assert reports == [steps]
 
 
 def write_bits(folder: Path, rank: int, count: int) -> None:

@@ -107,7 +107,7 @@ def _follow(spec: RunSpec, meeting: Meeting, member: int, worker: Worker, thread
                     this.take(step, stretch)
                 leaving = task_status(worker, key) != "wanted"
                 if stretch.steps:
-                    this.collect(leaving=leaving)
+                    this.gather(this.results(), leaving=leaving)
                 elif leaving:  # while rank 0 waits
                     break
                 threads.resize(scorers_idle=False)

@@ -8,6 +8,7 @@ all ranks, then packets from rank 0. So ranks need not agree on what weights wer
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,12 +129,17 @@ class Rank:
         for launched, _ in self._pending:
             launched.result()
 
-    def collect(self, *, leaving: bool) -> Gathered:
-        """Wait for the steps of this stretch and gather their norms; ``leaving``: whether this rank's worker leaves.
+    def results(self) -> list[GatheredStep]:
+        """Wait for the steps of this stretch; norms are this rank's own. Raises NonFiniteLossError, on all ranks."""
+        done = [GatheredStep(launched.step, launched.result(), measured) for launched, measured in self._pending]
+        self._pending = []
+        return done
 
-        Raises NonFiniteLossError, on all ranks if on one, or GroupLostError.
+    def gather(self, done: Sequence[GatheredStep], *, leaving: bool) -> Gathered:
+        """Gather the norms of the steps of a stretch; ``leaving``: whether this rank's worker leaves.
+
+        Raises GroupLostError.
         """
-        done, self._pending = [(launched.step, launched.result(), measured) for launched, measured in self._pending], []
         numbers = np.zeros(1 + len(done) * (1 + self._width))
         numbers[0] = leaving
         rows = numbers[1:].reshape(len(done), 1 + self._width)
@@ -141,7 +147,7 @@ class Rank:
             if result.norms is not None:
                 row[0] = 1.0
                 row[1 : 1 + len(result.norms)] = result.norms
-        parts = self._gather(numbers, done[0][0] if done else 0)
+        parts = self._gather(numbers, done[0].step if done else 0)
         tables = [part[1:].reshape(len(done), 1 + self._width) for part in parts]
         steps = [
             GatheredStep(

@@ -121,7 +121,13 @@ class GroupStepper(Stepper):
 
     def _collect(self) -> None:
         """Use the results of the stretch. Raises GroupLostError if a rank's worker leaves."""
-        gathered = self._rank.collect(leaving=False)
+        done = self._rank.results()
+        try:
+            gathered = self._rank.gather(done, leaving=False)
+        except GroupLostError:  # the steps are taken and will be committed: they are reported, without norms
+            alone = (each._replace(result=dataclasses.replace(each.result, norms=None)) for each in done)
+            self._use([self._learned(each) for each in alone])
+            raise
         self._seconds = (time.monotonic() - self._began) / self._stretch.steps
         self._use([self._learned(each) for each in gathered.steps])
         if gathered.leaving:
