@@ -30,5 +30,5 @@ def test_every_process_is_followed(memory, capsys):
     result = memory.main(["--tiny"])
     assert set(result["MB per 10,000 steps"]) == set(memory.ROLES)
     assert all(min(reading[role] for role in memory.ROLES) > 10 for reading in result["readings, MB"])
-    assert result["censuses"][-1]["learner"]["objects"] > 10_000
+    assert result["censuses"][-1]["learner"]["blocks"] > 100_000
     assert "MB per 10,000 steps" in capsys.readouterr().out
