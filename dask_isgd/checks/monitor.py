@@ -192,7 +192,9 @@ class RunMonitor:
     def conclude(self, values: Mapping[str, Any]) -> None:
         """Replace the latest values by those of the run as a whole."""
         with self._lock:
-            self._values.values.update(values)
+            self._values.values.update({name: value for name, value in values.items() if value is not None})
+            for name in [name for name, value in values.items() if value is None]:
+                self._values.values.pop(name, None)
 
     def wait_for_coordinator(self, deadline: float) -> None:
         """Wait until the coordinator's task has ended."""

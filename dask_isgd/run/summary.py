@@ -65,11 +65,14 @@ def summarise(directory: RunDirectory, examples_scored: int | None = None) -> di
 
 
 def final_values(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of a summary under the names of ``Run.latest``: an ended run is shown with these."""
+    """Return the figures of a summary under the names of ``Run.latest``: an ended run is shown with these.
+
+    None for what the summary does not know, and nobody else should then.
+    """
     names = {"loss": "train_loss", "step": "steps"}
     same = ("validation_error", "validation_loss", "evaluated", "gain", "noise_scale", "steps_per_second")
     found = {name: summary.get(key) for name, key in (*names.items(), *((each, each) for each in same))}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None or name not in names}
 
 
 def _finite(value: float | None) -> float | None:

@@ -61,6 +61,7 @@ def test_what_a_run_that_has_ended_is_shown_with(tmp_path):
         "validation_loss": 1.0,
         "evaluated": 20,
         "gain": 2.0,
+        "noise_scale": None,  # not known, so that no older figure is shown in its place
         "steps_per_second": 10.0,
     }
 
