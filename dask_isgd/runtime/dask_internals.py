@@ -81,7 +81,7 @@ def task_edits() -> SimpleNamespace:
     def forget_submissions(scheduler: Any, task: Any) -> None:
         """Drop what Dask notes of each submission in the span of a task, but for the latest hundred.
 
-        A span lasts as long as one of its tasks, and a run submits tasks for weeks: 300 bytes each time.
+        A span lasts as long as one of its tasks, and a run submits tasks for weeks.
         """
         spans = scheduler.extensions.get("spans")
         span = spans.spans.get(task.group.span_id) if spans is not None else None
