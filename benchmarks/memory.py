@@ -11,7 +11,9 @@ badly filled. Prints the slope of each process in MB per 10,000 steps after the 
 squares, and fails if one is above 1 MB.
 
 Dask keeps the last 10,000 events of a topic, the last 10,000 transitions, an hour of samples of its system monitor, and
-for its own use the prefixes of the last 100,000 keys. These fill up in the course of a run, and hide what grows for ever: the logs are kept short here, and the cache is emptied before each reading.
+for its own use the prefixes of the last 100,000 keys. These fill up in the course of a run, and hide what grows for
+ever: the logs are kept short here, and the cache is emptied before each reading. So the slopes are not those that a
+user sees at first; ``--logs`` shows these.
 """
 
 from __future__ import annotations
