@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -71,9 +73,20 @@ def test_the_workflow_runs_the_legs_that_there_are():
     assert all(f"| `{leg}` |" in policy for leg in legs)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/**/*.yml")), ids=lambda path: path.name)
-def test_templates_are_yaml(path):
-    assert isinstance(yaml.safe_load(path.read_text()), dict)
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ("vendor.github-workflows", ".github/workflows/ci.yml"),
+        ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/idea.yml"),
+        ("vendor.github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("vendor.citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_what_others_read_has_the_form_that_they_publish(schema, path):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, path]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_the_changelog_is_in_the_common_form():

@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import zarr
 import zarr.errors
-from zarr.abc.store import Store
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from dask_isgd.errors import ConfigError, CorruptChunkError, DataError, IsgdError, MissingExtraError
@@ -116,11 +117,14 @@ def consolidate(store: Store, path: str = "") -> None:
 
 
 def has_key(store: Store, key: str) -> bool:
-    """Return whether ``key`` exists, by a stat locally or one request remotely."""
+    """Return whether ``key`` exists, by a stat locally, otherwise by one request, for a byte of it if need be."""
     if isinstance(store, LocalStore):
         return bool((store.root / key).is_file())
     with _redacting():
-        return bool(wait(store.exists(key)))
+        try:
+            return bool(wait(store.exists(key)))
+        except NotImplementedError:  # VirtualiZarr's store of references only reads
+            return wait(store.get(key, default_buffer_prototype(), RangeByteRequest(0, 1))) is not None
 
 
 @contextmanager

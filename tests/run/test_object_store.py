@@ -13,9 +13,13 @@ from pathlib import Path
 
 import icechunk
 import pytest
+import xarray as xr
 import zarr
 from conftest import MODEL, SECRET, Home
 from distributed import Client
+from obspec_utils.registry import ObjectStoreRegistry
+from obstore.store import LocalStore
+from virtualizarr.parsers import HDFParser
 
 import dask_isgd as isgd
 from dask_isgd.checks.request import RunRequest, create, prepare
@@ -106,6 +110,20 @@ def test_a_run_trains_on_a_snapshot_and_resumes_with_no_other(client: Client, di
     new = Dataset(repository.readonly_session(snapshot_id=second.id).store, target="label")
     with pytest.raises(RunMismatchError, match="data"):
         isgd.fit(client, MODEL, new, tmp_path / "run", learning=learning(steps=80), resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs")  # what netCDF compresses with is none of Zarr 3's own
+def test_a_run_trains_on_references_to_a_netcdf_file(client: Client, digits: Dataset, tmp_path: Path):
+    rows = digits.load()
+    image = rows.inputs[0].astype("f4") / 16
+    data = xr.Dataset({"image": (("sample", "x", "y"), image), "label": ("sample", rows.target)})
+    encoding = {"image": {"chunksizes": (100, 8, 8), "zlib": True}, "label": {"chunksizes": (100,)}}
+    data.to_netcdf(tmp_path / "digits.nc", engine="h5netcdf", encoding=encoding)
+    registry = ObjectStoreRegistry({"file://": LocalStore()})
+    references = HDFParser()(f"file://{tmp_path / 'digits.nc'}", registry)
+    run = isgd.fit(client, MODEL, Dataset(references), tmp_path / "run", learning=learning(steps=10**7))
+    until(run, lambda latest: latest["step"] >= 40 and latest.get("examples_scored", 0) > 0)
+    assert run.stop(timeout=WAIT) == "stopped"
 
 
 def test_a_spec_travels_with_its_options_and_shows_none(digits: Dataset, s3: Home):

@@ -16,7 +16,10 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 from dask_isgd.errors import DataError, EmptyDatasetError, MissingChunkError
 from dask_isgd.storage import Dataset
 
+h5netcdf = pytest.importorskip("h5netcdf")
 icechunk = pytest.importorskip("icechunk")
+parsers = pytest.importorskip("virtualizarr.parsers")
+registries = pytest.importorskip("obspec_utils.registry")
 obstore_stores = pytest.importorskip("obstore.store")
 
 N, CHUNK = 45, 10
@@ -145,3 +148,60 @@ class TestIcechunk:
             Dataset(store, group="train", inputs="late", target="label").rows([25])
         with pytest.raises(EmptyDatasetError, match="no group 'validation'"):
             Dataset(store, group="validation")
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs")  # what netCDF compresses with is none of Zarr 3's own
+class TestVirtualiZarr:
+    """References to the chunks of a netCDF file, which no Zarr array holds."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> str:
+        encoding = {"image": {"chunksizes": (CHUNK, 3), "zlib": True}, "label": {"chunksizes": (CHUNK,)}}
+        for group in ("train", "test"):
+            data = xr.Dataset({"image": (("sample", "x"), X), "label": ("sample", Y)})
+            data.to_netcdf(tmp_path / "d.nc", "a", group=group, engine="h5netcdf", encoding=encoding)
+        return f"file://{tmp_path / 'd.nc'}"
+
+    @staticmethod
+    def references(file: str) -> Any:
+        registry = registries.ObjectStoreRegistry({"file://": obstore_stores.LocalStore()})
+        return parsers.HDFParser(group="train")(url=file, registry=registry)
+
+    def test_references_are_read_as_they_are(self, file):
+        data = Dataset(self.references(file))
+        for each in (data, pickle.loads(pickle.dumps(data))):  # noqa: S301
+            assert_array_equal(each.load().inputs[0], X)
+            assert_array_equal(each.rows([44, 3]).target, Y[[44, 3]])
+        assert data.fingerprint() == Dataset(self.references(file)).fingerprint()
+
+    def test_a_chunk_that_the_file_lacks_is_missing(self, tmp_path):
+        with h5netcdf.File(tmp_path / "d.nc", "w") as opened:
+            train = opened.create_group("train")
+            train.dimensions = {"sample": N, "x": 3}
+            image = train.create_variable("image", ("sample", "x"), "f4", chunks=(CHUNK, 3))
+            image[:CHUNK], image[2 * CHUNK :] = X[:CHUNK], X[2 * CHUNK :]
+            train.create_variable("label", ("sample",), "i8", data=Y, chunks=(CHUNK,))
+        data = Dataset(self.references(f"file://{tmp_path / 'd.nc'}"), inputs="image", target="label")
+        assert_array_equal(data.rows([0, 44]).inputs[0], X[[0, 44]])
+        with pytest.raises(MissingChunkError, match="chunk 1 was never written"):
+            data.load()
+
+    def test_references_kept_in_icechunk(self, file, tmp_path: Path):
+        import virtualizarr
+
+        folder = f"file://{tmp_path}/"
+        config = icechunk.RepositoryConfig.default()
+        files = icechunk.local_filesystem_store(str(tmp_path))
+        config.set_virtual_chunk_container(icechunk.VirtualChunkContainer(folder, files))
+        repository = icechunk.Repository.create(
+            icechunk.local_filesystem_storage(str(tmp_path / "repository")),
+            config,
+            authorize_virtual_chunk_access=icechunk.containers_credentials({folder: None}),
+        )
+        session = repository.writable_session("main")
+        registry = registries.ObjectStoreRegistry({"file://": obstore_stores.LocalStore()})
+        for group in ("train", "test"):
+            with virtualizarr.open_virtual_dataset(file, registry, parsers.HDFParser(group=group)) as virtual:
+                virtual.vz.to_icechunk(session.store, group=group)
+        session.commit("references")
+        same(Dataset(repository.readonly_session("main").store, group="train"))
