@@ -1,7 +1,6 @@
 """The memory of learner, scorer, coordinator and scheduler over many steps, each in a process of its own.
 
     python benchmarks/memory.py                   # 120,000 steps, into results/memory.json
-    python benchmarks/memory.py --logs            # with Dask's logs as long as they are by default
     python benchmarks/memory.py --tiny            # what the tests run: a few steps, nothing written
 
 A small model takes some hundred steps per second, so that whatever grows per step, version, report, event or scored
@@ -10,10 +9,8 @@ also counts Python's blocks and the bytes that the C library's heap holds, which
 badly filled. Prints the slope of each process in MB per 10,000 steps after the first ``--settle`` steps, by least
 squares, and fails if one is above 1 MB.
 
-Dask keeps the last 10,000 events of a topic, the last 10,000 transitions, an hour of samples of its system monitor, and
-for its own use the prefixes of the last 100,000 keys. These fill up in the course of a run, and hide what grows for
-ever: the logs are kept short here, and the cache is emptied before each reading. So the slopes are not those that a
-user sees at first; ``--logs`` shows these.
+Dask has its default settings. It keeps the last 1,000 events of a topic, as many transitions and messages, and an hour
+of samples of its system monitor: these fill up meanwhile and are part of the slopes.
 """
 
 from __future__ import annotations
@@ -42,11 +39,6 @@ ROLES = ("learner", "scorer", "coordinator", "scheduler")
 MOST = 1.0
 """MB per 10,000 steps that a process may grow by."""
 _SECONDS = 300.0
-_SHORT_LOGS = {
-    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "200",
-    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "200",
-    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "60",
-}
 _CENSUSES = 10
 _HEAP = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
@@ -57,19 +49,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--settle", type=int, default=20_000, help="steps that do not count")
     parser.add_argument("--every", type=int, default=1_000, help="steps between two readings")
     parser.add_argument("--to", type=Path, default=RESULT, help="file for the readings, as JSON")
-    parser.add_argument("--logs", action="store_true", help="leave Dask's logs as long as they are by default")
     parser.add_argument("--tiny", action="store_true", help="a few steps, judge and write nothing: a test that it runs")
     options = parser.parse_args(arguments)
     if options.tiny:
         options.steps, options.settle, options.every = 600, 200, 50
-    environment = {} if options.logs else _SHORT_LOGS
-    with tempfile.TemporaryDirectory() as folder, Apart(Path(folder), **environment) as cluster:
-        readings, censuses, seconds = follow(cluster, Path(folder), options.steps, options.every, logs=options.logs)
+    with tempfile.TemporaryDirectory() as folder, Apart(Path(folder)) as cluster:
+        readings, censuses, seconds = follow(cluster, Path(folder), options.steps, options.every)
     slopes = {role: slope(readings, role, options.settle) for role in ROLES}
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "steps": options.steps,
-        "Dask's logs": "as by default" if options.logs else "short",
         "seconds": round(seconds, 1),
         "MB per 10,000 steps": {role: round(value, 3) for role, value in slopes.items()},
         "readings, MB": readings,
@@ -87,7 +76,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def follow(
-    cluster: Apart, folder: Path, steps: int, every: int, *, logs: bool
+    cluster: Apart, folder: Path, steps: int, every: int
 ) -> tuple[list[dict[str, float]], list[dict[str, Any]], float]:
     """Train; return the readings of resident memory in MB, the censuses, and the seconds of training."""
     data = isgd.Dataset(PIPELINES["digits"].prepare(str(folder / "digits.zarr")), group="train")
@@ -108,9 +97,6 @@ def follow(
         step, seconds = latest["step"] - first, round(time.monotonic() - began, 1)
         if step >= len(readings) * every:
             processes = processes_of(client, run)
-            if not logs:
-                client.run(forget_keys)
-                client.run_on_scheduler(forget_keys)
             resident = {role: psutil.Process(pid).memory_info().rss / 1e6 for role, (_, pid) in processes.items()}
             readings.append({"step": step, "seconds": seconds, **resident})
         if step >= len(censuses) * steps / _CENSUSES:
@@ -166,13 +152,6 @@ def census() -> dict[str, Any]:
         heap = mallinfo()
         found |= {"heap, MB": round((heap.uordblks + heap.hblkhd) / 1e6, 2), "free, MB": round(heap.fordblks / 1e6, 2)}
     return found | {"blocks": sys.getallocatedblocks()}
-
-
-def forget_keys() -> None:
-    """Empty Dask's cache of the prefixes of keys."""
-    from dask.utils import key_split
-
-    key_split.cache_clear()
 
 
 def slope(readings: list[dict[str, float]], role: str, settle: int) -> float:

@@ -1,10 +1,10 @@
 """A training run in virtual time: one process acts as learner and scorers, for ``benchmarks/staleness.py``.
 
-The experiment: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64, plain SGD, scoring
-chunks of 512. The learner makes one update per unit of time; the scorers score ``speed`` examples
-per example learned (0: weights come from the learner's own minibatches alone), each chunk with the
-latest version when its scoring begins, and the norms arrive when it ends. Sampler, gate, monitor,
-schedule and clipping are the library's own.
+The experiment: an MLP 784-512-512-512-10 on Fashion-MNIST, minibatches of 64 per learner, plain SGD at a rate that is
+constant or falls to 0 along a cosine, scoring chunks of 512. The learners make one update together per unit of time;
+the scorers score ``speed`` examples per example that one learner learns (0: weights come from the learners' own
+minibatches alone), each chunk with the latest version when its scoring begins, and the norms arrive when it ends.
+Sampler, gate, monitor, schedule and clipping are the library's own.
 
 Scores are computed in bfloat16 (a score of any precision keeps the gradient unbiased), training and every
 reported figure in float32. Letters: B examples, D features, H units.
@@ -132,8 +132,20 @@ def _row_squares(x: Tensor) -> Tensor:
 class Simulation:
     """One run; ``record`` holds its measurements."""
 
-    def __init__(self, data: Images, policy: Policy, *, rate: float, seed: int, speed: float, width: int = 512) -> None:
+    def __init__(
+        self,
+        data: Images,
+        policy: Policy,
+        *,
+        rate: float,
+        seed: int,
+        speed: float,
+        width: int = 512,
+        learners: int = 1,
+        decay: bool = False,
+    ) -> None:
         self.data, self.policy, self.rate, self.speed = data, policy, rate, speed
+        self.batch, self.decay = BATCH * learners, decay
         self.n = len(data.x)
         self.sampling = Sampling(**policy.sampling)
         self.rng = np.random.default_rng(seed)
@@ -166,7 +178,7 @@ class Simulation:
                 self.sampler.refresh(step)
             if not self.sampling.uniform:
                 self._score(step)
-            self._learn(step)
+            self._learn(step, self.rate * (0.5 * (1 + math.cos(math.pi * step / updates)) if self.decay else 1.0))
             if (step + 1) % EVALUATE_EVERY == 0:
                 self._evaluate()
                 if not math.isfinite(self.record["loss"][-1]):
@@ -199,14 +211,14 @@ class Simulation:
         self.sampler.update(chunk, norms.numpy(), version)
         self.versions[chunk] = version
 
-    def _learn(self, step: int) -> None:
+    def _learn(self, step: int, rate: float) -> None:
         open_ = self.gate.open
-        draw = self.sampler.draw(BATCH, self.rng) if open_ else self.sampler.draw_uniform(BATCH, self.rng)
+        draw = self.sampler.draw(self.batch, self.rng) if open_ else self.sampler.draw_uniform(self.batch, self.rng)
         if open_ and self.opened is None:
             self.opened = step
         indices = torch.from_numpy(draw.indices)
         x, y = self.x[indices], self.data.y[indices]
-        scale = torch.from_numpy((draw.coefficients / BATCH).astype(np.float32))
+        scale = torch.from_numpy((draw.coefficients / self.batch).astype(np.float32))
         model = self.model.published()
         norms, gradients = model.backward(model.forward(x), y, scale)
         found = norms.numpy().astype(np.float64)
@@ -223,7 +235,7 @@ class Simulation:
         factor = 1.0 if clipped is None else 1.0 / float(clipped.divisor)
         self.clipped += factor < 1
         for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
-            parameter.add_(gradient, alpha=-self.rate * factor)
+            parameter.add_(gradient, alpha=-rate * factor)
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]

@@ -25,6 +25,7 @@ from dask_isgd.field_types import (
     Natural,
     Positive,
     Resources,
+    Schedule,
     Seconds,
     Text,
     Texts,
@@ -55,8 +56,8 @@ class Learning:
     ``optimizer`` is called with the parameters and returns a ``torch.optim.Optimizer``; None
     means SGD with ``learning_rate`` and Nesterov ``momentum``. If these two are given beside an optimizer, it is called
     with them too, as ``lr`` and ``momentum``. ``scheduler`` is called with the
-    optimizer and returns a learning-rate scheduler, which is stepped once per update. Instead of a
-    callable its name may be given, ``"package.module:name"``.
+    optimizer and returns a learning-rate scheduler, which is stepped once per update; ``"cosine"``: the rate falls to 0
+    along half a cosine over all ``steps``. Instead of a callable its name may be given, ``"package.module:name"``.
     """
 
     steps: Count
@@ -68,7 +69,7 @@ class Learning:
     momentum: Annotated[float, Field(strict=True, ge=0, le=1)] | None = default("learning.momentum")
     """None, the default beside an ``optimizer``: the optimizer's own."""
     optimizer: Function | None = None
-    scheduler: Function | None = None
+    scheduler: Schedule | None = None
     device: Text = default("learning.device")
     """``"auto"`` (the first available of cuda, mps and cpu) or a torch device."""
     learners: Count | Literal["all"] = default("learning.learners")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dask.utils import parse_bytes, parse_timedelta
 from pydantic import BeforeValidator, Field, Strict
@@ -90,6 +90,10 @@ def _by_name(value: Any) -> Any:
     return named(value) if isinstance(value, str) else value
 
 
+def _by_name_unless(*words: str) -> Callable[[Any], Any]:
+    return lambda value: value if value in words else _by_name(value)
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -114,6 +118,16 @@ Function = Annotated[
     BeforeValidator(_by_name),
 ]
 """A callable, or its name: ``"package.module:name"``."""
+Schedule = Annotated[
+    Callable[..., Any] | Literal["cosine"],
+    Fits(
+        lambda value: callable(value) or value == "cosine",
+        "'cosine' or a callable",
+        {"type": "string", "pattern": r"^(cosine|[\w.]+:\w+)$"},
+    ),
+    BeforeValidator(_by_name_unless("cosine")),
+]
+"""A function that returns a learning-rate scheduler, its name, or the word for one."""
 Resources = Annotated[
     Mapping[str, float],
     Fits(

@@ -43,7 +43,7 @@ def _fashion_mnist() -> Recipe:
     return Recipe(
         data="fashion-mnist",
         model="dask_isgd.pipelines.models:fashion_mnist",
-        learning=Learning(steps=8000, batch_size=64, learning_rate=0.02),
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.04, scheduler="cosine"),
         validation="test",
     )
 
@@ -65,7 +65,7 @@ def _shuttle() -> Recipe:
     return Recipe(
         data="shuttle",
         model="dask_isgd.pipelines.models:shuttle",
-        learning=Learning(steps=8000, batch_size=64, learning_rate=0.02),
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.04, scheduler="cosine"),
         validation="test",
     )
 
@@ -74,7 +74,7 @@ def _land_mask() -> Recipe:
     return Recipe(
         data="land-mask",
         model="dask_isgd.pipelines.models:land_mask",
-        learning=Learning(steps=8000, batch_size=64, learning_rate=0.02),
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.04, scheduler="cosine"),
         validation="test",
     )
 
@@ -83,7 +83,7 @@ def _relief() -> Recipe:
     return Recipe(
         data="relief",
         model="dask_isgd.pipelines.models:relief",
-        learning=Learning(steps=8000, batch_size=64, learning_rate=0.005),
+        learning=Learning(steps=8000, batch_size=64, learning_rate=0.01, scheduler="cosine"),
         validation="test",
         loss="dask_isgd.core.loss:mse",
     )

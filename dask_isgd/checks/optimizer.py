@@ -42,7 +42,7 @@ def check_optimizer(module: nn.Module, learning: Learning) -> None:
         raise ModelError("model: got no trainable parameter, wanted at least one")
     optimizer = _made("optimizer", lambda: make_optimizer(parameters, learning))
     _require_plain_step("optimizer", optimizer, "a closure that computes the loss again", "SGD or Adam")
-    if (make := learning.scheduler) is not None:
+    if callable(make := learning.scheduler):
         scheduler = _made("scheduler", lambda: make(optimizer))
         _require_plain_step("scheduler", scheduler, "a metric", "CosineAnnealingLR or LinearLR")
 

@@ -26,7 +26,7 @@ def require_resumable(directory: RunDirectory, run: str, module: nn.Module, lear
     require_steps(manifest["step"], learning.steps)
     try:
         trainer = manifest["state"]["trainer"]
-        there, scheduler = _kind(trainer["optimizer"]["groups"]), trainer["scheduler"] is not None
+        there, scheduler = _kind(trainer["optimizer"]["groups"]), trainer["schedule"]["scheduler"] is not None
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{directory.url}: the checkpoint of step {manifest['step']} lacks {error}") from error
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -34,7 +34,7 @@ def require_resumable(directory: RunDirectory, run: str, module: nn.Module, lear
     wrong = []
     if there != here:
         wrong.append(f"Learning.optimizer: the run has groups of {_shown(there)}, these are of {_shown(here)}")
-    if scheduler != (learning.scheduler is not None):
+    if scheduler != callable(learning.scheduler):
         wrong.append(f"Learning.scheduler: the run has {'one' if scheduler else 'none'}")
     if wrong:
         raise RunMismatchError(
@@ -55,7 +55,7 @@ def changed_settings(there: Any, here: Mapping[str, Mapping[str, Any]]) -> list[
         if isinstance(former.get(part), Mapping) and name in former[part] and former[part][name] != value
     ]
     rate = any(change.startswith("Learning.learning_rate:") for change in changed)
-    if rate and here["learning"]["scheduler"] is not None:
+    if rate and here["learning"]["scheduler"] not in (None, "cosine"):
         changed.append("the schedule continues with the learning rate that it had")
     return changed
 

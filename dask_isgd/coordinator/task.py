@@ -32,7 +32,7 @@ from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.order import LatestVersion, sort_key
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.announcer import Announcer
-from dask_isgd.runtime.dask_internals import calm
+from dask_isgd.runtime.dask_internals import calm, unmetered
 from dask_isgd.runtime.long_task import LongTask, Parts
 from dask_isgd.runtime.parameters import Parameters, forget, newest
 from dask_isgd.runtime.placement import ScorerPool
@@ -46,6 +46,7 @@ _POLL = 0.05
 _TRIES = 3
 
 
+@unmetered
 def coordinate(spec: RunSpec) -> dict[str, Any]:
     """Keep the weights of a run fresh until its learner has ended; return how much was scored.
 

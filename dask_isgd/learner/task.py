@@ -35,7 +35,7 @@ from dask_isgd.learner.weight_reader import WeightReader
 from dask_isgd.runtime import pubsub
 from dask_isgd.runtime.allocator import keep_freed_memory
 from dask_isgd.runtime.announcer import Announcer
-from dask_isgd.runtime.dask_internals import calm, memory_limit
+from dask_isgd.runtime.dask_internals import calm, memory_limit, unmetered
 from dask_isgd.runtime.long_task import LongTask, Parts
 from dask_isgd.runtime.torch_threads import LearnerThreads
 
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _PAUSED_POLL = 0.25
 
 
+@unmetered
 def learn(spec: RunSpec) -> dict[str, Any]:
     """Train to the end, or until the user or the cluster stops the run; return how it ended.
 

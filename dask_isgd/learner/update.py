@@ -21,6 +21,7 @@ from dask_isgd.errors import ModelError
 from dask_isgd.learner.clip_bias import ClipBias
 from dask_isgd.learner.clipping import Clipping
 from dask_isgd.learner.gradient_norm import GradientNorm
+from dask_isgd.learner.rate_schedule import RateSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Update:
         self.parameters = parameters
         self.optimizer = make_optimizer(parameters, learning)
         self._set = _arguments(learning).keys() & self.optimizer.param_groups[0].keys()
-        self.scheduler = learning.scheduler(self.optimizer) if learning.scheduler is not None else None
+        self.schedule = RateSchedule(self.optimizer, learning)
         device = parameters[0].device
         self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor if weighted else None, device)
         self._clip_bias = ClipBias(parameters)
@@ -80,8 +81,8 @@ class Update:
             bias = self._clip_bias.value()
         on_host = self.waits or not self.optimizer.state  # the first step makes the optimizer's state
         moved = self._step_on_host(divisor) if on_host else self._step_on_device(divisor)
-        if self.scheduler is not None and moved:
-            self.scheduler.step()
+        if moved:
+            self.schedule.step()
         return Moved(norm, self._zero if clipped is None else clipped.clipped, self._refused, bias)
 
     def _step_on_device(self, divisor: Tensor | None) -> bool:
@@ -128,7 +129,7 @@ class Update:
         }
         return {
             "optimizer": {"groups": optimizer["param_groups"], "state": plain},
-            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "schedule": self.schedule.state(),
             "clipping": self._clipping.state(),
         }
 
@@ -140,14 +141,14 @@ class Update:
                 _, index, key = name.split(".", 2)
                 slots.setdefault(int(index), {})[key] = tensor
         groups = state["optimizer"]["groups"]
-        if self.scheduler is None:  # the settings may have changed since; a schedule continues with its own rate
-            own = self.optimizer.param_groups
+        if not self.schedule.keeps_rate:  # the settings may have changed since
+            names = self._set | ({"initial_lr"} if "lr" in self._set else set())
             groups = [
-                {**saved, **{key: each[key] for key in self._set}} for each, saved in zip(own, groups, strict=True)
+                {**saved, **{name: own[name] for name in names & own.keys()}}
+                for own, saved in zip(self.optimizer.param_groups, groups, strict=True)
             ]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        self.schedule.restore(state["schedule"])
         self._clipping.restore(_within(tensors, "clipping."), state["clipping"])
         self._clip_bias.restore(_within(tensors, "clip_bias."))
 

@@ -8,21 +8,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import dask.config
 from dask.typing import Key
+from dask.utils import key_split
 from distributed import Scheduler, SpecCluster, Status, Worker, get_worker
 from distributed.core import Server
+from distributed.metrics import context_meter
 from distributed.scheduler import NoValidWorkerError as NoValidWorkerError  # what ends a task without a worker
 from distributed.utils import NoOpAwaitable
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _DIAGNOSTICS = {"profile": 250.0, "profile-cycle": 10_000.0, "tick": 500.0, "monitor": 1000.0}
 """Milliseconds between two looks of the profiler, two of its records, two looks of the clock that finds a blocked event
 loop, and two at the system."""
 _PROFILE_RECORDS = 12
+_MOST_KEYS = 10_000
 
 # Tasks ------------------------------------------------------------------------------------------
 
@@ -45,6 +51,31 @@ def task_status(worker: Worker, key: Key) -> TaskStatus:
         return "leaving"
     task = worker.state.tasks.get(key)
     return "wanted" if task is not None and task.state in ("executing", "long-running") else "cancelled"
+
+
+def unmetered(task: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Make a function that runs as a task for weeks: Dask keeps no fine metrics of it.
+
+    Dask adds each one to lists that it reads when the task ends: 160 a second in the coordinator, none of which is ever
+    freed. What the task starts, such as the client of its worker, inherits this.
+    """
+
+    @wraps(task)
+    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with context_meter.clear_callbacks():
+            return task(*args, **kwargs)
+
+    return inner
+
+
+def forget_keys() -> None:
+    """Empty Dask's cache of the prefixes of keys once it holds 10,000 keys.
+
+    Dask lets it grow to 100,000 keys, 45 MB in each process that sees as many tasks, and its size is no setting. To
+    make a prefix again costs little.
+    """
+    if key_split.cache_info().currsize > _MOST_KEYS:
+        key_split.cache_clear()
 
 
 def task_edits() -> SimpleNamespace:
@@ -78,15 +109,23 @@ def task_edits() -> SimpleNamespace:
         elif found is not None:
             found.truncate()
 
-    def forget_submissions(scheduler: Any, task: Any) -> None:
-        """Drop what Dask notes of each submission in the span of a task, but for the latest hundred.
+    most_keys = _MOST_KEYS
 
-        A span lasts as long as one of its tasks, and a run submits tasks for weeks.
+    def forget_submissions(scheduler: Any, task: Any) -> None:
+        """Drop what Dask notes of each submission in the span of a task, but for the latest hundred, and keys.
+
+        A span lasts as long as one of its tasks, and a run submits tasks for weeks. What these tasks depend on, as the
+        parameters, has a span of its own, in which the same is noted.
         """
-        spans = scheduler.extensions.get("spans")
-        span = spans.spans.get(task.group.span_id) if spans is not None else None
-        noted = (span._metadata or {}).get("collections", []) if span is not None else []
-        del noted[:-100]
+        if key_split.cache_info().currsize > most_keys:
+            key_split.cache_clear()
+        if (extension := scheduler.extensions.get("spans")) is None:
+            return
+        spans = extension.spans
+        groups = set(spans[task.group.span_id].groups) if task.group.span_id in spans else set()
+        groups |= {needed for group in groups for needed in group.dependencies}
+        for name in {group.span_id for group in groups} & spans.keys():
+            del (spans[name]._metadata or {"collections": []})["collections"][:-100]
 
     return SimpleNamespace(
         given_up=given_up,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dask_isgd.errors import WaitTimeoutError
 from dask_isgd.order import Order
+from dask_isgd.runtime.dask_internals import forget_keys
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def publish(
     anywhere. Dask sends a plain ``dict`` of float32 tensors without copying them (unlike an
     ``OrderedDict``). Keys are never reused: a second scatter under one key leaves two values.
     """
+    forget_keys()
     key = f"params-{run}-{incarnation}-{version}-{uuid.uuid4().hex[:8]}"
     workers = None if worker is None else [worker]
     future = client.scatter({key: tensors}, workers=workers, hash=False, timeout=timeout)[key]

@@ -29,7 +29,7 @@ from dask_isgd.norms import NormEngine, checked_losses
 from dask_isgd.order import Order
 from dask_isgd.runtime import codec, torch_threads
 from dask_isgd.runtime.allocator import keep_freed_memory
-from dask_isgd.runtime.dask_internals import memory_limit
+from dask_isgd.runtime.dask_internals import forget_keys, memory_limit
 from dask_isgd.sampling.bad_norms import check_norms
 from dask_isgd.scorer.adaptive_batch import AdaptiveBatch
 from dask_isgd.scorer.chunk_reader import begin, shared_reader
@@ -160,6 +160,7 @@ def score(tensors: dict[str, Tensor], spec: RunSpec, chunk: int, incarnation: in
     """
     began = time.perf_counter()
     keep_freed_memory(memory_limit())
+    forget_keys()
     run = _opened(spec)
     spec = run.spec
     start, stop = chunk * spec.chunk, min(spec.examples, (chunk + 1) * spec.chunk)

@@ -36,7 +36,7 @@ def run(digits, run_dir) -> PreparedRun:
 
 
 def test_the_same_settings_resume(run, digits, run_dir):
-    for changes in ({}, {"steps": 50}, {"learning_rate": 0.3}, {"batch_size": 16}):
+    for changes in ({}, {"steps": 50}, {"learning_rate": 0.3}, {"batch_size": 16}, {"scheduler": "cosine"}):
         assert prepared(digits, run_dir, **changes).resume
 
 

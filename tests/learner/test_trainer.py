@@ -225,6 +225,48 @@ def test_another_rate_is_used_after_a_restore_unless_a_schedule_continues(schedu
     assert two.update.optimizer.param_groups[0]["lr"] == rate
 
 
+def rates(each, steps):
+    x, y = problem()
+    found = []
+    for k in steps:
+        found.append(each.update.optimizer.param_groups[0]["lr"])
+        each.step(k, (x,), y, np.ones(N))
+    return found
+
+
+def saved(one, two):
+    arrays, odd = models.to_arrays(one.tensors())
+    two.restore(models.from_arrays(arrays, odd), json.loads(json.dumps(one.state())))
+
+
+def cosine(steps, updates):
+    return [0.05 * (1 + np.cos(np.pi * t / steps)) for t in updates]
+
+
+def test_the_rate_falls_along_a_cosine_to_the_end_of_the_run():
+    each = trainer(scheduler="cosine", steps=20)
+    np.testing.assert_allclose(rates(each, range(20)), cosine(20, range(20)))
+    assert each.update.optimizer.param_groups[0]["lr"] == 0.0
+
+
+def test_a_longer_cosine_is_continued_where_it_would_be():
+    one, two, slower = (trainer(scheduler="cosine", steps=steps) for steps in (20, 20, 80))
+    rates(one, range(10))
+    saved(one, two)
+    np.testing.assert_allclose(rates(two, range(10, 20)), cosine(20, range(10, 20)))
+    saved(two, slower)
+    np.testing.assert_allclose(rates(slower, range(20, 30)), cosine(80, range(20, 30)))
+
+
+def test_a_cosine_continues_with_another_rate_and_begins_late_in_a_run_that_had_none():
+    constant, doubled = trainer(steps=20), trainer(scheduler="cosine", steps=20, learning_rate=0.2)
+    assert rates(constant, range(10)) == [0.1] * 10
+    saved(constant, doubled)
+    np.testing.assert_allclose(rates(doubled, range(10, 20)), [2 * rate for rate in cosine(20, range(10, 20))])
+    saved(doubled, constant)
+    assert rates(constant, [20]) == [0.1]
+
+
 def test_bfloat16_survives_the_way_through_numpy():
     tensors = {"a": torch.randn(3, 4).bfloat16(), "b": torch.arange(3)}
     arrays, odd = models.to_arrays(tensors)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import dask
 import pytest
-from distributed import Client, Event, LocalCluster, Nanny, Scheduler, Status, Worker, get_worker
+from dask.utils import key_split
+from distributed import Client, Event, LocalCluster, Nanny, Scheduler, Status, Worker, get_worker, span, wait
+from distributed.metrics import context_meter
 
 from dask_isgd.runtime import dask_internals
 from dask_isgd.runtime.dask_internals import SpecClusterHooks, memory_limit, task_status, worker_supply
@@ -337,20 +339,64 @@ def test_a_calm_remembers_two_minutes(client):
     assert set(client.run(calmed).values()) == {(12, 12)}
 
 
+def wait_for(event: str, _: int) -> None:
+    Event(event).wait(WAIT)
+
+
 def test_submissions_are_forgotten_but_for_the_latest(client):
-    """Each call of ``submit`` or ``map`` leaves a record in the span of a task that goes on."""
-    forever = client.submit(Event("submissions", client=client).wait, WAIT, pure=False)
+    """Each call of ``submit`` or ``map`` leaves a record in the spans of a task that goes on and of what it needs."""
+    (needed,) = client.scatter([1], hash=False)
+    with span("run"):
+        forever = client.submit(wait_for, "submissions", needed, key=("forever", 1), pure=False)
 
-    def noted(dask_scheduler: Scheduler, *, forget: bool, key: str = forever.key) -> int:
-        task = dask_scheduler.tasks[key]
+    def noted(dask_scheduler: Scheduler, *, forget: bool, keys: tuple = (forever.key, needed.key)) -> list[int]:
+        tasks = [dask_scheduler.tasks[key] for key in keys]
         if forget:
-            dask_internals.task_edits().forget_submissions(dask_scheduler, task)
-        return len(dask_scheduler.extensions["spans"].spans[task.group.span_id]._metadata["collections"])
+            dask_internals.task_edits().forget_submissions(dask_scheduler, tasks[0])
+        spans = dask_scheduler.extensions["spans"].spans
+        return [len(spans[task.group.span_id]._metadata["collections"]) for task in tasks]
 
-    for number in range(150):
-        client.submit(int, number, pure=False)
-    assert client.submit(int, 7, pure=False).result(timeout=WAIT) == 7
-    assert client.run_on_scheduler(noted, forget=False) >= 152
-    assert client.run_on_scheduler(noted, forget=True) == 100
+    with span("run"):
+        for number in range(150):
+            client.submit(max, number, needed, key=("forever", 2, number), pure=False)
+        assert client.submit(max, 7, needed, key=("forever", 3), pure=False).result(timeout=WAIT) == 7
+    assert min(client.run_on_scheduler(noted, forget=False)) >= 151
+    assert client.run_on_scheduler(noted, forget=True) == [100, 100]
     Event("submissions", client=client).set()
+    forever.result(timeout=WAIT)
+
+
+def metered() -> int:
+    """Return the number of Dask's callbacks that hear of a metric in this task."""
+    heard = []
+    with context_meter.add_callback(lambda *metric: heard.append(metric)):
+        context_meter.digest_metric("test", 1.0, "seconds")
+    return len(context_meter._callbacks.get()) + (len(heard) != 1)
+
+
+def test_a_long_task_keeps_no_metrics_of_dask(client):
+    assert client.submit(metered, pure=False).result(timeout=WAIT) > 0
+    assert client.submit(dask_internals.unmetered(metered), pure=False).result(timeout=WAIT) == 0
+
+
+def test_the_cache_of_keys_is_emptied_before_it_is_large(client):
+    def held(dask_scheduler: Scheduler, *, forget: bool) -> int:
+        if forget:
+            task = next(iter(dask_scheduler.tasks.values()))
+            dask_internals.task_edits().forget_submissions(dask_scheduler, task)
+        else:
+            dask_internals.forget_keys()
+        return int(key_split.cache_info().currsize)
+
+    forever = client.submit(wait_for, "keys", 0, pure=False)
+    wait([client.submit(int, 1, pure=False)], timeout=WAIT)
+    key_split.cache_clear()
+    for forget in (False, True):
+        for number in range(9_000):
+            key_split(("score", number))
+        assert client.run_on_scheduler(held, forget=forget) >= 9_000
+        for number in range(2_000):
+            key_split(("score", -number))
+        assert client.run_on_scheduler(held, forget=forget) < 100
+    Event("keys", client=client).set()
     forever.result(timeout=WAIT)

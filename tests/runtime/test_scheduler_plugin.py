@@ -17,6 +17,11 @@ RUN, TOPIC, ATTEMPT = "r", "isgd-r", 3
 LEARNER, COORDINATOR = ("learn-r", ATTEMPT), ("coordinate-r", ATTEMPT)
 
 
+class Group:
+    span_id = "default"
+    dependencies: frozenset[Any] = frozenset()
+
+
 class Scheduler:
     """What a plugin uses of a scheduler: delayed calls are made at once."""
 
@@ -31,7 +36,7 @@ class Scheduler:
         self.plugins: dict[str, Any] = {}
         topics = {TOPIC: SimpleNamespace(subscribers=set()), "isgd-other": SimpleNamespace(subscribers=set())}
         self._broker = SimpleNamespace(_topics=topics)
-        self.span = SimpleNamespace(_metadata={"collections": []})
+        self.span = SimpleNamespace(_metadata={"collections": []}, groups={Group()})
         self.extensions = {"spans": SimpleNamespace(spans={"default": self.span})}
         self.plugin = plugin
         plugin.scheduler = self
@@ -45,7 +50,7 @@ class Scheduler:
 
     def task(self, key: Any, **changes: Any) -> SimpleNamespace:
         fields = {"suspicious": 0, "processing_on": None, "loose_restrictions": False, "worker_restrictions": None}
-        fields |= {"group": SimpleNamespace(span_id="default")}
+        fields |= {"group": Group()}
         self.tasks[key] = SimpleNamespace(**{**fields, **changes})
         return self.tasks[key]
 

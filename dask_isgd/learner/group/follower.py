@@ -29,7 +29,7 @@ from dask_isgd.learner.shares import Shares
 from dask_isgd.learner.threads import learner_threads
 from dask_isgd.learner.trainer import Trainer
 from dask_isgd.runtime.allocator import keep_freed_memory
-from dask_isgd.runtime.dask_internals import calm, memory_limit, task_status
+from dask_isgd.runtime.dask_internals import calm, memory_limit, task_status, unmetered
 from dask_isgd.runtime.long_task import Parts
 from dask_isgd.runtime.torch_threads import LearnerThreads
 
@@ -41,6 +41,7 @@ OPENING = 10.0
 """Timeouts that a rank may take to load its data."""
 
 
+@unmetered
 def follow(spec: RunSpec, meeting: Meeting, member: int) -> str:
     """Train as one rank of a group until it ends; return how: ``"finished"``, ``"left"``, ``"lost"`` or ``"unused"``.
 

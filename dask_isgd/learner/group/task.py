@@ -23,7 +23,7 @@ from dask_isgd.learner.shares import Shares
 from dask_isgd.learner.task import Learner
 from dask_isgd.learner.threads import learner_threads
 from dask_isgd.runtime.allocator import keep_freed_memory
-from dask_isgd.runtime.dask_internals import calm, memory_limit
+from dask_isgd.runtime.dask_internals import calm, memory_limit, unmetered
 from dask_isgd.runtime.long_task import Parts, rescheduled
 from dask_isgd.runtime.torch_threads import LearnerThreads
 
@@ -34,6 +34,7 @@ _LOSSES = 3
 _GROWS = "there are places for more learners"
 
 
+@unmetered
 def learn_together(spec: RunSpec) -> dict[str, Any]:
     """Train as ``learn`` does, with ``spec.learning.learners`` ranks.
 

@@ -1,0 +1,187 @@
+"""What devices give as learners, with and without importance sampling, in virtual time on Fashion-MNIST.
+
+    python benchmarks/devices.py                      # the whole grid, resumed if interrupted: an hour on one core
+    python benchmarks/devices.py --seeds 0 --rates 0.4
+    python benchmarks/devices.py --tiny               # what the tests run
+    python benchmarks/devices.py --table              # summarise the existing runs
+
+An arm has one learner or five, each with 64 examples of every minibatch, and a rate that falls to 0 along a cosine
+whose horizon is a share of ``UPDATES``. The question of each comparison: does an arm end its shorter horizon with at
+most the training loss that the other one ends its whole horizon with? Both have the best of the same rates, by the
+median over seeds, and are paired by seed. Virtual time counts updates: what norms cost is in ``cost.py``.
+
+Writes one JSON line per run to ``results/devices.jsonl``. The simulation is in ``simulation.py``.
+Data: Debian's dataset-fashion-mnist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from simulation import Images, Policy, Simulation, images
+
+RESULTS = Path(__file__).parent / "results" / "devices.jsonl"
+UPDATES = 2800
+RATES, SEEDS = (0.2, 0.4, 0.8), range(5)
+
+
+class Arm(NamedTuple):
+    learners: int
+    uniform: bool
+    speed: float
+    """Examples scored per example that one learner learns: scorers that are as fast as learners score about 1 each."""
+
+    def __str__(self) -> str:
+        how = "uniform" if self.uniform else f"{self.speed:g} scored per learned" if self.speed else "feedback only"
+        return f"{self.learners} learner{'s' * (self.learners > 1)}, {how}"
+
+
+class Comparison(NamedTuple):
+    """Whether ``arm`` needs at most ``share`` of the updates of ``other``."""
+
+    arm: Arm
+    share: float
+    other: Arm
+
+
+ONE, FIVE = Arm(1, True, 0), Arm(5, True, 0)
+COMPARISONS = (
+    Comparison(Arm(1, False, 0), 0.70, ONE),
+    Comparison(Arm(1, False, 4), 0.70, ONE),
+    Comparison(FIVE, 0.35, ONE),
+    Comparison(Arm(5, False, 0), 0.35, ONE),
+    Comparison(Arm(5, False, 0), 0.75, FIVE),
+)
+
+
+class Run(NamedTuple):
+    arm: Arm
+    share: float
+    """The horizon as a share of ``UPDATES``."""
+    rate: float
+    seed: int
+
+
+def grid(seeds: list[int], rates: list[float]) -> Iterator[Run]:
+    """Yield the runs of all comparisons once each, and every arm at the whole horizon, seed by seed."""
+    arms = [arm for c in COMPARISONS for arm in ((c.other, 1.0), (c.arm, c.share), (c.arm, 1.0))]
+    for seed in seeds:
+        for rate in rates:
+            yield from (Run(*arm, rate, seed) for arm in dict.fromkeys(arms))
+
+
+def simulate(run: Run, data: Images, updates: int = UPDATES, **sizes: int) -> dict[str, Any]:
+    policy = Policy(sampling={"uniform": True}) if run.arm.uniform else Policy()
+    simulation = Simulation(
+        data,
+        policy,
+        rate=run.rate,
+        seed=run.seed,
+        speed=run.arm.speed,
+        learners=run.arm.learners,
+        decay=True,
+        **sizes,
+    )
+    found = simulation.run(round(run.share * updates))
+    kept = ("final_loss", "test_error", "diverged", "spikes", "opened", "seconds")
+    return {**run._asdict(), "updates": updates, **{name: found[name] for name in kept}, "gain": found["gain"][-1:]}
+
+
+def load(path: Path) -> dict[Run, dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return {Run(Arm(*row["arm"]), row["share"], row["rate"], row["seed"]): row for row in rows}
+
+
+Final = dict[int, dict[str, Any]]
+"""Runs by seed."""
+
+
+def best(rows: dict[Run, dict[str, Any]], arm: Arm, share: float) -> tuple[float, Final]:
+    """Return the rate with the lowest median of final losses, and its runs; a run that diverged counts as infinite."""
+    rates = {run.rate for run in rows if (run.arm, run.share) == (arm, share)}
+    found = {rate: {r.seed: row for r, row in rows.items() if r[:3] == (arm, share, rate)} for rate in rates}
+    rate = min(found, key=lambda rate: statistics.median(loss(row) for row in found[rate].values()))
+    return rate, found[rate]
+
+
+def loss(row: dict[str, Any]) -> float:
+    return float("inf") if row["diverged"] else float(row["final_loss"])
+
+
+def table(rows: dict[Run, dict[str, Any]]) -> list[str]:
+    """Return medians over seeds for every arm, horizon and rate."""
+    lines = ["| arm | horizon | rate | seeds | final loss | test error | diverged |", "|---|---|---|---|---|---|---|"]
+    for arm, share, rate in sorted({run[:3] for run in rows}):
+        runs = [row for run, row in rows.items() if run[:3] == (arm, share, rate)]
+        losses, errors = [loss(row) for row in runs], [row["test_error"] for row in runs]
+        lines.append(
+            f"| {arm} | {share:g} | {rate:g} | {len(runs)} | {statistics.median(losses):.4f} "
+            f"({min(losses):.4f} to {max(losses):.4f}) | {statistics.median(errors):.2%} "
+            f"| {sum(row['diverged'] for row in runs)} |"
+        )
+    return lines
+
+
+def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
+    """Return one line for each comparison of which both arms have runs, and one for each arm beside uniform draws."""
+    lines = []
+    there = {(run.arm, run.share) for run in rows}
+    for c in COMPARISONS:
+        if {(c.arm, c.share), (c.other, 1.0)} <= there:
+            (rate, ours), (other_rate, theirs) = best(rows, c.arm, c.share), best(rows, c.other, 1.0)
+            ratios = [loss(ours[seed]) / loss(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+            lines.append(
+                f"{c.arm} (rate {rate:g}) after {c.share:g} of the updates of {c.other} (rate {other_rate:g}): final "
+                f"loss {statistics.median(ratios):.3f} of its in the median, {', '.join(f'{x:.2f}' for x in ratios)}: "
+                f"{'reached' if statistics.median(ratios) <= 1 else 'not reached'}"
+            )
+    for arm in sorted({run.arm for run in rows if not run.arm.uniform}):
+        uniform = Arm(arm.learners, True, 0)
+        pairs: dict[float, list[float]] = {}
+        for run, row in rows.items():
+            other = rows.get(run._replace(arm=uniform))
+            if run.arm == arm and other is not None:
+                pairs.setdefault(run.rate, []).append(loss(row) / loss(other))
+        for rate, ratios in sorted(pairs.items()):
+            lines.append(
+                f"{arm}, rate {rate:g}: final loss over that of uniform draws at the same rate and horizon, mean "
+                f"{statistics.mean(ratios):.3f}, largest {max(ratios):.3f} of {len(ratios)} pairs"
+            )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="use small sizes: a test that it runs")
+    parser.add_argument("--table", action="store_true", help="only summarise existing runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="run only these seeds")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="run only these rates")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if arguments.tiny:
+        data = images(4000)
+        rows = {run: simulate(run, data, updates=200, width=32) for run in grid([0], [0.2])}
+    else:
+        rows = load(arguments.results)
+        todo = [] if arguments.table else [run for run in grid(arguments.seeds, arguments.rates) if run not in rows]
+        data = images() if todo else None
+        for run in todo:
+            assert data is not None
+            rows[run] = simulate(run, data)
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(rows[run]) + "\n")
+            print(f"{run.arm}, {run.share:g} at rate {run.rate:g}, seed {run.seed}: {loss(rows[run]):.4f}", flush=True)
+    print("\n".join([*table(rows), "", *summary(rows)]))
+    return list(rows.values())
+
+
+if __name__ == "__main__":
+    main()
