@@ -38,10 +38,11 @@ class CachedChunkReader:
         return self._bytes
 
     def batches(self, dataset: Dataset, start: int, stop: int, batch: int, *, tag: object = None) -> Iterator[Rows]:
-        """Yield rows ``start`` to ``stop`` in batches of ``batch``, the last one shorter; read-only if they are kept.
+        """Yield rows ``start`` to ``stop`` in batches of ``batch``, the last one shorter.
 
-        A thread reads ahead inside the span, by one read of some chunks. ``tag`` distinguishes datasets
-        that look alike, such as one that was rewritten between two runs.
+        Rows that are kept are not copied: whoever writes to them must ``clear`` the cache. A thread reads ahead inside
+        the span, by one read of some chunks. ``tag`` distinguishes datasets that look alike, such as one that was
+        rewritten between two runs.
         Raises MissingChunkError and CorruptChunkError at the first batch of a read with such a chunk.
         """
         key = (tag, dataset.url, dataset.group, dataset.input_names, dataset.target_name, start, stop)
@@ -97,8 +98,6 @@ def _read_ahead(
         rows = pending.result()
         pending = thread.submit(dataset.read, *following) if following is not None else None
         if read is not None:
-            for array in (*rows.inputs, rows.target):
-                array.flags.writeable = False  # a model that works in place must not change the cache
             read.append(rows)
         yield rows
 

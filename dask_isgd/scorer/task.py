@@ -99,9 +99,17 @@ class _Replica:
         self.engine = NormEngine(
             self.model, self.loss, method=scoring.method, train_mode=scoring.train_mode, ignore=scoring.ignore
         )
-        self.prepare = Prepare(spec.data, self.device)
+        self._prepare = Prepare(spec.data, self.device)
         self.adaptive_batch = AdaptiveBatch(spec.scoring.batch_size, fixed=spec.learning.synchronous)
         self.order: Order | None = None
+
+    def prepare(self, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return inputs and targets of a batch on the device.
+
+        Inputs may share the memory of the cache: whatever calls the model gives it copies.
+        """
+        inputs, targets = self._prepare(*rows)
+        return inputs, targets.clone()
 
     def norms(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return norms and losses of a batch, each (B,)."""
@@ -111,14 +119,17 @@ class _Replica:
     def outputs(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return losses and errors (0 or 1, NaN if targets are not classes) of a batch, each (B,)."""
         with torch.no_grad():
-            output = self.model(*inputs)
+            output = self._output(inputs)
             return checked_losses(self.loss, output, targets, len(targets)), _wrong(output, targets)
 
     def predictions(self, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor]:
         """Return the outputs of a batch, (B, ...) float32. Raises ModelError if they are anything else."""
         with torch.no_grad():
-            output = self.model(*inputs)
+            output = self._output(inputs)
         return (one_output(output, len(targets)),)
+
+    def _output(self, inputs: tuple[Tensor, ...]) -> object:
+        return self.model(*map(torch.clone, inputs))  # it may work in place
 
     def load(self, tensors: dict[str, Tensor], order: Order) -> None:
         """Load a version into the model unless it is there already."""
@@ -188,7 +199,7 @@ def _norms(
     loss, first = 0.0, 0
     for rows in batches:
         bad = incomplete(rows) if run.spec.scoring.skip_bad_chunks else np.zeros(len(rows.target), bool)
-        inputs, targets = replica.prepare(*(replaced(rows, bad) if bad.any() else rows))
+        inputs, targets = replica.prepare(replaced(rows, bad) if bad.any() else rows)
         norms_B, losses_B = replica.adaptive_batch(replica.norms, inputs, targets)
         norms[first : first + len(targets)] = np.where(bad, 0.0, norms_B.cpu().numpy())
         first += len(targets)
@@ -238,7 +249,7 @@ def _predictions(
     replica.model.eval()
     found = []
     for rows in batches:
-        inputs, targets = replica.prepare(rows.inputs, rows.target)
+        inputs, targets = replica.prepare(rows)
         found.append(replica.adaptive_batch(replica.predictions, inputs, targets)[0].cpu().numpy())
     return np.concatenate(found)
 
@@ -273,7 +284,7 @@ def _sums(run: _OpenRun, tensors: dict[str, Tensor], order: Order, batches: Iter
                 rows = complete_only(rows)
             if not len(rows.target):
                 continue
-            inputs, targets = replica.prepare(rows.inputs, rows.target)
+            inputs, targets = replica.prepare(rows)
             losses_B, wrong_B = replica.adaptive_batch(replica.outputs, inputs, targets)
             total += Evaluation(len(targets), float(losses_B.double().sum()), float(wrong_B.double().sum()))
     finally:

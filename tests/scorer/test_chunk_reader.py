@@ -89,14 +89,6 @@ def test_another_run_takes_the_room_of_the_last(data, reads):
     assert reader.nbytes == 60 * ROW
 
 
-def test_what_is_kept_cannot_be_written_to(data):
-    reader = CachedChunkReader(10**6)
-    for _ in range(2):
-        rows = next(reader.batches(data, 0, N, 10))
-        with pytest.raises(ValueError, match="read-only"):
-            rows.inputs[0][0] = 0
-
-
 def test_a_bad_chunk_is_named_and_nothing_of_the_span_is_kept(data, tmp_path):
     path = tmp_path / "d/train/x/c/5/0"
     path.write_bytes(path.read_bytes()[:-1])
