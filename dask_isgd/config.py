@@ -80,7 +80,8 @@ class Learning:
     threads: Count | None = default("learning.threads")
     """torch threads; None: as many as the learner's worker has."""
     publish_every: Count = default("learning.publish-every")
-    """Steps between publications; in synchronous mode, the steps of a round."""
+    """Steps between publications; in synchronous mode, the steps of a round. Versions that are neither scored nor
+    evaluated are published once a second at most."""
     publish_dtype: Literal["float32", "bfloat16", "float16"] | None = default("learning.publish-dtype")
     """``"float32"``, ``"bfloat16"`` or ``"float16"``: what scorers receive; None: each parameter's own dtype."""
     report_every: Count = default("learning.report-every")

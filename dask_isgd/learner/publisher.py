@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _SHARE = 0.05
 """The share of the time that publications may take."""
+_UNWANTED_SECONDS = 1.0
+"""Seconds between two publications of versions that nobody waits for."""
 
 
 class Publisher:
@@ -60,7 +63,7 @@ class Publisher:
         self._dtype, self._strict, self._lossy, self._timeout = dtype, strict, lossy, timeout
         self._background, self._snapshots = LatestJobWorker("publication", timeout), Snapshots(codec.pack)
         self._held: deque[Future[Any]] = deque(maxlen=2)
-        self._last_published = time.monotonic()
+        self._last_published, self._last_offered = time.monotonic(), -math.inf
         self._failing = False
         """Whether the latest version was not published."""
         self._pauses = Pauses(_SHARE)
@@ -70,14 +73,18 @@ class Publisher:
         self._background.open()
         return self
 
-    @property
-    def ready(self) -> bool:
-        """Whether a version may be offered: none is being published, and the pause after the last one is over."""
-        return self._pauses.over and not self._background.busy
+    def is_ready(self, *, wanted: bool = True) -> bool:
+        """Return whether a version may be offered: none is being published, and the pause after the last one is over.
+
+        ``wanted``: whether it is scored or evaluated; if not, once a second is enough for whoever looks at the run.
+        """
+        free = self._pauses.over and not self._background.busy
+        return free and (wanted or time.monotonic() - self._last_offered >= _UNWANTED_SECONDS)
 
     def offer(self, model: nn.Module, version: int, *, final: bool = False) -> None:
         """Publish the current parameters soon. Raises the error of an earlier publication."""
         tensors = self._snapshots.take(models.state_of(model), self._dtype)
+        self._last_offered = time.monotonic()
 
         def job() -> None:
             try:

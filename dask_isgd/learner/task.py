@@ -81,6 +81,7 @@ class Learner(LongTask):
         self._threads = threads
         self._controls_received = 0
         self._round_started = False
+        self._next_evaluation = 0
 
     def is_superseded(self) -> bool:
         return self.spec.directory.attempt() > self.spec.attempt
@@ -326,8 +327,11 @@ class Learner(LongTask):
         self.stepper.settle()
         if synchronous:
             self.checkpointer.start_round(self.step)
-        if synchronous or self.publisher.ready:
+        evaluates = self.spec.validation is not None and self.step >= self._next_evaluation
+        if synchronous or self.publisher.is_ready(wanted=evaluates or self.spec.scores):
             self.publisher.offer(self.trainer.model, self.step)
+            if evaluates:
+                self._next_evaluation = self.step + self.spec.learning.evaluate_every
         if synchronous and not self.spec.sampling.uniform:
             self.publisher.finish()
             if not self._await_scores():

@@ -170,7 +170,7 @@ class ClusterLink:
         every, last = self._spec.learning.publish_every, self._published
         if last is not None and self.step // every <= last // every:
             return
-        if not self._publisher.ready:
+        if not self._publisher.is_ready():
             if last is not None and not self._silent and time.monotonic() - self._offered > self._timeout:
                 self._silent = True
                 logger.warning(

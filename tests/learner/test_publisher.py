@@ -92,3 +92,20 @@ def test_a_lease_that_is_lost_is_an_error_for_everybody(publish, settings):
         made.finish()
     made.close()
     assert announcer.versions == []
+
+
+def test_versions_that_nobody_waits_for_are_published_once_a_second(publish, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(publishing.time, "monotonic", lambda: now[0])
+    made, announcer, _ = publish([None] * 3)
+    monkeypatch.setattr(type(made._pauses), "over", True)
+    for version, (clock, wanted, ready) in enumerate(
+        [(100.0, False, True), (100.9, False, False), (100.9, True, True), (101.8, False, False), (101.9, False, True)]
+    ):
+        now[0] = clock
+        assert made.is_ready(wanted=wanted) is ready
+        if ready:
+            made.offer(MODEL, version)
+            made.finish()
+    made.close()
+    assert [version for version, _ in announcer.versions] == [0, 2, 4]

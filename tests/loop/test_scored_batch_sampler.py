@@ -162,11 +162,11 @@ def test_a_scheduler_that_never_replies_is_said_once(caplog):
     model, offered = torch.nn.Linear(2, 2), []
     spec = SimpleNamespace(name="run", learning=isgd.Learning(steps=9, publish_every=1))
     link = ClusterLink(None, spec, models.signature(model), 0)
-    link._publisher = SimpleNamespace(ready=True, offer=lambda _, step: offered.append(step))
+    link._publisher = SimpleNamespace(offer=lambda _, step: offered.append(step))
     link._timeout = 0.0
     with caplog.at_level(logging.WARNING, "dask_isgd"):
         for link.step in range(9):
-            link._publisher.ready = link.step in (0, 8)
+            link._publisher.is_ready = lambda: link.step in (0, 8)
             link._publish_if_due(model)
     assert offered == [0, 8]
     assert [record.message for record in caplog.records] == [
