@@ -5,7 +5,7 @@
     python benchmarks/devices.py --tiny               # what the tests run
     python benchmarks/devices.py --table              # summarise the existing runs
 
-An arm has one learner or five, each with 64 examples of every minibatch, and a rate that falls to 0 along a cosine
+An arm has one learner or more, each with 64 examples of every minibatch, and a rate that falls to 0 along a cosine
 whose horizon is a share of ``UPDATES``. The question of each comparison: does an arm end its shorter horizon with at
 most the training loss that the other one ends its whole horizon with? Both have the best of the same rates, by the
 median over seeds, and are paired by seed. Virtual time counts updates: what norms cost is in ``cost.py``.
@@ -31,15 +31,26 @@ UPDATES = 2800
 RATES, SEEDS = (0.2, 0.4, 0.8), range(5)
 
 
+POLICIES = {
+    "uniform": Policy(sampling={"uniform": True}),
+    "default": Policy(),
+    "smoothing 0.3": Policy(sampling={"smoothing": 0.3}),
+    "averages by age": Policy(sampling={"ema_decay": 0.0}, tau=1000.0),
+    "averages by age, smoothing 0.3": Policy(sampling={"ema_decay": 0.0, "smoothing": 0.3}, tau=1000.0),
+    "chosen from 3 minibatches": Policy(presample=3),
+    "rate gain": Policy(rate_gain=True),
+}
+
+
 class Arm(NamedTuple):
     learners: int
-    uniform: bool
+    policy: str
     speed: float
     """Examples scored per example that one learner learns: scorers that are as fast as learners score about 1 each."""
 
     def __str__(self) -> str:
-        how = "uniform" if self.uniform else f"{self.speed:g} scored per learned" if self.speed else "feedback only"
-        return f"{self.learners} learner{'s' * (self.learners > 1)}, {how}"
+        scored = "" if self.policy == "uniform" else f", {self.speed:g} scored per learned"
+        return f"{self.learners} learner{'s' * (self.learners > 1)}, {self.policy}{scored}"
 
 
 class Comparison(NamedTuple):
@@ -50,13 +61,21 @@ class Comparison(NamedTuple):
     other: Arm
 
 
-ONE, FIVE = Arm(1, True, 0), Arm(5, True, 0)
+ONE, FIVE = Arm(1, "uniform", 0), Arm(5, "uniform", 0)
+FEEDBACK, SCORED = Arm(1, "default", 0), Arm(1, "default", 4)
 COMPARISONS = (
-    Comparison(Arm(1, False, 0), 0.70, ONE),
-    Comparison(Arm(1, False, 4), 0.70, ONE),
+    Comparison(FEEDBACK, 0.70, ONE),
+    Comparison(SCORED, 0.70, ONE),
     Comparison(FIVE, 0.35, ONE),
-    Comparison(Arm(5, False, 0), 0.35, ONE),
-    Comparison(Arm(5, False, 0), 0.75, FIVE),
+    Comparison(Arm(5, "default", 0), 0.35, ONE),
+    Comparison(Arm(5, "default", 0), 0.75, FIVE),
+    # about as much work: a forward pass is a third of a step
+    Comparison(Arm(1, "chosen from 3 minibatches", 0), 0.5, FEEDBACK),
+    *(
+        Comparison(Arm(1, policy, speed), 1.0, Arm(1, "default", speed))
+        for policy in ("smoothing 0.3", "averages by age", "averages by age, smoothing 0.3", "rate gain")
+        for speed in (0, 4)
+    ),
 )
 
 
@@ -69,18 +88,17 @@ class Run(NamedTuple):
 
 
 def grid(seeds: list[int], rates: list[float]) -> Iterator[Run]:
-    """Yield the runs of all comparisons once each, and every arm at the whole horizon, seed by seed."""
-    arms = [arm for c in COMPARISONS for arm in ((c.other, 1.0), (c.arm, c.share), (c.arm, 1.0))]
+    """Yield the runs of all comparisons once each, seed by seed."""
+    arms = [arm for c in COMPARISONS for arm in ((c.other, 1.0), (c.arm, c.share))]
     for seed in seeds:
         for rate in rates:
             yield from (Run(*arm, rate, seed) for arm in dict.fromkeys(arms))
 
 
 def simulate(run: Run, data: Images, updates: int = UPDATES, **sizes: int) -> dict[str, Any]:
-    policy = Policy(sampling={"uniform": True}) if run.arm.uniform else Policy()
     simulation = Simulation(
         data,
-        policy,
+        POLICIES[run.arm.policy],
         rate=run.rate,
         seed=run.seed,
         speed=run.arm.speed,
@@ -142,8 +160,8 @@ def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
                 f"loss {statistics.median(ratios):.3f} of its in the median, {', '.join(f'{x:.2f}' for x in ratios)}: "
                 f"{'reached' if statistics.median(ratios) <= 1 else 'not reached'}"
             )
-    for arm in sorted({run.arm for run in rows if not run.arm.uniform}):
-        uniform = Arm(arm.learners, True, 0)
+    for arm in sorted({run.arm for run in rows if run.arm.policy != "uniform"}):
+        uniform = Arm(arm.learners, "uniform", 0)
         pairs: dict[float, list[float]] = {}
         for run, row in rows.items():
             other = rows.get(run._replace(arm=uniform))

@@ -28,14 +28,17 @@ from dask_isgd.learner.clipping import Clipping
 from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.step import Learned, Step
 from dask_isgd.pipelines.datasets.idx import read_idx
-from dask_isgd.sampling import Gate, ImportanceSampler, next_chunks
+from dask_isgd.sampling import Draw, Gate, ImportanceSampler, next_chunks
+from dask_isgd.sampling.draws import positions
 from dask_isgd.sampling.schedule import PROBE_SHARE
+from dask_isgd.sampling.variance import square_of_mean
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 BATCH, CHUNK = 64, 512
 PUBLISH_EVERY, REPORT_EVERY = 32, 20
 EVALUATE_EVERY, EVALUATED = 100, 4096
 SPIKE, SPIKES_AFTER = 1.5, 500
+_POOL_SMOOTHING = 0.3
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Policy:
     """Settings that differ from the library's defaults."""
     clip: float | None = field(default_factory=lambda: Learning(steps=1).clip_mean_factor)
     """``Learning.clip_mean_factor``."""
+    tau: float | None = None
+    """Average each example's squared norms over about so many steps of its own age, instead of ``ema_decay``."""
+    presample: int = 1
+    """Draw so many minibatches, and choose one of them by bounds from a forward pass, unless the step is reported."""
+    rate_gain: bool = False
+    """Multiply the rate by ``Variance.rate_gain``."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,7 @@ class Simulation:
         self.evaluated = np.sort(np.random.default_rng(0).permutation(self.n)[:EVALUATED])
         self.evaluated_x = self.x[self.evaluated]
         self.versions = np.full(self.sampler.n_chunks, np.nan)
+        self.averages = None if policy.tau is None else Averages(self.n, policy.tau)
         self.scoring: tuple[int, int, Mlp] | None = None
         self.ready = 0.0
         self.record: dict[str, list[float]] = {
@@ -207,35 +217,63 @@ class Simulation:
 
     def _scored(self, chunk: int, version: int, model: Mlp) -> None:
         rows = slice(chunk * CHUNK, min(self.n, (chunk + 1) * CHUNK))
-        norms, _ = model.backward(model.forward(self.x[rows]), self.data.y[rows])
-        self.sampler.update(chunk, norms.numpy(), version)
+        found, _ = model.backward(model.forward(self.x[rows]), self.data.y[rows])
+        norms = found.numpy()
+        if self.averages is not None:
+            norms = self.averages.take(np.arange(rows.start, rows.stop), norms, version)
+        self.sampler.update(chunk, norms, version)
         self.versions[chunk] = version
 
     def _learn(self, step: int, rate: float) -> None:
-        open_ = self.gate.open
-        draw = self.sampler.draw(self.batch, self.rng) if open_ else self.sampler.draw_uniform(self.batch, self.rng)
+        open_, measure = self.gate.open, (step + 1) % REPORT_EVERY == 0
+        presample = self.policy.presample if open_ and not measure else 1
+        model = self.model.published()
+        size = self.batch * presample
+        # ||μ||² is estimated without bias from independent draws only
+        scheme = "independent" if measure and self.policy.rate_gain else None
+        sampler = self.sampler
+        draw = sampler.draw(size, self.rng, scheme) if open_ else sampler.draw_uniform(size, self.rng, scheme)
+        if presample > 1:
+            draw = self._chosen(draw, model)
         if open_ and self.opened is None:
             self.opened = step
         indices = torch.from_numpy(draw.indices)
         x, y = self.x[indices], self.data.y[indices]
         scale = torch.from_numpy((draw.coefficients / self.batch).astype(np.float32))
-        model = self.model.published()
         norms, gradients = model.backward(model.forward(x), y, scale)
         found = norms.numpy().astype(np.float64)
-        if np.isfinite(found).all():
-            measure = (step + 1) % REPORT_EVERY == 0
-            # ||μ||² is not measured here: second moments and gains are the same without it.
-            self.monitor.observe([Learned(step, draw, Step(math.nan, found, 0.0, math.nan, False), measure)])
-            if self.sampling.feedback and not self.sampling.uniform:
-                self.sampler.feedback(draw.indices, found, step)
         norm = torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
         )
+        if np.isfinite(found).all():
+            if presample == 1:  # others are no independent draws of known probability
+                # Second moments and gains are the same without ||μ||².
+                square = square_of_mean(float(norm), draw.coefficients, found) if scheme is not None else 0.0
+                self.monitor.observe([Learned(step, draw, Step(math.nan, found, square, math.nan, False), measure)])
+            if self.sampling.feedback and not self.sampling.uniform:
+                fed = found if self.averages is None else self.averages.take(draw.indices, found, step)
+                self.sampler.feedback(draw.indices, fed, step)
         clipped = self.clipping(norm, float(draw.coefficients.max()))
         factor = 1.0 if clipped is None else 1.0 / float(clipped.divisor)
         self.clipped += factor < 1
+        if self.policy.rate_gain and open_:
+            rate *= self.monitor.variance.rate_gain(self.batch)
         for parameter, gradient in zip(self.model.parameters, gradients, strict=True):
             parameter.add_(gradient, alpha=-rate * factor)
+
+    def _chosen(self, pool: Draw, model: Mlp) -> Draw:
+        """Return a minibatch drawn from ``pool`` by the norms of the gradients of its logits, smoothed.
+
+        Unbiased for the mean over the pool, whose own coefficients c make that unbiased for the data: c / (M r).
+        """
+        indices = torch.from_numpy(pool.indices)
+        logits = model.forward(self.x[indices])[-1].softmax(1)
+        logits[torch.arange(len(indices)), self.data.y[indices]] -= 1.0
+        bounds = torch.linalg.vector_norm(logits, dim=1).double().numpy()
+        r = pool.coefficients * (bounds + _POOL_SMOOTHING * bounds.mean())
+        r /= r.sum()
+        at = np.minimum(np.searchsorted(r.cumsum(), positions("stratified", self.batch, self.rng)), len(r) - 1)
+        return Draw(pool.indices[at], pool.coefficients[at] / (len(r) * r[at]), pool.probabilities[at])
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]
@@ -264,6 +302,21 @@ class Simulation:
     def _loss(self, x: Tensor, y: Tensor) -> float:
         parts = zip(x.split(5000), y.split(5000), strict=True)
         return math.fsum(float(self.model.losses(*part).double().sum()) for part in parts) / len(y)
+
+
+class Averages:
+    """Averages of squared norms in which a former one weighs exp(-Δt/τ), Δt steps later."""
+
+    def __init__(self, n: int, tau: float) -> None:
+        self.squares, self.counts, self.steps, self.tau = np.zeros(n), np.zeros(n), np.zeros(n), tau
+
+    def take(self, indices: np.ndarray, norms: np.ndarray, step: int) -> np.ndarray:
+        """Add norms (B,) of ``step``, and return the roots of the averages of these examples."""
+        kept = self.counts[indices] * np.exp(-np.maximum(0.0, step - self.steps[indices]) / self.tau)
+        squares = (kept * self.squares[indices] + np.square(norms, dtype=np.float64)) / (kept + 1.0)
+        self.squares[indices], self.counts[indices] = squares, kept + 1.0
+        self.steps[indices] = np.maximum(step, self.steps[indices])
+        return np.sqrt(squares)
 
 
 def spikes(losses: list[float]) -> int:

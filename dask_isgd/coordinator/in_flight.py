@@ -61,7 +61,7 @@ class InFlightTasks:
     def keep_group(self, name: str, placement: Mapping[str, Any]) -> None:
         """Keep a task without work in the group ``name`` that the tasks' keys begin with.
 
-        The scheduler forgets a group without tasks. Each group that is made anew stays in its record of the
+        The scheduler forgets a group without tasks. Each new group stays in its record of the
         computation, and that lasts as long as the run's long tasks: of short tasks 160 groups a minute.
         """
         if self._group is None:

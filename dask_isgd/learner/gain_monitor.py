@@ -10,7 +10,7 @@ import numpy as np
 
 from dask_isgd.learner.step import Learned
 from dask_isgd.sampling import GainSamples, Gate, ImportanceSampler
-from dask_isgd.sampling.variance import VarianceMonitor
+from dask_isgd.sampling.variance import Variance, VarianceMonitor
 
 
 class GainMonitor:
@@ -58,6 +58,11 @@ class GainMonitor:
             ideal=variance.variance.ideal_gain,
             all_known=sampler.all_known(gate.scored_since),
         )
+
+    @property
+    def variance(self) -> Variance:
+        """The running means of the traces and of ||μ||²; NaN while they are unknown."""
+        return self._variance.variance
 
     def row(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""

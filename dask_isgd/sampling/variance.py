@@ -71,6 +71,18 @@ class Variance(NamedTuple):
         moments = self.second_moments
         return _ratio(moments.uniform, moments.ideal)
 
+    def rate_gain(self, batch: int) -> float:
+        """By how much the learning rate may grow for minibatches of ``batch`` draws, against uniform ones: from 1 to gain.
+
+        The ratio of the expected squared norms of the two minibatches' gradients, AdaScale's form (Johnson et al.,
+        arXiv 2007.05105): where noise dominates, that of the noise; near 1 where the mean gradient does. 1 if unknown.
+        """
+        if not all(map(math.isfinite, self)):
+            return 1.0
+        square = max(0.0, self.mean_gradient_sq_norm)
+        uniform, stale = (max(0.0, trace) / batch + square for trace in (self.uniform, self.stale))
+        return max(1.0, uniform / stale) if stale > 0 else 1.0
+
 
 def square_of_mean(gradient_norm: float, coefficients: ArrayLike, norms: ArrayLike) -> float:
     """Return an unbiased estimate of ||μ||² from one minibatch of M independent draws; NaN for fewer than two.

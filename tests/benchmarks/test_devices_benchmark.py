@@ -29,7 +29,7 @@ def run(arm: devices.Arm, share: float, rate: float, losses: list[float]) -> dic
 
 
 def test_the_best_rate_of_each_arm_is_compared_seed_by_seed():
-    feedback = devices.Arm(1, False, 0)
+    feedback = devices.FEEDBACK
     rows = (
         run(devices.ONE, 1.0, 0.2, [0.5, 0.5, 0.5])
         | run(devices.ONE, 1.0, 0.4, [0.2, 0.4, 0.3])

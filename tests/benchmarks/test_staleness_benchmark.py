@@ -64,3 +64,28 @@ def test_norms_and_gradients_are_autograd_s():
 )
 def test_spikes(losses, count):
     assert simulation.spikes(losses) == count
+
+
+def test_averages_by_age():
+    """w² ← (c k w² + g²) / (c k + 1) with k = exp(-Δt/τ), c ← c k + 1; a norm that arrives late has k = 1."""
+    averages = simulation.Averages(2, tau=10.0)
+    both = np.array([0, 1])
+    np.testing.assert_allclose(averages.take(both, np.array([3.0, 1.0]), 5), [3.0, 1.0])
+    k = math.exp(-1.0)
+    np.testing.assert_allclose(averages.take(both[:1], np.array([1.0]), 15) ** 2, (k * 9 + 1) / (k + 1))
+    former = (k * 9 + 1) / (k + 1)
+    np.testing.assert_allclose(averages.take(both[:1], np.array([2.0]), 12) ** 2, ((k + 1) * former + 4) / (k + 2))
+    np.testing.assert_allclose(averages.take(both[1:], np.array([2.0]), 5) ** 2, 2.5)
+
+
+def test_a_minibatch_chosen_from_several_is_unbiased_for_the_pool():
+    data = simulation.images(2000)
+    policy = simulation.Policy(presample=3)
+    run = simulation.Simulation(data, policy, rate=0.1, seed=0, speed=0, width=8)
+    pool = run.sampler.draw(3 * run.batch, run.rng)
+    value = np.random.default_rng(1).random(run.n)
+    wanted = np.mean(pool.coefficients * value[pool.indices])
+    model = run.model.published()
+    chosen = (run._chosen(pool, model) for _ in range(400))
+    means = np.array([np.mean(draw.coefficients * value[draw.indices]) for draw in chosen])
+    assert abs(means.mean() - wanted) < 4 * means.std() / 20

@@ -161,7 +161,7 @@ def test_the_owner_is_woken_once_a_quarter_has_ended(client, tasks, ended):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_kept_group_is_one_group_in_the_schedulers_record(client, kept):
-    """Without it a group is made anew for each task that begins after all others have ended."""
+    """Without it a new group is made for each task that begins after all others have ended."""
     forever = client.submit(Event("forever", client=client).wait, WAIT, pure=False)
     flight, name = InFlightTasks(client, WAIT, lambda: None), f"score-{kept}"
     for number in range(5):

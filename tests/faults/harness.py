@@ -28,7 +28,7 @@ _ROOT = str(Path(isgd.__file__).absolute().parents[1])
 
 
 def learning(**changes: Any) -> isgd.Learning:
-    """A run that goes on until it is stopped, with checkpoints every 50 steps."""
+    """A run that continues until it is stopped, with checkpoints every 50 steps."""
     settings = {"steps": 10**7, "batch_size": 32, "publish_every": 20, "report_every": 10, "evaluate_every": 10**9}
     return isgd.Learning(**{**settings, "threads": 1, "checkpoint_steps": 50, **changes})
 

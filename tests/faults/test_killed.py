@@ -1,4 +1,4 @@
-"""Faults 1 and 4: a learner that is killed goes on from its newest checkpoint, however often."""
+"""Faults 1 and 4: a learner that is killed continues from its newest checkpoint, however often."""
 
 from __future__ import annotations
 

@@ -78,5 +78,5 @@ def test_equal_norms_keep_the_gate_shut_and_the_scorers_idle(client: Client, tmp
     known = history.candidate_gain.dropna("report")  # none before the first scores, nor right after the gate's decision
     assert len(known) > 40
     np.testing.assert_allclose(known[20:], 1.0, atol=1e-3)
-    assert len(chunks) >= 8, "a closed gate goes on probing"
+    assert len(chunks) >= 8, "a closed gate continues probing"
     assert len(set(chunks)) == len(chunks), "and the probe moves: no chunk has a second turn before all others"

@@ -344,7 +344,7 @@ def wait_for(event: str, _: int) -> None:
 
 
 def test_submissions_are_forgotten_but_for_the_latest(client):
-    """Each call of ``submit`` or ``map`` leaves a record in the spans of a task that goes on and of what it needs."""
+    """Each call of ``submit`` or ``map`` leaves a record in the spans of a task that lasts and of what it needs."""
     (needed,) = client.scatter([1], hash=False)
     with span("run"):
         forever = client.submit(wait_for, "submissions", needed, key=("forever", 1), pure=False)
@@ -367,11 +367,11 @@ def test_submissions_are_forgotten_but_for_the_latest(client):
 
 
 def metered() -> int:
-    """Return the number of Dask's callbacks that hear of a metric in this task."""
-    heard = []
-    with context_meter.add_callback(lambda *metric: heard.append(metric)):
+    """Return the number of Dask's callbacks that receive a metric in this task."""
+    received = []
+    with context_meter.add_callback(lambda *metric: received.append(metric)):
         context_meter.digest_metric("test", 1.0, "seconds")
-    return len(context_meter._callbacks.get()) + (len(heard) != 1)
+    return len(context_meter._callbacks.get()) + (len(received) != 1)
 
 
 def test_a_long_task_keeps_no_metrics_of_dask(client):

@@ -34,7 +34,7 @@ class Source(Protocol):
     """Which source was chosen, and for what reason."""
     in_memory: bool
     chunks_read: int
-    """Chunks read so far, if several are read for a minibatch: a wait for it goes on while the number grows."""
+    """Chunks read so far, if several are read for a minibatch: the wait for it lasts while the number grows."""
     lookahead: int
     """Steps beyond the one that is asked for whose minibatches are drawn with it, at most."""
 
