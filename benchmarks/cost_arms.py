@@ -152,12 +152,14 @@ class Running:
         return usage([self._learner]), usage(self._scorers)
 
     def window(self, warm: float, seconds: float) -> float:
-        """Let the run work for ``warm`` and ``seconds``, longer if its learner is too slow to report three times.
+        """Let the run work for ``warm`` and ``seconds``, each longer if its learner is too slow to report three times.
 
         Return the seconds without ``warm``.
         """
+        step = self._run.latest["step"]
         self._send(signal.SIGCONT)
         time.sleep(warm)
+        self._await(lambda latest: latest["step"] - step >= 3 * self._report_every)
         began, before, step = (time.monotonic(), time.time()), self._usage(), self._run.latest["step"]
         self._await(
             lambda latest: (

@@ -70,6 +70,10 @@ class Learning:
     """None, the default beside an ``optimizer``: the optimizer's own."""
     optimizer: Function | None = None
     scheduler: Schedule | None = None
+    learning_rate_gain: Flag = default("learning.learning-rate-gain")
+    """Multiply the rate by what the draws' lower variance allows: a factor from 1 to the measured gain, near 1 while
+    the mean gradient dominates the noise (``Variance.rate_gain``; AdaScale's form). For a rate that was tuned with
+    uniform draws; one that was tuned with these draws has no such room."""
     device: Text = default("learning.device")
     """``"auto"`` (the first available of cuda, mps and cpu) or a torch device."""
     learners: Count | Literal["all"] = default("learning.learners")

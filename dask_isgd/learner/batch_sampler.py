@@ -184,6 +184,11 @@ class BatchSampler:
             if self.open != was_open:
                 self.gate_step, self._drawn = part[-1].step, {}
 
+    def rate_gain(self) -> float:
+        """Return by which factor the variance of the draws allows a higher learning rate than that of uniform draws."""
+        with self._lock:
+            return self.monitor.variance.rate_gain(self._batch_size) if self.open else 1.0
+
     def report(self, step: int) -> dict[str, float]:
         """Return the columns of the history that describe the draws at ``step``."""
         with self._lock:

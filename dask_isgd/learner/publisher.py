@@ -24,7 +24,7 @@ from dask_isgd.storage.run.leases import Lease
 
 logger = logging.getLogger(__name__)
 
-_SHARE = 0.05
+_SHARE = 0.02
 """The share of the time that publications may take."""
 _UNWANTED_SECONDS = 1.0
 """Seconds between two publications of versions that nobody waits for."""
@@ -33,7 +33,7 @@ _UNWANTED_SECONDS = 1.0
 class Publisher:
     """Publishes a model's parameters in a Dask ``variable``, only the latest version if several wait.
 
-    After a publication it is not ``ready`` for so long that publications take a twentieth of the time, at most 10 s:
+    After a publication it is not ``ready`` for so long that publications take a fiftieth of the time, at most 10 s:
     they take cores and the interpreter's lock from the learner.
 
     The last two versions are held, so that a scorer that is late finds them. ``dtype`` is that of

@@ -54,6 +54,7 @@ class Stepper:
         """
         measure = (step + 1) % self._report_every == 0
         batch = self._feed(step, until)
+        self._trainer.update.rate_factor = self._rate_factor()
         launched = self._trainer.launch(
             step,
             batch.inputs,
@@ -94,6 +95,9 @@ class Stepper:
 
     def end(self) -> None:
         """Tell other learners, if there are any, that there is no next step."""
+
+    def _rate_factor(self) -> float:
+        return self._batch_sampler.rate_gain() if self._trainer.learning.learning_rate_gain else 1.0
 
     def _use(self, arrived: list[Learned]) -> None:
         """Use the results of consecutive steps, the last of them the latest."""

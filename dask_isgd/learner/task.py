@@ -255,7 +255,7 @@ class Learner(LongTask):
             step,
             self.batch_sampler,
             seconds=self.checkpointer.seconds(),
-            learning_rate=float(self.trainer.update.optimizer.param_groups[0]["lr"]),
+            learning_rate=self.trainer.update.learning_rate,
             threads=self._threads.resize(scorers_idle=self.batch_sampler.idle),
             learners=self.stepper.learners,
         )

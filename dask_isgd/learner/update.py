@@ -10,7 +10,8 @@ after the predicate has reached the host. The predicate stays set, so that no la
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,8 @@ class Update:
         self.optimizer = make_optimizer(parameters, learning)
         self._set = _arguments(learning).keys() & self.optimizer.param_groups[0].keys()
         self.schedule = RateSchedule(self.optimizer, learning)
+        self.rate_factor = 1.0
+        """By which the rate of the schedule is multiplied in the next updates."""
         device = parameters[0].device
         self._clipping = Clipping(learning.clip_norm, learning.clip_mean_factor if weighted else None, device)
         self._clip_bias = ClipBias(parameters)
@@ -80,10 +83,30 @@ class Update:
             self._clip_bias.observe([p.grad for p in self.parameters], self._one if divisor is None else divisor)
             bias = self._clip_bias.value()
         on_host = self.waits or not self.optimizer.state  # the first step makes the optimizer's state
-        moved = self._step_on_host(divisor) if on_host else self._step_on_device(divisor)
+        with self._rates_times(self.rate_factor):
+            moved = self._step_on_host(divisor) if on_host else self._step_on_device(divisor)
         if moved:
             self.schedule.step()
         return Moved(norm, self._zero if clipped is None else clipped.clipped, self._refused, bias)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next update, of the first group of parameters."""
+        return float(self.optimizer.param_groups[0]["lr"]) * self.rate_factor
+
+    @contextmanager
+    def _rates_times(self, factor: float) -> Iterator[None]:
+        if factor == 1.0:
+            yield
+            return
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        try:
+            yield
+        finally:
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
     def _step_on_device(self, divisor: Tensor | None) -> bool:
         optimizer: Any = self.optimizer

@@ -72,10 +72,11 @@ class Variance(NamedTuple):
         return _ratio(moments.uniform, moments.ideal)
 
     def rate_gain(self, batch: int) -> float:
-        """By how much the learning rate may grow for minibatches of ``batch`` draws, against uniform ones: from 1 to gain.
+        """Return the factor, from 1 to the gain, by which minibatches of ``batch`` draws allow a higher learning rate.
 
         The ratio of the expected squared norms of the two minibatches' gradients, AdaScale's form (Johnson et al.,
-        arXiv 2007.05105): where noise dominates, that of the noise; near 1 where the mean gradient does. 1 if unknown.
+        arXiv 2007.05105) with uniform draws in the place of small minibatches: that of the noise where noise dominates,
+        near 1 where the mean gradient does. 1 if unknown.
         """
         if not all(map(math.isfinite, self)):
             return 1.0

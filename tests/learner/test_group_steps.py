@@ -188,7 +188,7 @@ def test_two_groups_have_the_same_bits(tmp_path):
 def test_packets_carry_draws_and_norms_to_the_bit():
     rng = np.random.default_rng(0)
     drawn = {9 + i: Drawn(rng.integers(0, 2**52, 5), rng.random(5)) for i in range(STEPS)}
-    sent = Packet(Stretch(7, 3, 0b101, 40), drawn, more=True)
+    sent = Packet(Stretch(7, 3, 0b101, 40, rate=1.7), drawn, more=True)
     encoded = sent.encode(5)
     assert encoded.shape == (length(5),)
     received = decode(encoded, 5)

@@ -267,6 +267,20 @@ def test_a_cosine_continues_with_another_rate_and_begins_late_in_a_run_that_had_
     assert rates(constant, [20]) == [0.1]
 
 
+@pytest.mark.parametrize("optimizer", [None, torch.optim.AdamW], ids=["SGD", "another"])
+def test_a_factor_of_the_rate_is_a_higher_rate_of_this_step_only(optimizer):
+    x, y = problem()
+    one, two = trainer(optimizer=optimizer, learning_rate=0.1), trainer(optimizer=optimizer, learning_rate=0.15)
+    one.update.rate_factor = 1.5
+    assert one.update.learning_rate == pytest.approx(0.15)
+    for k in range(3):
+        assert one.step(k, (x,), y, np.ones(N)) == two.step(k, (x,), y, np.ones(N))
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    one.update.rate_factor = 1.0
+    assert one.update.learning_rate == one.update.optimizer.param_groups[0]["lr"] == 0.1
+
+
 def test_bfloat16_survives_the_way_through_numpy():
     tensors = {"a": torch.randn(3, 4).bfloat16(), "b": torch.arange(3)}
     arrays, odd = models.to_arrays(tensors)

@@ -194,3 +194,19 @@ def test_costs_divide_the_ideal_gain():
 def test_the_noise_scale_is_known_if_the_mean_gradient_can_be_told_from_noise(square, scale):
     found = Variance(1.0, 2.0, 3.5, square).noise_scale
     assert math.isnan(found) if scale is None else found == scale
+
+
+@pytest.mark.parametrize(
+    ("traces", "square", "batch", "factor"),
+    [
+        ((1.0, 2.0, 6.0), 0.0, 8, 3.0),  # noise alone: the gain
+        ((1.0, 2.0, 6.0), 1.0, 2, (3.0 + 1.0) / (1.0 + 1.0)),
+        ((1.0, 2.0, 6.0), -0.5, 8, 3.0),  # an estimate below zero counts as zero
+        ((1.0, 2.0, 6.0), 1e6, 8, pytest.approx(1.0, abs=1e-5)),
+        ((1.0, 7.0, 6.0), 0.0, 8, 1.0),  # draws that are worse than uniform ones lower no rate
+        ((0.0, 0.0, 0.0), 0.0, 8, 1.0),
+        ((math.nan, math.nan, math.nan), math.nan, 8, 1.0),
+    ],
+)
+def test_the_rate_grows_by_what_the_minibatch_s_square_shrinks(traces, square, batch, factor):
+    assert Variance(*traces, square).rate_gain(batch) == factor

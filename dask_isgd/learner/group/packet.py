@@ -16,7 +16,7 @@ from dask_isgd.learner.group.shared_draws import Drawn
 
 STEPS = 8
 """Minibatches in a packet, and steps in a stretch, at most."""
-_HEADER = 8
+_HEADER = 9
 
 
 class Stretch(NamedTuple):
@@ -32,6 +32,8 @@ class Stretch(NamedTuple):
     """Nothing is drawn ahead for this step or later ones."""
     end: bool = False
     """Whether this is the end: no other packet follows."""
+    rate: float = 1.0
+    """Factor of the learning rate."""
 
     def wants_norms(self, step: int) -> bool:
         """Whether the examples' norms of a step are computed."""
@@ -49,7 +51,9 @@ class Packet(NamedTuple):
     def encode(self, size: int) -> Tensor:
         """Return int64 numbers, as many for every packet of minibatches of ``size`` examples."""
         numbers = np.zeros(length(size), np.int64)
-        numbers[:_HEADER] = [*self.stretch, self.more, min(self.drawn, default=0), len(self.drawn)]
+        *counts, rate = self.stretch
+        numbers[: _HEADER - 1] = [*counts, self.more, min(self.drawn, default=0), len(self.drawn)]
+        numbers[_HEADER - 1 : _HEADER] = np.array([rate]).view(np.int64)
         rows = numbers[_HEADER:].reshape(STEPS, 2, size)
         for row, drawn in zip(rows, self.drawn.values(), strict=False):
             row[0] = drawn.indices
@@ -65,7 +69,8 @@ def length(size: int) -> int:
 def decode(numbers: Tensor, size: int) -> Packet:
     """Return the packet that was encoded."""
     array = numbers.numpy()
-    start, steps, norms, until, end, more, first, count = array[:_HEADER].tolist()
+    start, steps, norms, until, end, more, first, count = array[: _HEADER - 1].tolist()
+    rate = float(array[_HEADER - 1 : _HEADER].view(np.float64)[0])
     rows = array[_HEADER:].reshape(STEPS, 2, size)[:count]
     drawn = {first + i: Drawn(row[0].copy(), row[1].view(np.float64).copy()) for i, row in enumerate(rows)}
-    return Packet(Stretch(start, steps, norms, until, bool(end)), drawn, bool(more))
+    return Packet(Stretch(start, steps, norms, until, bool(end), rate), drawn, bool(more))

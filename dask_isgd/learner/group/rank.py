@@ -111,6 +111,7 @@ class Rank:
         """Launch a step of a stretch. Raises GroupLostError."""
         measure = (step + 1) % self._report_every == 0
         batch = self.feed(step, stretch.until)
+        self.trainer.update.rate_factor = stretch.rate
         launched = self.trainer.launch(
             step,
             batch.inputs,

@@ -105,7 +105,7 @@ class GroupStepper(Stepper):
         count = min(block, max(1, int(_LONGEST / max(self._seconds, 1e-9))))
         stop = min(until, step + count, (step // block + 1) * block, (step // every + 1) * every)
         norms = sum((self._pace is not None and self._pace.norms(s)) << (s - step) for s in range(step, stop))
-        self._stretch, self._taken = Stretch(step, stop - step, norms, until), 0
+        self._stretch, self._taken = Stretch(step, stop - step, norms, until, rate=self._rate_factor()), 0
         self._drawn_until = max(self._drawn_until, step)
         more = True
         while more:
