@@ -155,7 +155,13 @@ def test_the_last_stretch_of_a_group_that_is_lost_is_reported():
     def lost(done, *, leaving):
         raise GroupLostError("gone")
 
-    rank = SimpleNamespace(trainer=None, feed=None, send=lambda _: None, take=lambda *_: None, gather=lost)
+    rank = SimpleNamespace(
+        trainer=SimpleNamespace(learning=isgd.Learning(steps=1)),
+        feed=None,
+        send=lambda _: None,
+        take=lambda *_: None,
+        gather=lost,
+    )
     rank.results = lambda: [GatheredStep(step, result, step == steps - 1) for step in range(steps)]
     reporter, reports = Reporter(), []
     options = {"pace": FeedbackPace(fixed=True), "report_every": steps, "lookahead": 0, "step": 0}
@@ -183,6 +189,17 @@ def test_two_groups_have_the_same_bits(tmp_path):
         in_group(partial(write_bits, folder), folder, 3)
         found.append([np.load(folder / f"{rank}.npy") for rank in range(3)])
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(("follows", "rate"), [(True, 1.5), (False, 1.0)])
+def test_all_ranks_take_a_stretch_at_the_rate_that_rank_0_measured(follows, rate, monkeypatch):
+    sent, sampler = [], make_sampler()
+    monkeypatch.setattr(sampler, "rate_gain", lambda: 1.5)
+    trainer = SimpleNamespace(learning=isgd.Learning(steps=1, learning_rate_gain=follows))
+    rank = SimpleNamespace(trainer=trainer, feed=None, send=sent.append, take=lambda *_: None)
+    options = {"pace": FeedbackPace(fixed=True), "report_every": 4, "lookahead": 0, "step": 0}
+    GroupStepper(rank, sampler, Reporter(), lambda _: None, **options).take(0, STEPS_MADE)
+    assert [packet.stretch.rate for packet in sent] == [rate]
 
 
 def test_packets_carry_draws_and_norms_to_the_bit():
