@@ -24,8 +24,8 @@ from dask_isgd.storage.run.leases import Lease
 
 logger = logging.getLogger(__name__)
 
-_SHARE = 0.02
-"""The share of the time that publications may take."""
+_SHARE = 0.05
+"""The share of the time that publications may take; short ones take 0.02 of it."""
 _UNWANTED_SECONDS = 1.0
 """Seconds between two publications of versions that nobody waits for."""
 
@@ -33,8 +33,8 @@ _UNWANTED_SECONDS = 1.0
 class Publisher:
     """Publishes a model's parameters in a Dask ``variable``, only the latest version if several wait.
 
-    After a publication it is not ``ready`` for so long that publications take a fiftieth of the time, at most 10 s:
-    they take cores and the interpreter's lock from the learner.
+    After a publication it is not ready for so long that publications take a fiftieth of the time, if that is half a
+    second or less, otherwise a twentieth, at most 10 s: they take cores and the interpreter's lock from the learner.
 
     The last two versions are held, so that a scorer that is late finds them. ``dtype`` is that of
     published floats (None: their own). ``checkpoint`` returns the name of the latest one.
@@ -66,7 +66,7 @@ class Publisher:
         self._last_published, self._last_offered = time.monotonic(), -math.inf
         self._failing = False
         """Whether the latest version was not published."""
-        self._pauses = Pauses(_SHARE)
+        self._pauses = Pauses(_SHARE, sparing=True)
 
     def open(self) -> Self:
         """Start the thread."""

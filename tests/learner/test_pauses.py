@@ -9,10 +9,16 @@ import pytest
 from dask_isgd.learner.pauses import Pauses
 
 
-@pytest.mark.parametrize(("seconds", "pause"), [(0.01, 0.19), (0.4, 7.6), (5.0, 10.0)])
-def test_a_pause_leaves_a_share_of_the_time_and_is_not_longer_than_ten_seconds(seconds, pause):
+@pytest.mark.parametrize(
+    ("sparing", "seconds", "pause"),
+    [
+        *[(False, 0.01, 0.19), (False, 0.4, 7.6), (False, 5.0, 10.0)],
+        *[(True, 0.004, 0.19), (True, 0.02, 0.5), (True, 0.03, 0.57), (True, 5.0, 10.0)],
+    ],
+)
+def test_a_pause_leaves_a_share_of_the_time_and_is_not_longer_than_ten_seconds(sparing, seconds, pause):
     now = 100.0
-    pauses = Pauses(0.05, clock=lambda: now)
+    pauses = Pauses(0.05, clock=lambda: now, sparing=sparing)
     assert pauses.over
     with pauses.timed():
         now += seconds
