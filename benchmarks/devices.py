@@ -1,6 +1,6 @@
 """What devices give as learners, with and without importance sampling, in virtual time on Fashion-MNIST.
 
-    python benchmarks/devices.py                      # the whole grid, resumed if interrupted: an hour on one core
+    python benchmarks/devices.py                      # the whole grid, hours on one core; an interrupted one resumes
     python benchmarks/devices.py --seeds 0 --rates 0.4
     python benchmarks/devices.py --tiny               # what the tests run
     python benchmarks/devices.py --table              # summarise the existing runs

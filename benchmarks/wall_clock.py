@@ -1,6 +1,6 @@
 """Seconds to a training loss on the cores of this machine: two learners with feedback, the same without, plain PyTorch.
 
-    python benchmarks/wall_clock.py                     # Fashion-MNIST, three seeds; half an hour on two cores
+    python benchmarks/wall_clock.py                     # Fashion-MNIST, three seeds; an interrupted one resumes
     python benchmarks/wall_clock.py --table             # summarise the existing runs
     python benchmarks/wall_clock.py --steps 60 --shares 1 --rates 0.04 --seeds 0 --to out.jsonl   # what the tests run
 

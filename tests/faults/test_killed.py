@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from harness import (
     OPEN,
@@ -40,7 +41,9 @@ def test_a_killed_learner_is_back_and_loses_the_steps_since_its_checkpoint(clien
 
 
 def test_the_killed_exact_run_is_bitwise_the_uninterrupted_one(client, digits, tmp_path):
-    settings = learning(steps=160, synchronous=True, checkpoint_steps=1)
+    """With a rate that follows a cosine and the measured gain, which the successor has to know as well."""
+    rates = {"scheduler": "cosine", "learning_rate_gain": True}
+    settings = learning(steps=160, synchronous=True, checkpoint_steps=1, **rates)
     whole = fit(client, digits, tmp_path / "whole", learning=settings)
     whole.wait(timeout=WAIT)
     broken = fit(client, digits, tmp_path / "broken", learning=settings)
@@ -49,6 +52,9 @@ def test_the_killed_exact_run_is_bitwise_the_uninterrupted_one(client, digits, t
     broken.wait(timeout=WAIT)
     assert broken.latest["incarnation"] == 2
     assert state(broken) == state(whole)
+    history = whole.history
+    cosine = history.learning_rate[0] * (1 + np.cos(np.pi * history.step / 160)) / 2
+    assert (history.learning_rate[:-1] > 1.1 * cosine[:-1]).any(), "the gain was followed"
 
 
 @pytest.mark.parametrize("role", ["coordinator"])
