@@ -92,17 +92,17 @@ class Coordinator(LongTask):
     def open(self, parts: Parts) -> None:
         spec, client = self.spec, self.client
         owner = {"key": str(self.key), "address": self.worker.address, "host": socket.gethostname(), "pid": os.getpid()}
-        lease = spec.directory.acquire_lease("coordinator", owner)
-        self.announcer = Announcer(self.worker, spec.run, "coordinator", spec.attempt, lease.incarnation)
+        self.lease = spec.directory.acquire_lease("coordinator", owner)
+        self.announcer = Announcer(self.worker, spec.run, "coordinator", spec.attempt, self.lease.incarnation)
         self.events = parts.add(pubsub.subscribe(client, spec.topic))
         interval = config.seconds("cluster.topic-interval")
-        self.score_reporter = ScoreReporter(spec.directory.open_weights(), self.announcer, lease, interval)
+        self.score_reporter = ScoreReporter(spec.directory.open_weights(), self.announcer, self.lease, interval)
         together = spec.learning.learners != 1
         self.scorers = ScorerPool(client, spec.scoring, alone=not spec.feedback_suffices, together=together)
         self.fair_share = parts.open(FairShare(client, self.worker, spec.run))
         self.tasks = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
         evaluations = InFlightTasks(client, spec.scoring.timeout_seconds, self.events.wake)
-        self.evaluator = Evaluator(spec, client, lease.incarnation, evaluations)
+        self.evaluator = Evaluator(spec, client, self.lease.incarnation, evaluations)
         self.latest_version = LatestVersion(self.score_reporter.latest)
         with contextlib.suppress(RunNotFoundError):  # a damaged file asks for nothing
             self.paused = spec.directory.control()["want"] == "pause"

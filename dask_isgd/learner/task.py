@@ -122,13 +122,14 @@ class Learner(LongTask):
                 is_leaving=lambda: self.status == "leaving",
             )
         )
-        self.step, self.incarnation = self.checkpointer.step, self.checkpointer.lease.incarnation
+        self.step, self.lease = self.checkpointer.step, self.checkpointer.lease
+        self.incarnation = self.lease.incarnation
         self.announcer = Announcer(worker, spec.run, "learner", spec.attempt, self.incarnation)
         publisher = Publisher(
             self.client,
             spec.variable,
             self.announcer,
-            self.checkpointer.lease,
+            self.lease,
             checkpoint=lambda: self.checkpointer.latest,
             dtype=learning.publish_dtype,
             strict=learning.synchronous,

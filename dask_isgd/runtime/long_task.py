@@ -14,6 +14,7 @@ from dask_isgd.errors import IsgdError, LeaseLostError
 from dask_isgd.runtime.announcer import Announcer
 from dask_isgd.runtime.dask_internals import TaskStatus, task_status
 from dask_isgd.runtime.task_errors import log_in_one_line
+from dask_isgd.storage.run.leases import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class LongTask(ABC):
     """One incarnation of a long task, which runs under ``key`` on ``worker``."""
 
     announcer: Announcer
-    """Set by ``open``."""
+    lease: Lease
+    """Both are set by ``open``."""
 
     def __init__(self, worker: Worker, client: Client, key: Key) -> None:
         self.worker, self.client, self.key = worker, client, key
@@ -119,13 +121,14 @@ class LongTask(ABC):
         return outcome
 
     def _work_or_leave(self) -> str:
-        try:
-            return self.work()
-        except (OSError, TimeoutError, RuntimeError):
-            # Whatever breaks while the cluster goes away is part of its going away.
-            if self.status == "wanted":
-                raise
-            return self.leave()
+        with self.lease.explaining():
+            try:
+                return self.work()
+            except (OSError, TimeoutError, RuntimeError):
+                # Whatever breaks while the cluster goes away is part of its going away.
+                if self.status == "wanted":
+                    raise
+                return self.leave()
 
     def is_superseded(self) -> bool:
         """Return whether the run has been started again since this task was submitted."""

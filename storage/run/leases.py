@@ -132,6 +132,15 @@ class Lease:
             return False
         return True
 
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Raise what `check` raises instead of an error that is raised meanwhile: a run that is gone explains it."""
+        try:
+            yield
+        except Exception:
+            self.check()
+            raise
+
     @property
     def _run(self) -> str:
         return self.leases.folder.url.rpartition("/")[0]

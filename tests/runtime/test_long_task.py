@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from contextlib import nullcontext
 
 import pytest
 from distributed import Reschedule
 from fake_worker import FakeWorker
 
-from dask_isgd.errors import LeaseLostError, StorageFullError, WaitTimeoutError
+from dask_isgd.errors import CheckpointError, LeaseLostError, RunNotFoundError, StorageFullError, WaitTimeoutError
 from dask_isgd.events import Ended
 from dask_isgd.runtime import long_task
 from dask_isgd.runtime.long_task import LongTask, Parts
+from dask_isgd.storage.run.leases import Leases
 
 
 class Part:
@@ -34,6 +36,7 @@ class Task(LongTask):
     """Ends as ``works`` tells: an outcome, or an error."""
 
     last_step = 20
+    leases: Leases
 
     def __init__(self, works: str | Exception, *, leaves: Exception | None = None, **second) -> None:
         super().__init__(FakeWorker(), None, "key")
@@ -41,6 +44,7 @@ class Task(LongTask):
 
     def open(self, parts: Parts) -> None:
         self.announcer = self.worker.announcer()
+        self.lease = self.leases.acquire({})
         parts.open(Part("first", self.log))
         parts.open(Part("second", self.log, **self.second))
         parts.add(Part("third", self.log))
@@ -58,6 +62,12 @@ class Task(LongTask):
 
     def finish(self, outcome: str) -> None:
         self.log.append(f"finish {outcome}")
+
+
+@pytest.fixture(autouse=True)
+def leases(tmp_path, monkeypatch):
+    monkeypatch.setattr(Task, "leases", Leases(tmp_path / "run" / "leases"), raising=False)
+    return Task.leases
 
 
 LOST = LeaseLostError("incarnation 1 is fenced")
@@ -91,6 +101,31 @@ def test_outcomes(monkeypatch, works, status, leaves, outcome, message):
     assert [entry for entry in task.log if entry != "leave"] == [
         *("open first", "open second", f"finish {outcome}", "close third", "close second", "close first"),
     ]
+
+
+@pytest.mark.parametrize("error", [CheckpointError("cannot be written"), OSError("no such file"), KeyError("chunk")])
+def test_a_deleted_run_explains_whatever_fails_then(monkeypatch, tmp_path, error):
+    monkeypatch.setattr(long_task, "task_status", lambda worker, key: "wanted")
+    task = Task("finished")
+
+    def work():
+        shutil.rmtree(tmp_path / "run")
+        raise error
+
+    task.work = work
+    with pytest.raises(RunNotFoundError, match=r"run was deleted, moved or replaced") as raised:
+        task.run()
+    assert raised.value.__context__ is error
+    assert task.worker.events[-1].message.startswith("RunNotFoundError: the run directory")
+
+
+def test_a_successor_explains_whatever_fails_then(monkeypatch, leases):
+    monkeypatch.setattr(long_task, "task_status", lambda worker, key: "wanted")
+    task = Task(OSError("no such file"))
+    task.finish = lambda outcome: None
+    work = task.work
+    task.work = lambda: leases.acquire({}) and work()
+    assert task.run() == "fenced"
 
 
 def test_what_was_opened_before_a_failure_is_closed():
