@@ -81,6 +81,13 @@ class Learning:
     examples, and the gradient is the sum. ``"all"``: as many as there are, at most one per example."""
     min_learners: Count = default("learning.min-learners")
     """With how many learners the run continues if others were lost; at its start there have to be all ``learners``."""
+    sync_every: Count = default("learning.sync-every")
+    """Steps that each of several learners takes by itself, with its own part of each minibatch, before parameters are
+    averaged; 1: gradients are summed in every step. For slow links, and for cores of one machine."""
+    outer_momentum: Annotated[float, Field(strict=True, ge=0, lt=1)] = default("learning.outer-momentum")
+    """Nesterov momentum of the averages' changes; DiLoCo has 0.9, with ``outer_rate`` 0.7. 0: none."""
+    outer_rate: Positive = default("learning.outer-rate")
+    """Factor of the averages' changes."""
     threads: Count | None = default("learning.threads")
     """torch threads; None: as many as the learner's worker has."""
     publish_every: Count = default("learning.publish-every")

@@ -88,6 +88,7 @@ def _skipping(learning: Learning, scoring: Scoring) -> Iterator[str]:
 
 def _sharing(learning: Learning, scoring: Scoring) -> Iterator[str]:
     learners = learning.learners
+    yield from _averaging(learning)
     if learners == 1:
         return
     if scoring.skip_bad_chunks:
@@ -98,6 +99,21 @@ def _sharing(learning: Learning, scoring: Scoring) -> Iterator[str]:
         yield f"Learning.learners: got {learners}, wanted at most {learning.batch_size}, the examples of a minibatch"
     if learning.min_learners > learners:
         yield f"Learning.min_learners: got {learning.min_learners}, wanted at most {learners}, as Learning.learners"
+
+
+def _averaging(learning: Learning) -> Iterator[str]:
+    every = learning.sync_every
+    if every == 1:
+        if learning.outer_momentum != 0.0 or learning.outer_rate != 1.0:
+            yield "Learning.outer_momentum, outer_rate: wanted 0 and 1, as learners with sync_every=1 average nothing"
+        return
+    if learning.learners == 1:
+        yield f"Learning.sync_every: got {every}, wanted 1: a single learner has nobody to average with"
+    if learning.publish_every % every:
+        yield (
+            f"Learning.publish_every: got {learning.publish_every}, wanted a multiple of {every}, Learning.sync_every: "
+            "learners publish what they have averaged"
+        )
 
 
 def _without_scores(learning: Learning, scoring: Scoring, sampling: Sampling) -> Iterator[str]:

@@ -21,6 +21,7 @@ from dask_isgd.config import Learning
 from dask_isgd.core import models
 from dask_isgd.core.loss import Loss
 from dask_isgd.errors import ModelError
+from dask_isgd.learner.averaging import Averaging
 from dask_isgd.learner.gradient_sum import GradientSum
 from dask_isgd.learner.shares import share_of
 from dask_isgd.learner.step import LaunchedStep, Step
@@ -54,16 +55,33 @@ class Trainer:
         self._dtype = torch.float64 if exact else torch.float32
         """Of the losses and their factors."""
         self._sum: GradientSum | None = None
-        self._rank = 0
+        self._rank, self._shared = 0, False
+        self.averaging: Averaging | None = None
+        """Of ranks that take steps of their own; None: they sum their gradients in each step."""
+        if learning.sync_every > 1:
+            self.averaging = Averaging(
+                self.parameters,
+                every=learning.sync_every,
+                last=learning.steps,
+                momentum=learning.outer_momentum,
+                rate=learning.outer_rate,
+            )
         self._captures = True
         self._engine: NormEngine | None = None
         self._warned = False
 
-    def share(self, rank: int) -> GradientSum:
-        """Sum gradients over the ranks of the process group from now on; ``rank`` is this one. Return what does it."""
-        self._sum, self._rank = GradientSum(self.parameters), rank
-        self.update.gradient_norm.take_afterwards()
-        return self._sum
+    def share(self, rank: int) -> None:
+        """Train as rank ``rank`` of the process group from now on."""
+        self._rank, self._shared = rank, True
+        if self.averaging is None:
+            self._sum = GradientSum(self.parameters)
+            self.update.gradient_norm.take_afterwards()
+
+    def leave(self) -> None:
+        """Train alone again."""
+        self._shared = False
+        if self._sum is not None:
+            self._sum.close()
 
     def step(self, *args: Any, **kwargs: Any) -> Step:
         """Take a step as :meth:`launch` does, wait for it and return its result."""
@@ -91,7 +109,8 @@ class Trainer:
 
         In a group, the B examples are this rank's share of the minibatch ``whole``, and its gradient is the sum over
         all ranks: each example's factor is c/M of the whole, so shares may differ in size. Loss and norm of the
-        gradient are those of the whole, the examples' norms those of the share. Raises GroupLostError.
+        gradient are those of the whole, the examples' norms those of the share. Ranks that average instead take no
+        ``whole``: a step is that of the share alone, and some of them end with an average. Raises GroupLostError.
 
         A step whose loss or gradient is not finite moves nothing, nor does any later one; the result raises
         NonFiniteLossError.
@@ -122,6 +141,8 @@ class Trainer:
         if self._sum is not None and measure:
             # from products of different ranks' gradients, for a minibatch of independent draws
             product = (moved.norm.square() - squares) / _pairs(whole.size, dist.get_world_size())
+        if self._shared and self.averaging is not None and self.averaging.is_due(step + 1):
+            self.averaging(self.tensors())
         return LaunchedStep(step, (loss, *moved, product), found, losses, coefficients, indices, measured=measure)
 
     def _scale(self, coefficients: NDArray[np.float64], size: int) -> Tensor:
@@ -172,7 +193,7 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that a checkpoint keeps, of model and optimizer, by flat names."""
         flat = {f"model.{name}": t.detach() for name, t in models.state_of(self.model).items()}
-        return flat | self.update.tensors()
+        return flat | self.update.tensors() | (self.averaging.tensors() if self.averaging is not None else {})
 
     def state(self) -> dict[str, Any]:
         """Return the rest as plain JSON."""
@@ -182,6 +203,8 @@ class Trainer:
         """Continue from ``tensors()`` and ``state()``."""
         models.load(self.model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         self.update.restore(tensors, state)
+        if self.averaging is not None:
+            self.averaging.restore(tensors)
 
 
 def _reseed(device: torch.device, seed: int) -> None:

@@ -127,6 +127,18 @@ class TestSettings:
             check(tmp_path, dataset, sampling=isgd.Sampling(**sampling), **settings)
         check(tmp_path, dataset, sampling=isgd.Sampling(uniform=True), **settings)
 
+    @pytest.mark.parametrize(
+        ("learning", "message"),
+        [
+            ({"sync_every": 8}, "Learning.sync_every: got 8, wanted 1: a single learner"),
+            ({"sync_every": 5, "learners": 2}, "Learning.publish_every: got 32, wanted a multiple of 5"),
+            ({"outer_momentum": 0.9, "learners": 2}, "Learning.outer_momentum, outer_rate: wanted 0 and 1"),
+        ],
+    )
+    def test_averages_need_learners_that_publish_them(self, tmp_path, learning, message):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            check(tmp_path, learning=isgd.Learning(steps=1, **learning))
+
     def test_a_minibatch_larger_than_the_data_is_said(self, tmp_path, caplog):
         check(tmp_path)
         assert "a minibatch of 128 from 40 examples draws some of them repeatedly" in caplog.text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
+from functools import partial
 
 import dask
 import pytest
@@ -99,6 +101,61 @@ def test_a_synchronous_group_is_reproducible_to_the_bit(client, digits, tmp_path
     broken.wait(timeout=WAIT, progress=False)
     assert broken.latest["incarnation"] > 1
     assert state(broken) == state(whole)
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_learners_that_average_lose_nothing_when_one_is_killed(client, digits, tmp_path, synchronous):
+    """To the bit if the run is synchronous: an average leaves all ranks in the state that rank 0 commits."""
+    averages = {"sync_every": 5, "outer_momentum": 0.5, "outer_rate": 0.9}
+    settings = learning(steps=80, synchronous=synchronous, checkpoint_steps=1, learners=2, min_learners=2, **averages)
+    whole = fit(client, digits, tmp_path / "whole", learning=settings)
+    whole.wait(timeout=WAIT, progress=False)
+    broken = fit(client, digits, tmp_path / "broken", learning=settings)
+    until(broken, reaches(40))
+    kill(other_pid(client, broken))
+    broken.wait(timeout=WAIT, progress=False)
+    assert broken.latest["incarnation"] > 1
+    no_gaps(broken)
+    if synchronous:
+        assert state(broken) == state(whole)
+    for run in (whole, broken):
+        assert run.history.loss.values[-3:].mean() < 0.1 * run.history.loss.values[0]
+
+
+def test_a_rank_that_hangs_is_done_without_and_ends_once_it_wakes(digits, run_dir):
+    with isgd.LocalCluster(2, learners=2) as cluster, cluster.get_client() as client:
+        client.run(partial(dask.config.set, {"isgd.cluster.timeout": "3 s"}))  # so long do ranks wait for each other
+        run = fit(client, digits, run_dir, learning=learning(learners=2))
+        until(run, saved(run))
+        hung, step = other_pid(client, run), run.latest["step"]
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            until(run, lambda latest: latest["incarnation"] == 2 and latest["step"] > step + 20)
+        finally:
+            os.kill(hung, signal.SIGCONT)
+        assert lowest_step(run, 2) >= step
+        until(
+            run,
+            lambda latest: (
+                not [key for keys in client.processing().values() for key in keys if key[0].startswith("follow-")]
+            ),
+        )
+        assert run.stop(timeout=WAIT) == "stopped"
+        no_gaps(run)
+        assert {*run.history.learners.values} == {1, 2}
+
+
+def test_a_rank_whose_worker_retires_leaves_and_nothing_is_lost(digits, run_dir):
+    with isgd.LocalCluster(2, learners=2) as cluster, cluster.get_client() as client:
+        run = fit(client, digits, run_dir, learning=learning(learners=2))
+        until(run, saved(run))
+        step = run.latest["step"]
+        (other,) = [address for address, pid in client.run(os.getpid).items() if pid == other_pid(client, run)]
+        client.retire_workers([other])
+        until(run, lambda latest: latest["incarnation"] == 2 and latest["step"] > step)
+        assert lowest_step(run, 2) >= step
+        assert run.stop(timeout=WAIT) == "stopped"
+        no_gaps(run)
 
 
 def test_places_are_taken_together_or_not_at_all(client, digits, run_dir):

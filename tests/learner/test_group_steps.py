@@ -22,7 +22,7 @@ from dask_isgd.learner.feedback_pace import FeedbackPace
 from dask_isgd.learner.gradient_sum import GroupLostError
 from dask_isgd.learner.group import stepper as module
 from dask_isgd.learner.group.packet import STEPS, Packet, Stretch, decode, length
-from dask_isgd.learner.group.rank import GatheredStep, Rank
+from dask_isgd.learner.group.rank import Gathered, GatheredStep, Rank
 from dask_isgd.learner.group.shared_draws import Drawn, SharedDraws
 from dask_isgd.learner.group.stepper import GroupStepper
 from dask_isgd.learner.shares import Shares
@@ -68,10 +68,12 @@ class Reporter:
         self.results.append(result)
 
 
-def make_trainer(seed: int = 1) -> Trainer:
+def make_trainer(seed: int = 1, settings: isgd.Learning | None = None) -> Trainer:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
-    return Trainer(model, lambda output, target: (output - target) ** 2, isgd.Learning(steps=1, device="cpu"))
+    return Trainer(
+        model, lambda output, target: (output - target) ** 2, settings or isgd.Learning(steps=1, device="cpu")
+    )
 
 
 def make_sampler() -> BatchSampler:
@@ -92,9 +94,9 @@ def train_alone() -> tuple[Trainer, BatchSampler, Reporter, list[int]]:
     return trainer, sampler, reporter, reports
 
 
-def train_together(ahead: int, rank: int, count: int):
+def train_together(ahead: int, rank: int, count: int, settings: isgd.Learning | None = None):
     """Train as rank ``rank``; return what rank 0 has at the end, and the parameters of the others."""
-    trainer = make_trainer(seed=1 + rank)  # only rank 0 has the right parameters
+    trainer = make_trainer(1 + rank, settings)  # only rank 0 has the right parameters
     draws = SharedDraws(BATCH, rank, count, 20.0)
     sampler, reporter, reports = make_sampler(), Reporter(), []
     with closing(make_feed(draws, ahead)) as feed, closing(draws):
@@ -119,6 +121,19 @@ def train_together(ahead: int, rank: int, count: int):
                 if stretch.steps:
                     assert this.gather(this.results(), leaving=False).leaving == []
     return trainer, sampler, reporter, reports
+
+
+def in_stretches(settings: isgd.Learning) -> list[int]:
+    """The steps at which a group may stop."""
+    rank = SimpleNamespace(trainer=make_trainer(settings=settings), feed=None, send=lambda _: None)
+    rank.take, rank.results, rank.gather = lambda *_: None, list, lambda *_, **__: Gathered([], [])
+    options = {"pace": FeedbackPace(fixed=True), "report_every": EVERY, "lookahead": 0, "step": 0}
+    stepper, rested = GroupStepper(rank, make_sampler(), Reporter(), lambda _: None, **options), []
+    stepper._use = lambda arrived: None
+    for step in range(STEPS_MADE):
+        rested += [step] * stepper.at_rest
+        stepper.take(step, STEPS_MADE)
+    return rested + [STEPS_MADE] * stepper.at_rest
 
 
 def flat(trainer: Trainer) -> torch.Tensor:
@@ -156,7 +171,7 @@ def test_the_last_stretch_of_a_group_that_is_lost_is_reported():
         raise GroupLostError("gone")
 
     rank = SimpleNamespace(
-        trainer=SimpleNamespace(learning=isgd.Learning(steps=1)),
+        trainer=SimpleNamespace(learning=isgd.Learning(steps=1), averaging=None),
         feed=None,
         send=lambda _: None,
         take=lambda *_: None,
@@ -195,7 +210,7 @@ def test_two_groups_have_the_same_bits(tmp_path):
 def test_all_ranks_take_a_stretch_at_the_rate_that_rank_0_measured(follows, rate, monkeypatch):
     sent, sampler = [], make_sampler()
     monkeypatch.setattr(sampler, "rate_gain", lambda: 1.5)
-    trainer = SimpleNamespace(learning=isgd.Learning(steps=1, learning_rate_gain=follows))
+    trainer = SimpleNamespace(learning=isgd.Learning(steps=1, learning_rate_gain=follows), averaging=None)
     rank = SimpleNamespace(trainer=trainer, feed=None, send=sent.append, take=lambda *_: None)
     options = {"pace": FeedbackPace(fixed=True), "report_every": 4, "lookahead": 0, "step": 0}
     GroupStepper(rank, sampler, Reporter(), lambda _: None, **options).take(0, STEPS_MADE)

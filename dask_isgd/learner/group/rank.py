@@ -1,13 +1,15 @@
 """One rank of a group: it takes the steps of a stretch with its share of each minibatch, and gathers the norms of all.
 
-Gradients are summed in every step, by the default process group. Everything else, draws and norms, travels between
-stretches through a gloo group of its own (``learner/shares.py``), in a fixed order: first the norms of the stretch to
-all ranks, then packets from rank 0. So ranks need not agree on what weights were known when a minibatch was drawn.
+Gradients are summed in every step by the default process group, or parameters averaged in some. All else, draws and
+norms, travels between stretches through a gloo group of its own (``learner/shares.py``), in a fixed order: first the
+norms of the stretch to all ranks, then packets from rank 0. So ranks need not agree on what weights were known when a
+minibatch was drawn.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +27,18 @@ from dask_isgd.learner.shares import Shares, share_of
 from dask_isgd.learner.step import LaunchedStep, Step
 from dask_isgd.learner.trainer import Trainer
 
+_COLUMNS = 4
+"""Numbers of a step beside its norms: whether there are any, loss, norm of the gradient, ||μ||²."""
+
 
 class GatheredStep(NamedTuple):
     """A step of the whole group."""
 
     step: int
     result: Step
-    """Loss, norms and gradient are those of the global minibatch; ||μ||² is that of this rank's own estimate."""
+    """Loss, norms and gradient are those of the global minibatch; ||μ||² is that of this rank's own estimate. Of a step
+    that each rank took by itself, loss and ||μ||² are the means over the ranks, and the norm of the gradient the root
+    of its mean square."""
     measured: bool
 
 
@@ -52,12 +59,12 @@ class Rank:
         self.trainer, self.feed, self._draws, self.shares = trainer, feed, draws, shares
         self._size, self._report_every = size, report_every
         self._width = share_of(size, 0, shares.count).stop
-        self._sum = trainer.share(shares.rank)
+        trainer.share(shares.rank)
         self._pending: list[tuple[LaunchedStep, bool]] = []
 
     def close(self) -> None:
         """Train alone again."""
-        self._sum.close()
+        self.trainer.leave()
 
     def synchronise(self) -> None:
         """Give the trainers of all ranks the state of rank 0's. Raises GroupLostError."""
@@ -73,6 +80,8 @@ class Rank:
             raise GroupLostError(f"the parameters of rank 0 did not arrive: {error}") from error
         if self.shares.rank != 0:
             self.trainer.restore({name: tensors[name] for name in forms}, state)
+        if self.trainer.averaging is not None:
+            self.trainer.averaging.begin()
 
     def agree(self, value: int) -> list[int]:
         """Return the values of all ranks."""
@@ -120,7 +129,7 @@ class Rank:
             norms=stretch.wants_norms(step),
             measure=measure,
             indices=batch.draw.indices,
-            whole=self._draws.whole(step),
+            whole=self._draws.whole(step) if self.trainer.averaging is None else None,
         )
         self._pending.append((launched, measure))
         self._draws.forget(step + 1)
@@ -141,30 +150,38 @@ class Rank:
 
         Raises GroupLostError.
         """
-        numbers = np.zeros(1 + len(done) * (1 + self._width))
+        form = (len(done), _COLUMNS + self._width)
+        numbers = np.zeros(1 + form[0] * form[1])
         numbers[0] = leaving
-        rows = numbers[1:].reshape(len(done), 1 + self._width)
-        for row, (_, result, _) in zip(rows, done, strict=True):
+        for row, (_, result, _) in zip(numbers[1:].reshape(form), done, strict=True):
+            row[:_COLUMNS] = (result.norms is not None, result.loss, result.gradient_norm, result.mean_gradient_sq_norm)
             if result.norms is not None:
-                row[0] = 1.0
-                row[1 : 1 + len(result.norms)] = result.norms
+                row[_COLUMNS : _COLUMNS + len(result.norms)] = result.norms
         parts = self._gather(numbers, done[0].step if done else 0)
-        tables = [part[1:].reshape(len(done), 1 + self._width) for part in parts]
+        table = np.stack([part[1:].reshape(form) for part in parts], 1)
         steps = [
-            GatheredStep(
-                step, dataclasses.replace(result, norms=self._joined([table[i] for table in tables])), measured
-            )
-            for i, (step, result, measured) in enumerate(done)
+            GatheredStep(step, self._of_all(result, rows), measured)
+            for (step, result, measured), rows in zip(done, table, strict=True)
         ]
         return Gathered(steps, [rank for rank, part in enumerate(parts) if part[0]])
 
-    def _joined(self, rows: list[NDArray[np.float64]]) -> NDArray[np.float64] | None:
-        """Return the norms (M,) of a step from each rank's row; None if a rank has none."""
-        if not all(row[0] for row in rows):
-            return None
-        count = self.shares.count
-        shares = [share_of(self._size, rank, count) for rank in range(count)]
-        return np.concatenate([row[1 : 1 + s.stop - s.start] for row, s in zip(rows, shares, strict=True)])
+    def _of_all(self, result: Step, rows: NDArray[np.float64]) -> Step:
+        """Return the result of a step of all ranks: this one's own, with what their rows (ranks, ...) say."""
+        sizes = [share.stop - share.start for share in (share_of(self._size, r, len(rows)) for r in range(len(rows)))]
+        norms = None
+        if rows[:, 0].all():
+            norms = np.concatenate([row[_COLUMNS : _COLUMNS + size] for row, size in zip(rows, sizes, strict=True)])
+        if self.trainer.averaging is None:
+            return dataclasses.replace(result, norms=norms)
+        pairs = np.array([size * (size - 1.0) for size in sizes])  # of draws, from which a rank estimates ||μ||²
+        able = pairs > 0
+        return dataclasses.replace(
+            result,
+            loss=float(np.average(rows[:, 1], weights=sizes)),
+            norms=norms,
+            gradient_norm=float(np.sqrt(np.mean(rows[:, 2] ** 2))),
+            mean_gradient_sq_norm=float(np.average(rows[able, 3], weights=pairs[able])) if able.any() else math.nan,
+        )
 
     def _gather(self, numbers: NDArray[np.float64], step: int = 0) -> list[NDArray[Any]]:
         try:

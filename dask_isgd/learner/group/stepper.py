@@ -29,7 +29,8 @@ class GroupStepper(Stepper):
 
     Within a stretch nothing but gradients travels. At its end the norms of all ranks are used as those of a single
     learner's minibatches are, and the minibatches of the next one are drawn and sent; for feeds that look ahead
-    ``lookahead`` steps, that many steps earlier. The first step is ``step``.
+    ``lookahead`` steps, that many steps earlier. The first step is ``step``. Where ranks average, a stretch ends with
+    the last average that it could hold, and the group stops at such an end only.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class GroupStepper(Stepper):
         self._stretch = Stretch(step, 0, 0, 0)
         self._taken = 0
         """Steps of the stretch that are taken."""
+        self._averaging = rank.trainer.averaging
         self._drawn: dict[int, Draw] = {}
         """Minibatches that were sent, and whose norms have not arrived."""
         self._drawn_until = 0
@@ -69,6 +71,11 @@ class GroupStepper(Stepper):
 
     @property
     def at_rest(self) -> bool:
+        return self._is_over and (self._averaging is None or self._averaging.is_due(self.next_step))
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether all steps of the stretch are taken."""
         return self._taken == self._stretch.steps
 
     def take(self, step: int, until: int) -> None:
@@ -76,11 +83,11 @@ class GroupStepper(Stepper):
 
         Raises NonFiniteLossError of this step or an earlier one, and GroupLostError.
         """
-        if self.at_rest:
+        if self._is_over:
             self._begin(step, until)
         self._rank.take(step, self._stretch)
         self._taken += 1
-        if self.at_rest:
+        if self._is_over:
             self._collect()
 
     def settle(self, lag: int = 0) -> None:
@@ -104,6 +111,8 @@ class GroupStepper(Stepper):
         block, every = self._batch_sampler.block, self._report_every
         count = min(block, max(1, int(_LONGEST / max(self._seconds, 1e-9))))
         stop = min(until, step + count, (step // block + 1) * block, (step // every + 1) * every)
+        if self._averaging is not None:
+            stop = max((s for s in range(step + 1, stop + 1) if self._averaging.is_due(s)), default=stop)
         norms = sum((self._pace is not None and self._pace.norms(s)) << (s - step) for s in range(step, stop))
         self._stretch, self._taken = Stretch(step, stop - step, norms, until, rate=self._rate_factor()), 0
         self._drawn_until = max(self._drawn_until, step)
@@ -136,7 +145,7 @@ class GroupStepper(Stepper):
 
     def _learned(self, each: GatheredStep) -> Learned:
         draw, result = self._drawn.pop(each.step), each.result
-        if each.measured and result.norms is not None:
+        if each.measured and result.norms is not None and self._averaging is None:
             square = square_of_mean(result.gradient_norm, draw.coefficients, result.norms)
             result = dataclasses.replace(result, mean_gradient_sq_norm=square)
         return Learned(each.step, draw, result, each.measured)
