@@ -1,14 +1,15 @@
 """What devices give as learners, with and without importance sampling, in virtual time on Fashion-MNIST.
 
     python benchmarks/devices.py                      # the whole grid, hours on one core; an interrupted one resumes
-    python benchmarks/devices.py --seeds 0 --rates 0.4
+    python benchmarks/devices.py --seeds 0 --rates 0.4 --updates 2800
     python benchmarks/devices.py --tiny               # what the tests run
     python benchmarks/devices.py --table              # summarise the existing runs
 
 An arm has one learner or more, each with 64 examples of every minibatch, and a rate that falls to 0 along a cosine
-whose horizon is a share of ``UPDATES``. The question of each comparison: does an arm end its shorter horizon with at
-most the training loss that the other one ends its whole horizon with? Both have the best of the same rates, by the
-median over seeds, and are paired by seed. Virtual time counts updates: what norms cost is in ``cost.py``.
+whose horizon is a share of ``UPDATES``: three epochs of one learner, or eight and a half. The question of each
+comparison: does an arm end its shorter horizon with at most the training loss that the other one ends its whole horizon
+with? Both have the best of the same rates, by the median over seeds, and are paired by seed. Virtual time counts
+updates: what norms cost is in ``cost.py``.
 
 Writes one JSON line per run to ``results/devices.jsonl``. The simulation is in ``simulation.py``.
 Data: Debian's dataset-fashion-mnist.
@@ -19,15 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from simulation import Images, Policy, Simulation, images
+from simulation import BATCH, Images, Policy, Simulation, images
 
 RESULTS = Path(__file__).parent / "results" / "devices.jsonl"
-UPDATES = 2800
+UPDATES = (2800, 8000)
+EXAMPLES = 60_000
 RATES, SEEDS = (0.2, 0.4, 0.8), range(5)
 
 
@@ -39,7 +41,13 @@ POLICIES = {
     "averages by age, smoothing 0.3": Policy(sampling={"ema_decay": 0.0, "smoothing": 0.3}, tau=1000.0),
     "chosen from 3 minibatches": Policy(presample=3),
     "rate gain": Policy(rate_gain=True),
+    "one pass": Policy(pass_from=300),
+    "one pass, averages by age, smoothing 0.3": Policy(
+        sampling={"ema_decay": 0.0, "smoothing": 0.3}, tau=1000.0, pass_from=300
+    ),
 }
+SCORE_COST = 0.75
+"""Cost of an example's norm, in costs of learning it: between two thirds (no gradients of weights) and one."""
 
 
 class Arm(NamedTuple):
@@ -54,25 +62,43 @@ class Arm(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Whether ``arm`` needs at most ``share`` of the updates of ``other``."""
+    """Whether ``arm`` needs at most ``share`` of the updates of ``other``; in short runs only unless ``also_long``."""
 
     arm: Arm
     share: float
     other: Arm
+    also_long: bool = True
 
 
+def one_pass(learners: int, policy: str) -> Arm:
+    """Return an arm all of whose devices but one score everything once; the one learns alone meanwhile."""
+    return Arm(learners, policy, learners * (learners - 1) / SCORE_COST)
+
+
+def lost(arm: Arm) -> int:
+    """Return for how many updates of all learners the one of ``one_pass`` learns alone, beyond those that it makes."""
+    if POLICIES[arm.policy].pass_from is None:
+        return 0
+    return round(EXAMPLES / (arm.speed * BATCH) * (arm.learners - 1))
+
+
+TWO, TWO_FEEDBACK, FIVE_FEEDBACK = Arm(2, "uniform", 0), Arm(2, "default", 0), Arm(5, "default", 0)
 ONE, FIVE = Arm(1, "uniform", 0), Arm(5, "uniform", 0)
 FEEDBACK, SCORED = Arm(1, "default", 0), Arm(1, "default", 4)
 COMPARISONS = (
     Comparison(FEEDBACK, 0.70, ONE),
     Comparison(SCORED, 0.70, ONE),
     Comparison(FIVE, 0.35, ONE),
-    Comparison(Arm(5, "default", 0), 0.35, ONE),
-    Comparison(Arm(5, "default", 0), 0.75, FIVE),
+    Comparison(FIVE_FEEDBACK, 0.35, ONE),
+    Comparison(FIVE_FEEDBACK, 0.75, FIVE),
+    Comparison(TWO_FEEDBACK, 0.75, TWO),
+    Comparison(one_pass(2, "one pass"), 1.0, TWO_FEEDBACK),
+    Comparison(one_pass(2, "one pass, averages by age, smoothing 0.3"), 1.0, TWO_FEEDBACK),
+    Comparison(one_pass(5, "one pass"), 1.0, FIVE_FEEDBACK),
     # about as much work: a forward pass is a third of a step
-    Comparison(Arm(1, "chosen from 3 minibatches", 0), 0.5, FEEDBACK),
+    Comparison(Arm(1, "chosen from 3 minibatches", 0), 0.5, FEEDBACK, also_long=False),
     *(
-        Comparison(Arm(1, policy, speed), 1.0, Arm(1, "default", speed))
+        Comparison(Arm(1, policy, speed), 1.0, Arm(1, "default", speed), also_long=policy.startswith("averages"))
         for policy in ("smoothing 0.3", "averages by age", "averages by age, smoothing 0.3", "rate gain")
         for speed in (0, 4)
     ),
@@ -82,20 +108,23 @@ COMPARISONS = (
 class Run(NamedTuple):
     arm: Arm
     share: float
-    """The horizon as a share of ``UPDATES``."""
+    """The horizon as a share of ``updates``."""
+    updates: int
     rate: float
     seed: int
 
 
-def grid(seeds: list[int], rates: list[float]) -> Iterator[Run]:
+def grid(seeds: list[int], rates: list[float], updates: Sequence[int] = UPDATES) -> Iterator[Run]:
     """Yield the runs of all comparisons once each, seed by seed."""
-    arms = [arm for c in COMPARISONS for arm in ((c.other, 1.0), (c.arm, c.share))]
     for seed in seeds:
-        for rate in rates:
-            yield from (Run(*arm, rate, seed) for arm in dict.fromkeys(arms))
+        for whole in updates:
+            chosen = [c for c in COMPARISONS if c.also_long or whole == min(UPDATES)]
+            arms = [arm for c in chosen for arm in ((c.other, 1.0), (c.arm, c.share))]
+            for rate in rates:
+                yield from (Run(*arm, whole, rate, seed) for arm in dict.fromkeys(arms))
 
 
-def simulate(run: Run, data: Images, updates: int = UPDATES, **sizes: int) -> dict[str, Any]:
+def simulate(run: Run, data: Images, **sizes: int) -> dict[str, Any]:
     simulation = Simulation(
         data,
         POLICIES[run.arm.policy],
@@ -106,25 +135,25 @@ def simulate(run: Run, data: Images, updates: int = UPDATES, **sizes: int) -> di
         decay=True,
         **sizes,
     )
-    found = simulation.run(round(run.share * updates))
+    found = simulation.run(max(1, round(run.share * run.updates) - lost(run.arm)))
     kept = ("final_loss", "test_error", "diverged", "spikes", "opened", "seconds")
-    return {**run._asdict(), "updates": updates, **{name: found[name] for name in kept}, "gain": found["gain"][-1:]}
+    return {**run._asdict(), **{name: found[name] for name in kept}, "gain": found["gain"][-1:]}
 
 
 def load(path: Path) -> dict[Run, dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return {Run(Arm(*row["arm"]), row["share"], row["rate"], row["seed"]): row for row in rows}
+    return {Run(Arm(*row["arm"]), row["share"], row["updates"], row["rate"], row["seed"]): row for row in rows}
 
 
 Final = dict[int, dict[str, Any]]
 """Runs by seed."""
 
 
-def best(rows: dict[Run, dict[str, Any]], arm: Arm, share: float) -> tuple[float, Final]:
+def best(rows: dict[Run, dict[str, Any]], arm: Arm, share: float, updates: int) -> tuple[float, Final]:
     """Return the rate with the lowest median of final losses, and its runs; a run that diverged counts as infinite."""
-    rates = {run.rate for run in rows if (run.arm, run.share) == (arm, share)}
-    found = {rate: {r.seed: row for r, row in rows.items() if r[:3] == (arm, share, rate)} for rate in rates}
+    rates = {run.rate for run in rows if run[:3] == (arm, share, updates)}
+    found = {rate: {r.seed: row for r, row in rows.items() if r[:4] == (arm, share, updates, rate)} for rate in rates}
     rate = min(found, key=lambda rate: statistics.median(loss(row) for row in found[rate].values()))
     return rate, found[rate]
 
@@ -135,12 +164,12 @@ def loss(row: dict[str, Any]) -> float:
 
 def table(rows: dict[Run, dict[str, Any]]) -> list[str]:
     """Return medians over seeds for every arm, horizon and rate."""
-    lines = ["| arm | horizon | rate | seeds | final loss | test error | diverged |", "|---|---|---|---|---|---|---|"]
-    for arm, share, rate in sorted({run[:3] for run in rows}):
-        runs = [row for run, row in rows.items() if run[:3] == (arm, share, rate)]
+    lines = ["| arm | updates | rate | seeds | final loss | test error | diverged |", "|---|---|---|---|---|---|---|"]
+    for arm, share, updates, rate in sorted({run[:4] for run in rows}):
+        runs = [row for run, row in rows.items() if run[:4] == (arm, share, updates, rate)]
         losses, errors = [loss(row) for row in runs], [row["test_error"] for row in runs]
         lines.append(
-            f"| {arm} | {share:g} | {rate:g} | {len(runs)} | {statistics.median(losses):.4f} "
+            f"| {arm} | {round(share * updates):,} | {rate:g} | {len(runs)} | {statistics.median(losses):.4f} "
             f"({min(losses):.4f} to {max(losses):.4f}) | {statistics.median(errors):.2%} "
             f"| {sum(row['diverged'] for row in runs)} |"
         )
@@ -150,27 +179,29 @@ def table(rows: dict[Run, dict[str, Any]]) -> list[str]:
 def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
     """Return one line for each comparison of which both arms have runs, and one for each arm beside uniform draws."""
     lines = []
-    there = {(run.arm, run.share) for run in rows}
-    for c in COMPARISONS:
-        if {(c.arm, c.share), (c.other, 1.0)} <= there:
-            (rate, ours), (other_rate, theirs) = best(rows, c.arm, c.share), best(rows, c.other, 1.0)
-            ratios = [loss(ours[seed]) / loss(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-            lines.append(
-                f"{c.arm} (rate {rate:g}) after {c.share:g} of the updates of {c.other} (rate {other_rate:g}): final "
-                f"loss {statistics.median(ratios):.3f} of its in the median, {', '.join(f'{x:.2f}' for x in ratios)}: "
-                f"{'reached' if statistics.median(ratios) <= 1 else 'not reached'}"
-            )
+    there = {run[:3] for run in rows}
+    for updates in sorted({run.updates for run in rows}):
+        for c in COMPARISONS:
+            if {(c.arm, c.share, updates), (c.other, 1.0, updates)} <= there:
+                (rate, ours), (its_rate, its) = best(rows, c.arm, c.share, updates), best(rows, c.other, 1.0, updates)
+                ratios = [loss(ours[seed]) / loss(its[seed]) for seed in sorted(ours.keys() & its.keys())]
+                lines.append(
+                    f"{c.arm} (rate {rate:g}) after {c.share:g} of {updates:,} updates of {c.other} (rate "
+                    f"{its_rate:g}): final loss {statistics.median(ratios):.3f} of its in the median, "
+                    f"{', '.join(f'{x:.2f}' for x in ratios)}: "
+                    f"{'reached' if statistics.median(ratios) <= 1 else 'not reached'}"
+                )
     for arm in sorted({run.arm for run in rows if run.arm.policy != "uniform"}):
         uniform = Arm(arm.learners, "uniform", 0)
-        pairs: dict[float, list[float]] = {}
+        pairs: dict[tuple[int, float], list[float]] = {}
         for run, row in rows.items():
             other = rows.get(run._replace(arm=uniform))
             if run.arm == arm and other is not None:
-                pairs.setdefault(run.rate, []).append(loss(row) / loss(other))
-        for rate, ratios in sorted(pairs.items()):
+                pairs.setdefault((run.updates, run.rate), []).append(loss(row) / loss(other))
+        for (updates, rate), ratios in sorted(pairs.items()):
             lines.append(
-                f"{arm}, rate {rate:g}: final loss over that of uniform draws at the same rate and horizon, mean "
-                f"{statistics.mean(ratios):.3f}, largest {max(ratios):.3f} of {len(ratios)} pairs"
+                f"{arm}, {updates:,} updates, rate {rate:g}: final loss over that of uniform draws at the same rate "
+                f"and horizon, mean {statistics.mean(ratios):.3f}, largest {max(ratios):.3f} of {len(ratios)} pairs"
             )
     return lines
 
@@ -181,22 +212,27 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--table", action="store_true", help="only summarise existing runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="run only these seeds")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="run only these rates")
+    parser.add_argument("--updates", type=int, nargs="+", default=list(UPDATES), help="run only these horizons")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     if arguments.tiny:
         data = images(4000)
-        rows = {run: simulate(run, data, updates=200, width=32) for run in grid([0], [0.2])}
+        rows = {run: simulate(run, data, width=32) for run in grid([0], [0.2], [200])}
     else:
         rows = load(arguments.results)
-        todo = [] if arguments.table else [run for run in grid(arguments.seeds, arguments.rates) if run not in rows]
+        todo = (
+            []
+            if arguments.table
+            else [r for r in grid(arguments.seeds, arguments.rates, arguments.updates) if r not in rows]
+        )
         data = images() if todo else None
         for run in todo:
             assert data is not None
             rows[run] = simulate(run, data)
             with arguments.results.open("a") as file:
                 file.write(json.dumps(rows[run]) + "\n")
-            print(f"{run.arm}, {run.share:g} at rate {run.rate:g}, seed {run.seed}: {loss(rows[run]):.4f}", flush=True)
+            print(*run, f"{loss(rows[run]):.4f}", flush=True)
     print("\n".join([*table(rows), "", *summary(rows)]))
     return list(rows.values())
 

@@ -55,6 +55,8 @@ class Policy:
     """Draw so many minibatches, and choose one of them by bounds from a forward pass, unless the step is reported."""
     rate_gain: bool = False
     """Multiply the rate by ``Variance.rate_gain``."""
+    pass_from: int | None = None
+    """Score each chunk once, from this update on; None: score all the time."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Simulation:
         self.versions = np.full(self.sampler.n_chunks, np.nan)
         self.averages = None if policy.tau is None else Averages(self.n, policy.tau)
         self.scoring: tuple[int, int, Mlp] | None = None
-        self.ready = 0.0
+        self.ready = float(policy.pass_from or 0)
         self.record: dict[str, list[float]] = {
             key: []
             for key in ("loss", "stale_over_ideal", "smoothing_factor", "staleness_factor", "gain", "ideal_gain")
@@ -153,6 +155,9 @@ class Simulation:
         while self.speed and self.ready <= now:
             if self.scoring is not None:
                 self._scored(*self.scoring)
+            if self.policy.pass_from is not None and np.isfinite(self.versions).all():
+                self.speed = 0.0
+                return
             self.scoring = (next_chunks(self.versions, [], 1)[0], *self.published)
             self.ready += CHUNK / (self.speed * BATCH) / (PROBE_SHARE if self.gate.probing else 1.0)
 
