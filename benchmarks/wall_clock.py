@@ -1,16 +1,17 @@
-"""Seconds to a training loss on the cores of this machine: two learners with feedback, the same without, plain PyTorch.
+"""Seconds to a training loss on the cores of this machine: learners with feedback, without, and plain PyTorch.
 
     python benchmarks/wall_clock.py                     # Fashion-MNIST, three seeds; an interrupted one resumes
     python benchmarks/wall_clock.py --table             # summarise the existing runs
-    python benchmarks/wall_clock.py --steps 60 --shares 1 --rates 0.04 --seeds 0 --to out.jsonl   # what the tests run
+    python benchmarks/wall_clock.py --steps 64 --shares 1 --rates 0.04 --seeds 0 --to out.jsonl   # as tests do
 
 Every run is a process of its own: model and settings of the pipeline ``fashion-mnist``, minibatches of 128, a rate that
 falls to 0 along a cosine. ``plain`` is an ordinary loop over tensors in memory, reshuffled in every epoch, with torch's
-own threads on all cores. ``uniform`` and ``feedback`` are ``isgd.fit`` with a learner per core and nothing scored. As
-a rate that falls reaches its loss only at the end, feedback is run with shorter horizons as well (``--shares``): the
-shortest that ends with at most the loss of the others' whole horizon is compared with their seconds. Seconds are those
-of training, without start-up; losses are means over all training examples afterwards. Each arm has the best of the same
-rates, by seed. Needs Debian's dataset-fashion-mnist, or its files.
+own threads on all cores. The others are ``isgd.fit`` with nothing scored: ``uniform`` and ``feedback`` with a learner
+per core, which sum their gradients in every step or, with ``averaged``, take eight steps each before they average; and
+one learner with all cores. As a rate that falls reaches its loss only at the end, arms with feedback are run with
+shorter horizons as well (``--shares``): the shortest that ends with at most the loss of another arm's whole horizon is
+compared with its seconds. Seconds are those of training, without start-up; losses are means over all training examples
+afterwards. Each arm has the best of the same rates, by seed. Needs Debian's dataset-fashion-mnist, or its files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "wall_clock.jsonl"
 STEPS, BATCH = 4000, 128
 RATES, SHARES, SEEDS = (0.04, 0.08), (0.5, 0.75, 1.0), (0, 1, 2)
-ARMS = ("plain", "uniform", "feedback")
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "uniform": {"learners": 2, "uniform": True},
+    "feedback": {"learners": 2},
+    "uniform, averaged": {"learners": 2, "uniform": True, "sync_every": 8},
+    "feedback, averaged": {"learners": 2, "sync_every": 8},
+    "one learner, feedback": {"learners": 1},
+}
 WAIT = 900.0
 
 
@@ -57,8 +65,10 @@ def plain(data: Any, recipe: Any, steps: int, rate: float, seed: int) -> tuple[f
     return time.perf_counter() - began, model
 
 
-def together(data: Any, recipe: Any, steps: int, rate: float, seed: int, *, uniform: bool) -> tuple[float, Any]:
-    """Train with a learner per core and no scorer; return the seconds of training and the model."""
+def fitted(
+    data: Any, recipe: Any, steps: int, rate: float, seed: int, *, learners: int, uniform: bool = False, **settings: Any
+) -> tuple[float, Any]:
+    """Train on all cores with no scorer; return the seconds of training and the model."""
     import dask_isgd as isgd
 
     learning = isgd.Learning(
@@ -67,12 +77,13 @@ def together(data: Any, recipe: Any, steps: int, rate: float, seed: int, *, unif
         learning_rate=rate,
         momentum=recipe.learning.momentum,
         scheduler="cosine",
-        learners=2,
+        learners=learners,
         seed=seed,
+        **settings,
     )
     with (
         tempfile.TemporaryDirectory() as folder,
-        isgd.LocalCluster(2, learners=2) as cluster,
+        isgd.LocalCluster(learners, learners=learners) as cluster,
         cluster.get_client() as client,
     ):
         run = isgd.fit(
@@ -111,7 +122,7 @@ def one(arm: str, steps: int, rate: float, seed: int, folder: Path) -> dict[str,
     if arm == "plain":
         seconds, model = plain(data, pipeline.recipe, steps, rate, seed)
     else:
-        seconds, model = together(data, pipeline.recipe, steps, rate, seed, uniform=arm == "uniform")
+        seconds, model = fitted(data, pipeline.recipe, steps, rate, seed, **ARMS[arm])
     model.eval()
     with torch.no_grad():
         (x, y), (held_x, held_y) = tensors(data), tensors(data.split("test"))
@@ -122,13 +133,12 @@ def one(arm: str, steps: int, rate: float, seed: int, folder: Path) -> dict[str,
 
 def runs(options: argparse.Namespace) -> list[tuple[str, float, float, int]]:
     """Return arm, share of the steps, rate and seed of each run; arms and shares in turn."""
-    shares = {"feedback": options.shares}
     return [
         (arm, share, rate, seed)
         for seed in options.seeds
         for rate in options.rates
-        for arm in ARMS
-        for share in shares.get(arm, [1.0])
+        for arm in options.arms
+        for share in (options.shares if "feedback" in arm else [1.0])
     ]
 
 
@@ -144,7 +154,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         "| seed | arm | steps | rate | seconds | training loss | validation error |",
         "|---|---|---|---|---|---|---|",
     ]
-    ratios: dict[str, list[float]] = {"uniform": [], "plain": []}
+    ratios: dict[tuple[str, str], list[float]] = {}
     for seed in sorted({row["seed"] for row in rows}):
         kinds = sorted({(row["arm"], row["share"]) for row in rows if row["seed"] == seed})
         found = {kind: best(rows, *kind, seed) for kind in kinds}
@@ -153,20 +163,21 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['error']:.2%} |"
             for (arm, _), row in found.items()
         ]
-        for other in ratios:
+        for other in ("uniform", "uniform, averaged", "plain"):
             if (other, 1.0) not in found:
                 continue
             goal = found[other, 1.0]
-            seconds = [r["seconds"] for (arm, _), r in found.items() if arm == "feedback" and r["loss"] <= goal["loss"]]
-            ratios[other].append(min(seconds) / goal["seconds"] if seconds else float("inf"))
+            for ours in sorted({arm for arm, _ in found if "feedback" in arm}):
+                runs = [row for (arm, _), row in found.items() if arm == ours and row["loss"] <= goal["loss"]]
+                fastest = min((row["seconds"] for row in runs), default=float("inf"))
+                ratios.setdefault((ours, other), []).append(fastest / goal["seconds"])
     lines.append("")
-    for other, found_ratios in ratios.items():
-        if found_ratios:
-            middle, each = statistics.median(found_ratios), ", ".join(f"{x:.2f}" for x in found_ratios)
-            lines.append(
-                f"two learners with feedback reach the final loss of {other} after {middle:.2f} of its seconds in the "
-                f"median ({each}; inf: at none of these horizons)"
-            )
+    for (ours, other), found_ratios in ratios.items():
+        middle, each = statistics.median(found_ratios), ", ".join(f"{x:.2f}" for x in found_ratios)
+        lines.append(
+            f"{ours}: the final loss of {other} after {middle:.2f} of its seconds in the median ({each}; inf: at none "
+            "of these horizons)"
+        )
     return lines
 
 
@@ -174,6 +185,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the whole horizon")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="horizons of feedback")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared dataset")

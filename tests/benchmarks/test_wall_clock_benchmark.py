@@ -42,8 +42,9 @@ def test_a_loss_that_no_horizon_reaches_is_infinite():
 @pytest.mark.slow  # two clusters, one after the other
 @pytest.mark.skipif(not simulation.FOLDER.exists(), reason="needs Debian's dataset-fashion-mnist")
 def test_tiny_run(tmp_path, capsys):
-    options = ["--steps", "60", "--shares", "1", "--rates", "0.04", "--seeds", "0"]
+    options = ["--steps", "64", "--shares", "1", "--rates", "0.04", "--seeds", "0"]
+    options += ["--arms", "plain", "uniform", "feedback, averaged"]
     rows = wall_clock.main([*options, "--data", str(tmp_path), "--to", str(tmp_path / "out.jsonl")])
-    assert [each["arm"] for each in rows] == ["plain", "uniform", "feedback"]
+    assert [each["arm"] for each in rows] == ["plain", "uniform", "feedback, averaged"]
     assert all(each["seconds"] > 0 and 0 < each["loss"] < 2.3 for each in rows)
     assert "final loss of plain after" in capsys.readouterr().out
