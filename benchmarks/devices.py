@@ -94,6 +94,7 @@ COMPARISONS = (
     Comparison(TWO_FEEDBACK, 0.75, TWO),
     Comparison(one_pass(2, "one pass"), 1.0, TWO_FEEDBACK),
     Comparison(one_pass(2, "one pass, averages by age, smoothing 0.3"), 1.0, TWO_FEEDBACK),
+    Comparison(Arm(2, "averages by age, smoothing 0.3", 0), 1.0, TWO_FEEDBACK),
     Comparison(one_pass(5, "one pass"), 1.0, FIVE_FEEDBACK),
     # about as much work: a forward pass is a third of a step
     Comparison(Arm(1, "chosen from 3 minibatches", 0), 0.5, FEEDBACK, also_long=False),
