@@ -50,7 +50,7 @@ class Policy:
     clip: float | None = field(default_factory=lambda: Learning(steps=1).clip_mean_factor)
     """``Learning.clip_mean_factor``."""
     tau: float | None = None
-    """Average each example's squared norms over about so many steps of its own age, instead of ``ema_decay``."""
+    """Average each example's squared norms over about so many steps of its age, counted, not by ``ema_decay``."""
     presample: int = 1
     """Draw so many minibatches, and choose one of them by bounds from a forward pass, unless the step is reported."""
     rate_gain: bool = False

@@ -35,6 +35,8 @@ from dask_isgd.yaml_file import read_yaml
 
 OF_DEFAULT_OPTIMIZER = ("learning_rate", "momentum")
 """Settings of ``Learning`` whose defaults are those of its default optimizer."""
+SMOOTHING = 0.7
+"""Where nothing is known of the learning rate."""
 DEFAULTS = read_yaml(Path(__file__).with_name("isgd.yaml"), "the defaults")
 dask.config.update_defaults(DEFAULTS)
 
@@ -197,8 +199,9 @@ class Sampling:
     """
 
     scheme: Literal["stratified", "independent", "systematic"] = default("sampling.scheme")
-    smoothing: Annotated[float, Field(strict=True, ge=0)] = default("sampling.smoothing")
-    """Constant added to every weight, in units of the mean weight."""
+    smoothing: Annotated[float, Field(strict=True, ge=0)] | None = default("sampling.smoothing")
+    """Constant added to every weight, in units of the mean weight. None: 0.3 for a rate that falls along a cosine, as
+    variance decides where that ends, otherwise 0.7."""
     max_coefficient: Annotated[float, Field(strict=True, gt=1)] | None = default("sampling.max-coefficient")
     """Bound on every coefficient 1/(N q), above 1."""
     ess_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = default("sampling.ess-fraction")
@@ -211,7 +214,9 @@ class Sampling:
     exponent: Annotated[float, Field(strict=True, gt=0, le=4)] = default("sampling.exponent")
     """Exponent of the weights."""
     ema_decay: Annotated[float, Field(strict=True, ge=0, le=0.999)] = default("sampling.ema-decay")
-    """Share in [0, 1) of a weight's previous square that a fresh norm keeps: weights that fluctuate less."""
+    """Largest share in [0, 1) of a weight's previous square that a fresh norm keeps: weights that fluctuate less."""
+    ema_steps: Positive | None = default("sampling.ema-steps")
+    """A previous square that is t steps old keeps a share of exp(-t/ema_steps) at most; None: age doesn't matter."""
     gate: Literal["auto", "open"] = default("sampling.gate")
     """``"auto"``: uniform until importance sampling pays; ``"open"``: always importance sampling."""
     gate_gain: Annotated[float, Field(strict=True, ge=1)] = default("sampling.gate-gain")
@@ -220,6 +225,12 @@ class Sampling:
     """Update the weights of the examples drawn with the norms of the learner's own minibatches."""
     uniform: Flag = False
     """Uniform draws and no scoring: the baseline."""
+
+    def suited_to(self, learning: Learning) -> Sampling:
+        """Return these settings with the smoothing that suits the learning rate, unless one is set."""
+        if self.smoothing is not None:
+            return self
+        return dataclasses.replace(self, smoothing=0.3 if learning.scheduler == "cosine" else SMOOTHING)
 
 
 def to_mapping(settings: Learning | Scoring | Sampling) -> dict[str, Any]:

@@ -99,10 +99,11 @@ def prepare(request: RunRequest) -> PreparedRun:
         _require_same_learner(directory, former, external=request.external)
         require_resumable(directory, former["run"], module, request.learning)
         document.update((name, former[name]) for name in ("run", "chunk", "created"))
+    sampling = request.sampling.suited_to(request.learning)
     document["config"] = {
         "learning": config.to_mapping(request.learning),
         "scoring": config.to_mapping(request.scoring),
-        "sampling": config.to_mapping(request.sampling),
+        "sampling": config.to_mapping(sampling),
     }
     if request.external:
         document["external"] = True
@@ -118,7 +119,7 @@ def prepare(request: RunRequest) -> PreparedRun:
         loss=loss,
         learning=request.learning,
         scoring=request.scoring,
-        sampling=request.sampling,
+        sampling=sampling,
         chunk=document["chunk"],
         # greater than any before, even if another client's clock is ahead of this one
         attempt=max(time.time_ns() // 1_000_000, directory.attempt() + 1),

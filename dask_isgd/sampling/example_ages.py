@@ -42,6 +42,17 @@ class ExampleAges:
         self.base: Floats = np.full(chunks, np.nan)
         """(K,) step at which code 0 was computed; NaN if the chunk has no weight."""
 
+    def elapsed(self, chunks: Integers, places: Integers, step: float) -> Floats:
+        """Return (B,) how many steps before ``step`` the weights at ``places`` in ``chunks`` were computed.
+
+        To within a unit, and at least 0; NaN in a chunk that has no weight.
+        """
+        return np.asarray(np.maximum(0.0, step - self.base.take(chunks) - self.unit * self.codes.take(places)))
+
+    def elapsed_of_chunk(self, chunk: int, step: float, length: int) -> Floats:
+        """Return (length,) the same for the examples of a chunk."""
+        return np.asarray(np.maximum(0.0, step - self.base[chunk] - self.unit * self._codes(chunk, length)))
+
     def mark(self, chunks: Integers, places: Integers, step: float) -> list[int]:
         """Record that the examples at ``places`` (B,) in ``chunks`` (B,) were fed back at ``step``.
 

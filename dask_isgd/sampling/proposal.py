@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_isgd.config import Sampling
+from dask_isgd.config import SMOOTHING, Sampling
 from dask_isgd.sampling.draws import Floats, Integers
 from dask_isgd.sampling.weight_blocks import WeightBlocks
 
@@ -139,7 +139,7 @@ def propose(sampling: Sampling, chunks: ChunkStates, weights: WeightBlocks) -> P
         prior_counts = chunks.lengths - chunks.used_scale * weights.fresh.chunks
         prior_total = float(prior_counts.sum())
     mean = (float(used.sum()) + prior * prior_total) / chunks.count
-    constant = max(MIN_CONSTANT, sampling.smoothing) * mean
+    constant = max(MIN_CONSTANT, SMOOTHING if sampling.smoothing is None else sampling.smoothing) * mean
     if sampling.max_coefficient is not None:
         constant = max(constant, mean / (sampling.max_coefficient - 1.0))
     wanted = sampling.ess_fraction

@@ -36,8 +36,9 @@ class ImportanceSampler:
     update costs O(chunk), a draw O(batch × sqrt(chunk/64)), plus O(chunks) if a weight changed
     since the last draw. The sampler holds a float32 and a byte per example, and a fifth of that for the sums.
 
-    A weight is the latest norm or, with ``ema_decay`` m, the root of m w² + (1 - m) ||g||²: norms fluctuate
-    from one version to the next, and the best weight is the root of the expected square.
+    A weight is the latest norm or, with ``ema_decay``, the root of m w² + (1 - m) ||g||², with m the smaller of
+    ``ema_decay`` and exp(-t/``ema_steps``) for a w that is t steps older: norms fluctuate from one version to the next,
+    and the best weight is the root of the expected square.
 
     A weight is as old as its chunk's scores, or as newer feedback for the example itself (``example_ages``), and fades
     by its own age. Time passes only at ``refresh``; the prior and the smoothing constant follow the weights at once,
@@ -209,8 +210,9 @@ class ImportanceSampler:
         bad = int(len(fresh) - good.sum())
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
+        elapsed = self._ages.elapsed_of_chunk(chunk, version, len(fresh))
         replaced = good & ~self._ages.rescore(chunk, version, len(fresh))
-        self._weights.put(chunk, np.where(replaced, self._averaged(former, fresh), former))
+        self._weights.put(chunk, np.where(replaced, self._averaged(former, fresh, elapsed), former))
         self.versions[chunk] = version
         self._age[chunk] = max(0, self._step - version)
         self._chunks = self._current = None
@@ -244,8 +246,10 @@ class ImportanceSampler:
             places = self._weights.places(wanted)
             # With fading, no weight may be newer than the time that its chunk's factor is computed for.
             dated = min(step, self._step) if self._weights.faded else step
-            moved = self._ages.mark(wanted // self.chunk_size, places, dated)
-            self._weights.scatter(places, self._averaged(self._weights.values[places], fresh))
+            chunks = wanted // self.chunk_size
+            elapsed = self._ages.elapsed(chunks, places, step)
+            moved = self._ages.mark(chunks, places, dated)
+            self._weights.scatter(places, self._averaged(self._weights.values[places], fresh, elapsed))
             for chunk in moved if self._weights.faded else ():
                 self._weights.put(chunk, self._weights.chunk(chunk).copy())
             self._current = None
@@ -319,11 +323,15 @@ class ImportanceSampler:
         w, base_age = self._weights, self._step - self._ages.base
         return ChunkStates(sampling, w.lengths, w.scored.chunks, self._age, base_age, self._left_out)
 
-    def _averaged(self, former: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the new weights: the root of the average of the former and the fresh squares."""
-        decay = self.sampling.ema_decay
+    def _averaged(
+        self, former: NDArray[np.float32], fresh: NDArray[np.float32], elapsed: Floats
+    ) -> NDArray[np.float32]:
+        """Return the new weights: roots of averages of former squares, ``elapsed`` steps older, and fresh ones."""
+        decay: float | Floats = self.sampling.ema_decay
         if not decay:
             return fresh
+        if self.sampling.ema_steps is not None:
+            decay = np.minimum(decay, np.exp(elapsed / -self.sampling.ema_steps))
         squares = decay * np.square(former, dtype=np.float64) + (1.0 - decay) * np.square(fresh, dtype=np.float64)
         return np.where(np.isnan(former), fresh, np.sqrt(squares)).astype(np.float32)
 

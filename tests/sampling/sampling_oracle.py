@@ -27,7 +27,7 @@ class Oracle:
         keep = (self.code[own] > 0) & (dated >= version - 1e-6)
         fresh = np.empty(self.n, np.float32)
         fresh[own] = weights
-        self._replace(own[~keep], fresh)
+        self._replace(own[~keep], fresh, self._elapsed(own, version)[~keep])
         self.versions[chunk] = self.base[chunk] = version
         self.code[own] = [
             math.floor((d - version) / self.unit + 1e-6) if k else 0 for d, k in zip(dated, keep, strict=True)
@@ -40,16 +40,21 @@ class Oracle:
         self.base[chunk] += units * self.unit
         self.code[own] = np.maximum(self.code[own] - units, 0)
 
-    def _replace(self, indices, fresh):
-        m = self.sampling.ema_decay
-        for i in indices:
+    def _elapsed(self, indices, step):
+        return np.maximum(0.0, step - self.base[self.chunk_of[indices]] - self.code[indices] * self.unit)
+
+    def _replace(self, indices, fresh, elapsed):
+        tau = self.sampling.ema_steps
+        for i, age in zip(indices, elapsed, strict=True):
+            m = self.sampling.ema_decay if tau is None else min(self.sampling.ema_decay, math.exp(-age / tau))
             old, new = float(self.w[i]), float(fresh[i])
             self.w[i] = new if math.isnan(old) or not m else math.sqrt(m * old**2 + (1 - m) * new**2)
 
     def feedback(self, indices, norms, step):
         dated = step if self.half_life is None else min(step, self.step)
-        for i, norm in zip(indices, norms, strict=True):
-            self._replace([i], np.full(self.n, norm, np.float32))
+        ages = self._elapsed(list(indices), step)
+        for i, norm, age in zip(indices, norms, ages, strict=True):
+            self._replace([i], np.full(self.n, norm, np.float32), [age])
             k = self.chunk_of[i]
             if math.isnan(self.base[k]):
                 self.base[k] = dated - self.unit

@@ -21,6 +21,7 @@ POLICIES = st.fixed_dictionaries(
         "half_life_steps": st.sampled_from([None, 2.0, 50.0]),
         "max_age_steps": st.sampled_from([None, None, 1, 10]),
         "ema_decay": st.sampled_from([0.0, 0.0, 0.5, 0.9]),
+        "ema_steps": st.sampled_from([None, 5.0, 1000.0]),
         "exponent": st.sampled_from([1.0, 0.5, 2.0]),
     }
 )
