@@ -139,6 +139,14 @@ class TestSettings:
         with pytest.raises(ConfigError, match=re.escape(message)):
             check(tmp_path, learning=isgd.Learning(steps=1, **learning))
 
+    @pytest.mark.parametrize(
+        ("scheduler", "given", "smoothing"), [(None, None, 0.7), ("cosine", None, 0.3), ("cosine", 0.5, 0.5)]
+    )
+    def test_the_smoothing_of_a_run_suits_its_rate_unless_it_is_set(self, tmp_path, scheduler, given, smoothing):
+        learning = isgd.Learning(steps=1, scheduler=scheduler)
+        plan = check(tmp_path, learning=learning, sampling=isgd.Sampling(smoothing=given))
+        assert plan.spec.sampling.smoothing == plan.document["config"]["sampling"]["smoothing"] == smoothing
+
     def test_a_minibatch_larger_than_the_data_is_said(self, tmp_path, caplog):
         check(tmp_path)
         assert "a minibatch of 128 from 40 examples draws some of them repeatedly" in caplog.text

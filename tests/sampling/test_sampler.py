@@ -321,15 +321,41 @@ def test_feedback_ignores_bad_norms_and_counts_them(caplog):
 def test_ema_decay_gives_the_root_mean_square_of_norms_seen():
     """w² ← m w² + (1 - m) ||g||², by scores and by feedback; the first norm counts whole."""
     m = 0.75
-    sampler = sampler_of([3.0, 4.0, 0.0], 3, smoothing=0.0, ema_decay=m)
+    sampler = sampler_of([3.0, 4.0, 0.0], 3, smoothing=0.0, ema_decay=m, ema_steps=None)
     np.testing.assert_allclose(sampler._weights.values, [3, 4, 0])
     sampler.update(0, [1.0, 4.0, 2.0], 1)
     np.testing.assert_allclose(sampler._weights.values, [np.sqrt(m * 9 + (1 - m)), 4, 1], rtol=1e-6)
     sampler.feedback([2], [7.0], 2)
     np.testing.assert_allclose(sampler._weights.values[2], np.sqrt(m + (1 - m) * 49), rtol=1e-6)
-    other = ImportanceSampler(3, 3, Sampling(ema_decay=m))
+    other = ImportanceSampler(3, 3, Sampling(ema_decay=m, ema_steps=None))
     other.feedback([1], [5.0], 0)
     np.testing.assert_array_equal(other._weights.values, [np.nan, 5, np.nan])
+
+
+@pytest.mark.parametrize("from_feedback", [False, True])
+def test_the_older_a_weight_is_the_less_of_it_is_kept(from_feedback):
+    """Of scores at step 0 and of norms fed back at step 40; a recent weight keeps ``ema_decay`` at most."""
+    settings = Sampling(ema_decay=0.8, ema_steps=100.0)
+    found = {}
+    for age in (8, 160, 4000):
+        sampler = ImportanceSampler(2, 2, settings)
+        first = 40 if from_feedback else 0
+        if from_feedback:
+            sampler.feedback([0, 1], [3.0, 3.0], first)
+        else:
+            sampler.update(0, [3.0, 3.0], first)
+        sampler.feedback([0], [1.0], first + age)
+        by_feedback = float(sampler._weights.values[0])
+        sampler.update(0, [1.0, 1.0], first + age + 8)
+        np.testing.assert_allclose(sampler._weights.values[1], _kept(age + 8), rtol=1e-3)
+        found[age] = by_feedback
+    np.testing.assert_allclose(list(found.values()), [_kept(age) for age in found], rtol=1e-3)
+
+
+def _kept(age: float) -> float:
+    """A weight of 3 after a norm of 1."""
+    share = min(0.8, np.exp(-age / 100.0))
+    return np.sqrt(share * 9.0 + (1.0 - share))
 
 
 def test_a_draw_can_be_spread_by_another_scheme_than_the_configured_one():
