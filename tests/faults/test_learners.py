@@ -122,6 +122,7 @@ def test_learners_that_average_lose_nothing_when_one_is_killed(client, digits, t
         assert run.history.loss.values[-3:].mean() < 0.1 * run.history.loss.values[0]
 
 
+@pytest.mark.slow  # it waits until the others' patience ends
 def test_a_rank_that_hangs_is_done_without_and_nothing_is_lost(digits, run_dir):
     with isgd.LocalCluster(2, learners=2) as cluster, cluster.get_client() as client:
         client.run(partial(dask.config.set, {"isgd.cluster.timeout": "6 s"}))  # so long do ranks wait for each other
@@ -138,6 +139,7 @@ def test_a_rank_that_hangs_is_done_without_and_nothing_is_lost(digits, run_dir):
         no_gaps(run)
 
 
+@pytest.mark.slow  # a cluster of its own, which it leaves with other workers
 def test_a_rank_whose_worker_retires_leaves_and_nothing_is_lost(digits, run_dir):
     with isgd.LocalCluster(2, learners=2) as cluster, cluster.get_client() as client:
         run = fit(client, digits, run_dir, learning=learning(learners=2))
