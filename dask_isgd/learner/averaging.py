@@ -65,12 +65,11 @@ class Averaging:
             self._step()
 
     def _step(self) -> None:
-        changes = torch._foreach_sub(self._parameters, self._anchor)
-        torch._foreach_mul_(self._velocity, self._momentum)
-        torch._foreach_add_(self._velocity, changes)
-        torch._foreach_add_(changes, self._velocity, alpha=self._momentum)
-        torch._foreach_add_(self._anchor, changes, alpha=self._rate)
-        torch._foreach_copy_(self._parameters, self._anchor)
+        for parameter, anchor, velocity in zip(self._parameters, self._anchor, self._velocity, strict=True):
+            change = parameter - anchor
+            velocity.mul_(self._momentum).add_(change)
+            anchor.add_(change.add_(velocity, alpha=self._momentum), alpha=self._rate)
+            parameter.copy_(anchor)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the momentum of the outer steps by flat names."""
