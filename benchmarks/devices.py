@@ -33,12 +33,12 @@ EXAMPLES = 60_000
 RATES, SEEDS = (0.2, 0.4), range(5)
 
 
-FORMER = {"smoothing": 0.7, "ema_steps": None}
+FORMER = {"smoothing": 0.7}
 """Settings before smoothing followed the rate and averages the age of weights."""
 POLICIES = {
     "uniform": Policy(sampling={"uniform": True}),
-    "default": Policy(sampling={"smoothing": 0.3}),  # as `fit` has it for a rate that falls along a cosine
-    "any age": Policy(sampling={"smoothing": 0.3, "ema_steps": None}),
+    "default": Policy(sampling={"smoothing": 0.3, "ema_steps": 1000.0}),  # `fit`'s for a rate that falls along a cosine
+    "any age": Policy(sampling={"smoothing": 0.3}),
     "counted averages": Policy(sampling={"smoothing": 0.3, "ema_decay": 0.0}, tau=1000.0),
     "former": Policy(sampling=FORMER),
     "former, counted averages": Policy(sampling={"smoothing": 0.7, "ema_decay": 0.0}, tau=1000.0),

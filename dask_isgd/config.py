@@ -216,7 +216,8 @@ class Sampling:
     ema_decay: Annotated[float, Field(strict=True, ge=0, le=0.999)] = default("sampling.ema-decay")
     """Largest share in [0, 1) of a weight's previous square that a fresh norm keeps: weights that fluctuate less."""
     ema_steps: Positive | None = default("sampling.ema-steps")
-    """A previous square that is t steps old keeps a share of exp(-t/ema_steps) at most; None: age doesn't matter."""
+    """A previous square that is t steps old keeps a share of exp(-t/ema_steps) at most. None: 1,000 for a rate that
+    falls along a cosine, otherwise its age doesn't matter."""
     gate: Literal["auto", "open"] = default("sampling.gate")
     """``"auto"``: uniform until importance sampling pays; ``"open"``: always importance sampling."""
     gate_gain: Annotated[float, Field(strict=True, ge=1)] = default("sampling.gate-gain")
@@ -227,10 +228,14 @@ class Sampling:
     """Uniform draws and no scoring: the baseline."""
 
     def suited_to(self, learning: Learning) -> Sampling:
-        """Return these settings with the smoothing that suits the learning rate, unless one is set."""
-        if self.smoothing is not None:
-            return self
-        return dataclasses.replace(self, smoothing=0.3 if learning.scheduler == "cosine" else SMOOTHING)
+        """Return these settings with what suits the learning rate, where nothing is set."""
+        falls = learning.scheduler == "cosine"
+        smoothing, steps = (0.3, 1000.0) if falls else (SMOOTHING, None)
+        return dataclasses.replace(
+            self,
+            smoothing=smoothing if self.smoothing is None else self.smoothing,
+            ema_steps=steps if self.ema_steps is None else self.ema_steps,
+        )
 
 
 def to_mapping(settings: Learning | Scoring | Sampling) -> dict[str, Any]:

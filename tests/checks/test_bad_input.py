@@ -140,12 +140,16 @@ class TestSettings:
             check(tmp_path, learning=isgd.Learning(steps=1, **learning))
 
     @pytest.mark.parametrize(
-        ("scheduler", "given", "smoothing"), [(None, None, 0.7), ("cosine", None, 0.3), ("cosine", 0.5, 0.5)]
+        ("scheduler", "given", "smoothing", "steps"),
+        [(None, None, 0.7, None), ("cosine", None, 0.3, 1000.0), ("cosine", 0.5, 0.5, 1000.0)],
     )
-    def test_the_smoothing_of_a_run_suits_its_rate_unless_it_is_set(self, tmp_path, scheduler, given, smoothing):
+    def test_smoothing_and_averages_suit_the_rate_unless_they_are_set(
+        self, tmp_path, scheduler, given, smoothing, steps
+    ):
         learning = isgd.Learning(steps=1, scheduler=scheduler)
         plan = check(tmp_path, learning=learning, sampling=isgd.Sampling(smoothing=given))
         assert plan.spec.sampling.smoothing == plan.document["config"]["sampling"]["smoothing"] == smoothing
+        assert plan.spec.sampling.ema_steps == steps
 
     def test_a_minibatch_larger_than_the_data_is_said(self, tmp_path, caplog):
         check(tmp_path)

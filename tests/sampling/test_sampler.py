@@ -321,13 +321,13 @@ def test_feedback_ignores_bad_norms_and_counts_them(caplog):
 def test_ema_decay_gives_the_root_mean_square_of_norms_seen():
     """w² ← m w² + (1 - m) ||g||², by scores and by feedback; the first norm counts whole."""
     m = 0.75
-    sampler = sampler_of([3.0, 4.0, 0.0], 3, smoothing=0.0, ema_decay=m, ema_steps=None)
+    sampler = sampler_of([3.0, 4.0, 0.0], 3, smoothing=0.0, ema_decay=m)
     np.testing.assert_allclose(sampler._weights.values, [3, 4, 0])
     sampler.update(0, [1.0, 4.0, 2.0], 1)
     np.testing.assert_allclose(sampler._weights.values, [np.sqrt(m * 9 + (1 - m)), 4, 1], rtol=1e-6)
     sampler.feedback([2], [7.0], 2)
     np.testing.assert_allclose(sampler._weights.values[2], np.sqrt(m + (1 - m) * 49), rtol=1e-6)
-    other = ImportanceSampler(3, 3, Sampling(ema_decay=m, ema_steps=None))
+    other = ImportanceSampler(3, 3, Sampling(ema_decay=m))
     other.feedback([1], [5.0], 0)
     np.testing.assert_array_equal(other._weights.values, [np.nan, 5, np.nan])
 
