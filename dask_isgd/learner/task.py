@@ -174,7 +174,10 @@ class Learner(LongTask):
 
     def _pace(self) -> FeedbackPace | None:
         feedback = self.spec.sampling.feedback and not self.spec.sampling.uniform
-        return FeedbackPace(fixed=self.spec.learning.synchronous) if feedback else None
+        if not feedback:
+            return None
+        sampler = self.batch_sampler.sampler
+        return FeedbackPace(fixed=self.spec.learning.synchronous, alone=lambda: sampler.from_feedback)
 
     def _require_same_data(self) -> None:
         """Raise RunMismatchError if the data were rewritten since the run began: their weights would be of others."""

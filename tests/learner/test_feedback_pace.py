@@ -30,6 +30,23 @@ def test_norms_take_a_tenth_of_the_time_at_most(cost, every, noise):
     assert share(pace, 12 * BLOCK, 100, cost=cost) == pytest.approx(1 / every, abs=0.05)
 
 
+@pytest.mark.parametrize(("cost", "every"), [(0.25, 1), (0.45, 2), (5.0, 8)])
+def test_where_nothing_is_scored_norms_may_take_three_times_as_much(cost, every):
+    pace = FeedbackPace(alone=lambda: True)
+    share(pace, 0, 12, cost=cost)
+    assert pace.every == every
+
+
+def test_scores_that_arrive_later_make_norms_rarer_at_once():
+    scored = False
+    pace = FeedbackPace(alone=lambda: not scored)
+    share(pace, 0, 12, cost=0.25)
+    assert pace.every == 1
+    scored = True
+    share(pace, 12 * BLOCK, 2, cost=0.25)
+    assert pace.every == 3
+
+
 def test_the_cost_is_measured_again():
     pace = FeedbackPace()
     share(pace, 0, 12, cost=0.45)
