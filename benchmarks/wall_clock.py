@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "wall_clock.jsonl"
-STEPS, BATCH = 4000, 128
-RATES, SHARES, SEEDS = (0.04, 0.08), (0.5, 0.75, 1.0), (0, 1, 2)
+STEPS, BATCH = 8000, 128
+RATES, SHARES, SEEDS = (0.04, 0.08), (0.5, 0.625, 0.75), (0, 1, 2)
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "uniform": {"learners": 2, "uniform": True},
