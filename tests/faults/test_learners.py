@@ -91,24 +91,13 @@ def test_a_killed_rank_is_done_without_and_comes_back(client, digits, run_dir, c
     assert 1 in learners
 
 
-def test_a_synchronous_group_is_reproducible_to_the_bit(client, digits, tmp_path):
-    settings = learning(steps=80, synchronous=True, checkpoint_steps=1, learners=2, min_learners=2)
-    whole = fit(client, digits, tmp_path / "whole", learning=settings)
-    whole.wait(timeout=WAIT, progress=False)
-    broken = fit(client, digits, tmp_path / "broken", learning=settings)
-    until(broken, reaches(40))
-    kill(other_pid(client, broken))
-    broken.wait(timeout=WAIT, progress=False)
-    assert broken.latest["incarnation"] > 1
-    assert state(broken) == state(whole)
+AVERAGES = {"sync_every": 5, "outer_momentum": 0.5, "outer_rate": 0.9}
 
 
-AVERAGES = {"learners": 2, "sync_every": 5, "outer_momentum": 0.5, "outer_rate": 0.9}
-
-
-def test_learners_that_average_are_reproducible_to_the_bit_when_one_is_killed(client, digits, tmp_path):
+@pytest.mark.parametrize("averages", [{}, AVERAGES], ids=["sums", "averages"])
+def test_a_synchronous_group_is_reproducible_to_the_bit(client, digits, tmp_path, averages):
     """An average leaves all ranks in the state that rank 0 commits."""
-    settings = learning(steps=80, synchronous=True, checkpoint_steps=1, min_learners=2, **AVERAGES)
+    settings = learning(steps=80, synchronous=True, checkpoint_steps=1, learners=2, min_learners=2, **averages)
     whole = fit(client, digits, tmp_path / "whole", learning=settings)
     whole.wait(timeout=WAIT, progress=False)
     broken = fit(client, digits, tmp_path / "broken", learning=settings)
@@ -120,7 +109,7 @@ def test_learners_that_average_are_reproducible_to_the_bit_when_one_is_killed(cl
 
 
 def test_learners_that_average_lose_nothing_when_one_is_killed(client, digits, run_dir):
-    run = fit(client, digits, run_dir, learning=learning(**AVERAGES))
+    run = fit(client, digits, run_dir, learning=learning(learners=2, **AVERAGES))
     until(run, saved(run))
     step, incarnation = run.latest["step"], run.latest["incarnation"]
     kill(other_pid(client, run))
