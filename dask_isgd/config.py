@@ -85,7 +85,7 @@ class Learning:
     """With how many learners the run continues if others were lost; at its start there have to be all ``learners``."""
     sync_every: Count = default("learning.sync-every")
     """Steps that each of several learners takes by itself, with its own part of each minibatch, before parameters are
-    averaged; 1: gradients are summed in every step. For slow links, and for cores of one machine."""
+    averaged; 1: gradients are summed in every step. For slow links."""
     outer_momentum: Annotated[float, Field(strict=True, ge=0, lt=1)] = default("learning.outer-momentum")
     """Nesterov momentum of the averages' changes; DiLoCo has 0.9, with ``outer_rate`` 0.7. 0: none."""
     outer_rate: Positive = default("learning.outer-rate")

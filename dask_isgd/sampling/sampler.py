@@ -210,7 +210,8 @@ class ImportanceSampler:
         bad = int(len(fresh) - good.sum())
         if bad:
             logger.warning("chunk %d at version %d: %d bad norms, former weights kept", chunk, version, bad)
-        elapsed = self._ages.elapsed_of_chunk(chunk, version, len(fresh))
+        by_age = self.sampling.ema_steps is not None
+        elapsed = self._ages.elapsed_of_chunk(chunk, version, len(fresh)) if by_age else None
         replaced = good & ~self._ages.rescore(chunk, version, len(fresh))
         self._weights.put(chunk, np.where(replaced, self._averaged(former, fresh, elapsed), former))
         self.versions[chunk] = version
@@ -247,7 +248,8 @@ class ImportanceSampler:
             # With fading, no weight may be newer than the time that its chunk's factor is computed for.
             dated = min(step, self._step) if self._weights.faded else step
             chunks = wanted // self.chunk_size
-            elapsed = self._ages.elapsed(chunks, places, step)
+            by_age = self.sampling.ema_steps is not None
+            elapsed = self._ages.elapsed(chunks, places, step) if by_age else None
             moved = self._ages.mark(chunks, places, dated)
             self._weights.scatter(places, self._averaged(self._weights.values[places], fresh, elapsed))
             for chunk in moved if self._weights.faded else ():
@@ -324,13 +326,13 @@ class ImportanceSampler:
         return ChunkStates(sampling, w.lengths, w.scored.chunks, self._age, base_age, self._left_out)
 
     def _averaged(
-        self, former: NDArray[np.float32], fresh: NDArray[np.float32], elapsed: Floats
+        self, former: NDArray[np.float32], fresh: NDArray[np.float32], elapsed: Floats | None
     ) -> NDArray[np.float32]:
-        """Return the new weights: roots of averages of former squares, ``elapsed`` steps older, and fresh ones."""
+        """Return the new weights: roots of averages of former squares, ``elapsed`` steps older if age counts."""
         decay: float | Floats = self.sampling.ema_decay
         if not decay:
             return fresh
-        if self.sampling.ema_steps is not None:
+        if elapsed is not None and self.sampling.ema_steps is not None:
             decay = np.minimum(decay, np.exp(elapsed / -self.sampling.ema_steps))
         squares = decay * np.square(former, dtype=np.float64) + (1.0 - decay) * np.square(fresh, dtype=np.float64)
         return np.where(np.isnan(former), fresh, np.sqrt(squares)).astype(np.float32)
