@@ -11,8 +11,11 @@ comparison: does an arm end its shorter horizon with at most the training loss t
 with? Both have the best of the same rates, by the median over seeds, and are paired by seed. Virtual time counts
 updates: what norms cost is in ``cost.py``.
 
-Writes one JSON line per run to ``results/devices.jsonl``. The simulation is in ``simulation.py``.
-Data: Debian's dataset-fashion-mnist.
+``--problem shuttle`` or ``land-mask``: only whether one of two or five devices does more for the run if it scores, all
+the time, while the others share the minibatches of all (rate 0.2, 4,000 updates; the same MLP).
+
+Writes one JSON line per run to ``results/devices.jsonl``, or ``devices-PROBLEM.jsonl``. The simulation is in
+``simulation.py``. Data: Debian's dataset-fashion-mnist, and what the pipelines need.
 """
 
 from __future__ import annotations
@@ -25,13 +28,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from simulation import BATCH, Images, Policy, Simulation, images
+from simulation import BATCH, Images, Policy, Simulation, images, numbers
 
 RESULTS = Path(__file__).parent / "results" / "devices.jsonl"
 UPDATES = (2800, 8000)
 EXAMPLES = 60_000
 RATES, SEEDS = (0.2, 0.4), range(5)
-
 
 FORMER = {"smoothing": 0.7}
 """Settings before smoothing followed the rate and averages the age of weights."""
@@ -76,6 +78,12 @@ def one_pass(learners: int, policy: str) -> Arm:
     return Arm(learners, policy, learners * (learners - 1) / SCORE_COST)
 
 
+def one_scores(learners: int) -> Comparison:
+    """Compare an arm of which one device scores all the time while the others learn with one of which all learn."""
+    arm = Arm(learners, "default", learners / (learners - 1) / SCORE_COST)
+    return Comparison(arm, (learners - 1) / learners, Arm(learners, "default", 0))
+
+
 def lost(arm: Arm) -> int:
     """Return for how many updates of all learners the one of ``one_pass`` learns alone, beyond those that it makes."""
     if POLICIES[arm.policy].pass_from is None:
@@ -97,6 +105,8 @@ COMPARISONS = (
     # what a pass costs: its devices make no updates meanwhile
     Comparison(one_pass(2, "former, one pass"), 1.0, Arm(2, "former", 0)),
     Comparison(one_pass(2, "counted averages, one pass"), 1.0, TWO_FEEDBACK),
+    one_scores(2),
+    one_scores(5),
     # about as much work: a forward pass is a third of a step
     Comparison(Arm(1, "former, chosen from 3 minibatches", 0), 0.5, Arm(1, "former", 0), also_long=False),
     *(
@@ -122,11 +132,20 @@ class Run(NamedTuple):
     seed: int
 
 
-def grid(seeds: list[int], rates: list[float], updates: Sequence[int] = UPDATES) -> Iterator[Run]:
+ROLES = (one_scores(2), Comparison(TWO_FEEDBACK, 1.0, TWO), one_scores(5), Comparison(FIVE_FEEDBACK, 1.0, FIVE))
+"""What other problems than Fashion-MNIST are for."""
+
+
+def grid(
+    seeds: list[int],
+    rates: list[float],
+    updates: Sequence[int] = UPDATES,
+    comparisons: Sequence[Comparison] = COMPARISONS,
+) -> Iterator[Run]:
     """Yield the runs of all comparisons once each, seed by seed."""
     for seed in seeds:
         for whole in updates:
-            chosen = [c for c in COMPARISONS if c.also_long or whole == min(UPDATES)]
+            chosen = [c for c in comparisons if c.also_long or whole == min(UPDATES)]
             arms = [arm for c in chosen for arm in ((c.other, 1.0), (c.arm, c.share))]
             for rate in rates:
                 yield from (Run(*arm, whole, rate, seed) for arm in dict.fromkeys(arms))
@@ -184,12 +203,12 @@ def table(rows: dict[Run, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def summary(rows: dict[Run, dict[str, Any]]) -> list[str]:
+def summary(rows: dict[Run, dict[str, Any]], comparisons: Sequence[Comparison] = COMPARISONS) -> list[str]:
     """Return one line for each comparison of which both arms have runs, and one for each arm beside uniform draws."""
     lines = []
     there = {run[:3] for run in rows}
     for updates in sorted({run.updates for run in rows}):
-        for c in COMPARISONS:
+        for c in comparisons:
             if {(c.arm, c.share, updates), (c.other, 1.0, updates)} <= there:
                 (rate, ours), (its_rate, its) = best(rows, c.arm, c.share, updates), best(rows, c.other, 1.0, updates)
                 ratios = [loss(ours[seed]) / loss(its[seed]) for seed in sorted(ours.keys() & its.keys())]
@@ -219,29 +238,33 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--tiny", action="store_true", help="use small sizes: a test that it runs")
     parser.add_argument("--table", action="store_true", help="only summarise existing runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="run only these seeds")
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="run only these rates")
-    parser.add_argument("--updates", type=int, nargs="+", default=list(UPDATES), help="run only these horizons")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--rates", type=float, nargs="+", help="run only these rates")
+    parser.add_argument("--updates", type=int, nargs="+", help="run only these horizons")
+    parser.add_argument("--problem", choices=["fashion-mnist", "shuttle", "land-mask"], default="fashion-mnist")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where a problem's data are kept")
+    parser.add_argument("--results", type=Path)
     arguments = parser.parse_args(argv)
+    name = arguments.problem
+    own = name != "fashion-mnist"
+    comparisons = ROLES if own else COMPARISONS
+    results = arguments.results or (RESULTS.with_name(f"devices-{name}.jsonl") if own else RESULTS)
+    rates, updates = arguments.rates or ([0.2] if own else RATES), arguments.updates or ([4000] if own else UPDATES)
     torch.set_num_threads(1)
     if arguments.tiny:
         data = images(4000)
         rows = {run: simulate(run, data, width=32) for run in grid([0], [0.2], [200])}
     else:
-        rows = load(arguments.results)
-        todo = (
-            []
-            if arguments.table
-            else [r for r in grid(arguments.seeds, arguments.rates, arguments.updates) if r not in rows]
-        )
-        data = images() if todo else None
+        rows = load(results)
+        every = [] if arguments.table else grid(arguments.seeds, list(rates), updates, comparisons)
+        todo = [run for run in every if run not in rows]
+        data = (numbers(name, str(arguments.data / f"{name}.zarr")) if own else images()) if todo else None
         for run in todo:
             assert data is not None
             rows[run] = simulate(run, data)
-            with arguments.results.open("a") as file:
+            with results.open("a") as file:
                 file.write(json.dumps(rows[run]) + "\n")
             print(*run, f"{loss(rows[run]):.4f}", flush=True)
-    print("\n".join([*table(rows), "", *summary(rows)]))
+    print("\n".join([*table(rows), "", *summary(rows, comparisons)]))
     return list(rows.values())
 
 

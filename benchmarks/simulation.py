@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zarr
 from explicit_mlp import Mlp
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from dask_isgd.config import Learning, Sampling
 from dask_isgd.learner.clipping import Clipping
 from dask_isgd.learner.gain_monitor import GainMonitor
 from dask_isgd.learner.step import Learned, Step
+from dask_isgd.pipelines import PIPELINES
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.sampling import Draw, Gate, ImportanceSampler, next_chunks
 from dask_isgd.sampling.draws import positions
@@ -62,7 +64,7 @@ class Policy:
 @dataclass(frozen=True)
 class Images:
     x: Tensor
-    """(N, D) float32, standardised with one mean and deviation."""
+    """(N, D) float32, standardised: images with one mean and deviation, other data number by number."""
     y: Tensor
     """(N,) int64."""
     test_x: Tensor
@@ -79,6 +81,18 @@ def images(n: int | None = None) -> Images:
         return (flat / 255.0 - 0.2860) / 0.3530, torch.from_numpy(y.astype(np.int64))
 
     return Images(*part("train", n), *part("t10k", n))
+
+
+def numbers(pipeline: str, url: str) -> Images:
+    """Return the data of a pipeline of numbers and classes, which are written to ``url`` if they are not there."""
+    group = zarr.open_group(PIPELINES[pipeline].prepare(url), mode="r")
+    parts = []
+    for name in ("train", "test"):
+        arrays = [np.asarray(array) for _, array in sorted(group[name].arrays())]
+        (x,), (y,) = ([a for a in arrays if a.ndim == d] for d in (2, 1))
+        parts.append((torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))))
+    mean, deviation = parts[0][0].mean(0), parts[0][0].std(0)
+    return Images(*(tensor for x, y in parts for tensor in ((x - mean) / deviation, y)))
 
 
 class Simulation:

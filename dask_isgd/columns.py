@@ -96,6 +96,15 @@ HISTORY = (
     Column("feedback", "feedback", "fraction", "steps whose own norms were fed back, since the last report", False),
     Column("threads", "threads", "threads", "torch threads of the learner", False),
     Column("learners", "learners", "learners", "learners that shared each minibatch", False),
+    Column("learners_scoring", "learners that score", "workers", "workers that could learn, and score instead", False),
+    Column(
+        "roles_worth",
+        "worth of other roles",
+        "ratio",
+        "at the latest judgement: progress per second, measured or predicted, with the best other number of learners "
+        "that score, over the progress then; NaN if there is no choice or nothing was measured",
+        False,
+    ),
 )
 """The learner's reports: one row per ``report_every`` steps (``Run.history``)."""
 

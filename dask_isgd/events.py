@@ -65,6 +65,19 @@ class Progress(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group(Event):
+    """Who learns in a run with several learners."""
+
+    kind: ClassVar[str] = "group"
+    learners: Sequence[str]
+    """The addresses of their workers."""
+    scorers: int
+    """Workers that could learn, and score instead."""
+    why: str
+    """The reason for it, in a sentence; empty if there was no choice yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored(Event):
     """Chunks of the weight array were rewritten."""
 
@@ -159,7 +172,19 @@ class ShareClaim(Event):
 
 _KINDS: dict[str, type[Event]] = {
     cls.kind: cls
-    for cls in (Published, Progress, Scored, Evaluated, Ended, Control, Heartbeat, Fault, WeightSummary, ShareClaim)
+    for cls in (
+        Published,
+        Progress,
+        Group,
+        Scored,
+        Evaluated,
+        Ended,
+        Control,
+        Heartbeat,
+        Fault,
+        WeightSummary,
+        ShareClaim,
+    )
 }
 
 

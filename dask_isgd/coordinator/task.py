@@ -27,7 +27,7 @@ from dask_isgd.coordinator.score_budget import may_start
 from dask_isgd.coordinator.score_reporter import ScoreReporter
 from dask_isgd.core.spec import RunSpec
 from dask_isgd.errors import DataError, IsgdError, LeaseLostError, RunNotFoundError, WorkersLostError
-from dask_isgd.events import Control, Ended, Event, Progress, Published
+from dask_isgd.events import Control, Ended, Event, Group, Progress, Published
 from dask_isgd.learner.background import LatestJobWorker
 from dask_isgd.order import LatestVersion, sort_key
 from dask_isgd.runtime import pubsub
@@ -195,6 +195,8 @@ class Coordinator(LongTask):
             self.learner_step = event.step
             if event.probing != (self._probing_since is not None):
                 self._probing_since, self._probe_seconds = (time.monotonic() if event.probing else None), 0.0
+        elif isinstance(event, Group):
+            self.scorers.learners = set(event.learners)
         elif isinstance(event, Control):
             self.superseded = self.superseded or event.attempt > self.spec.attempt
             self.paused = event.want == "pause" and event.attempt == self.spec.attempt

@@ -21,6 +21,7 @@ from dask_isgd.events import (
     Evaluated,
     Event,
     Fault,
+    Group,
     Heartbeat,
     Progress,
     Scored,
@@ -119,6 +120,8 @@ class RunRecord:
         self._state = "starting"
         self._coordinator = 0
         self._restarted = False
+        self._group: tuple[int, int] | None = None
+        """How many learn, and how many score that could learn."""
         self._previous: tuple[int, float, float] | None = None
 
     @property
@@ -156,6 +159,8 @@ class RunRecord:
             self.evaluations.append({"step": event.version, "loss": event.loss, "error": event.error})
         elif isinstance(event, WeightSummary):
             self.weight_summary = event
+        elif isinstance(event, Group):
+            self._apply_group(event, at)
         elif isinstance(event, Fault):
             self.log.append(LogEntry(at, event.what, event.detail))
         elif isinstance(event, Control):
@@ -190,6 +195,16 @@ class RunRecord:
         for name, version in (("published_behind", "version"), ("scored_behind", "scored_version")):
             latest[name] = max(0.0, step - latest[version]) if version in latest else math.nan
         self.progress.append(latest)
+
+    def _apply_group(self, event: Group, at: float) -> None:
+        """Log who learns if that has changed: it is repeated now and then."""
+        count, before = len(event.learners), self._group
+        if (count, event.scorers) == before:
+            return
+        self._group = count, event.scorers
+        if before is not None or count > 1:
+            score = f", {event.scorers} score that could learn" if event.scorers else ""
+            self.log.append(LogEntry(at, "learners", f"{count} learn{score}" + (f": {event.why}" if event.why else "")))
 
     def _apply_control(self, event: Control, at: float) -> None:
         if self._state in ("running", "paused", "starting"):

@@ -8,6 +8,7 @@ gradient of an outer step with Nesterov momentum (Douillard et al., DiLoCo, arXi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
@@ -31,6 +32,8 @@ class Averaging:
         self._every, self._last, self._momentum, self._rate = every, last, momentum, rate
         outer = momentum != 0.0 or rate != 1.0
         self._velocity = [torch.zeros_like(p) for p in self._parameters] if outer else []
+        self.waited = 0.0
+        """Seconds that averages took, of all steps."""
         self._anchor: list[Tensor] = []
         """The parameters after the last outer step."""
 
@@ -44,7 +47,7 @@ class Averaging:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:
         """Average these tensors of all ranks in place. Raises GroupLostError, and then has changed nothing."""
-        device = self._parameters[0].device
+        began, device = time.perf_counter(), self._parameters[0].device
         kept = {
             name: tensor
             for name, tensor in tensors.items()
@@ -63,6 +66,7 @@ class Averaging:
             tensor.detach().copy_(part.view_as(tensor))
         if self._velocity:
             self._step()
+        self.waited += time.perf_counter() - began
 
     def _step(self) -> None:
         for parameter, anchor, velocity in zip(self._parameters, self._anchor, self._velocity, strict=True):

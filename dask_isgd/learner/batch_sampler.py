@@ -39,7 +39,8 @@ class BatchSampler:
     ``report_every``: at every such step the draws are independent, so that the report's estimates are unbiased.
     ``reproducible``: a resumed run draws what an uninterrupted one does. ``skip_bad_chunks``: scoring chunks whose
     rows cannot be read are left out; otherwise they raise their error. ``scored``: whether scorers bring weights; if
-    not, they all come from the minibatches themselves. ``block``: minibatches per search, one if ``reproducible``.
+    not, they all come from the minibatches themselves. ``keep_feedback``: a checkpoint has the weights even where some
+    were scored, as scoring may end. ``block``: minibatches per search, one if ``reproducible``.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class BatchSampler:
         reproducible: bool = False,
         skip_bad_chunks: bool = False,
         scored: bool = True,
+        keep_feedback: bool = False,
         block: int = BLOCK,
     ) -> None:
         self._batch_size, self._seed, self._report_every = batch_size, seed, report_every
         self._sampling, self._skip_bad_chunks, self._scored = sampling, skip_bad_chunks, scored
+        self._keep_feedback = keep_feedback
         self._lock = threading.Lock()
         if reproducible:  # fresh norms only: a resumed run has no former norms to average with
             sampling = dataclasses.replace(sampling, ema_decay=0.0)
@@ -198,15 +201,22 @@ class BatchSampler:
             return {"feedback": share, **self.monitor.row(step)}
 
     def feedback_state(self) -> dict[str, Any]:
-        """Return the state of a sampler whose weights all come from feedback, for a checkpoint; otherwise nothing."""
+        """Return the weights for a checkpoint, if the weight array lacks them as all or many come from feedback."""
         with self._lock:
-            return self.sampler.state() if self.sampler.from_feedback else {}
+            return self.sampler.state() if self.sampler.from_feedback or self._keep_feedback else {}
 
     def restore_feedback(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``feedback_state()``, unless a chunk was scored since, or ages are now kept in other units."""
+        """Continue from ``feedback_state()``, but for chunks that were scored since.
+
+        Nothing changes if ages are now kept in other units, or all weights came from feedback and some are scored now.
+        """
         with self._lock:
-            same = state and state["half_life_steps"] == self._sampling.half_life_steps
-            if same and np.isnan(self.sampler.versions).all():
+            if not state or state["half_life_steps"] != self._sampling.half_life_steps:
+                return
+            scored = ~np.isnan(self.sampler.versions)
+            if self._keep_feedback:
+                self.sampler.restore(state, but=np.flatnonzero(scored & ~(self.sampler.versions <= state["versions"])))
+            elif not scored.any():
                 self.sampler.restore(state)
 
     def state(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ shares of any size.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -65,6 +66,8 @@ class GradientSum:
         self._tail = parameters[0].new_zeros(2 + len(parameters), dtype=torch.float64 if exact else torch.float32)
         """Loss, squares, and for each parameter how many ranks have a gradient of it."""
         self._next, self._active, self._measures = 0, False, False
+        self.waited = 0.0
+        """Seconds in which this process waited for sums, of all steps; on CUDA, where the device waits, about 0."""
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters]  # type: ignore[no-untyped-call]
 
     def begin(self, *, squares: bool = False) -> None:
@@ -110,11 +113,13 @@ class GradientSum:
             self._send(bucket)
         self._tail[0] = loss
         works = [bucket.work for bucket in self._buckets] + [_launched(self._tail)]
+        began = time.perf_counter()
         try:
             for work in works:
                 work.wait()
         except RuntimeError as error:
             raise GroupLostError(f"the gradients of another rank did not arrive: {error}") from error
+        self.waited += time.perf_counter() - began
         for parameter, (_, view) in self._places.items():
             parameter.grad = view
         if missing:  # otherwise nothing waits for the device

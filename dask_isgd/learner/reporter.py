@@ -49,6 +49,8 @@ class Reporter:
         learning_rate: float,
         threads: int,
         learners: int = 1,
+        learners_scoring: int = 0,
+        roles_worth: float = math.nan,
     ) -> None:
         """Report after ``step`` steps, the last of them measured, and ``seconds`` of training by all incarnations."""
         now, steps = time.monotonic(), self._steps
@@ -65,6 +67,8 @@ class Reporter:
             "mean_gradient_sq_norm": steps[-1].mean_gradient_sq_norm,
             "threads": threads,
             "learners": learners,
+            "learners_scoring": learners_scoring,
+            "roles_worth": roles_worth,
             **batch_sampler.report(step),
         }
         self._steps, self._reported = [], now

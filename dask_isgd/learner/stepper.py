@@ -86,6 +86,11 @@ class Stepper:
         return 1
 
     @property
+    def waited(self) -> float:
+        """Seconds in which other learners were waited for, of all steps."""
+        return 0.0
+
+    @property
     def at_rest(self) -> bool:
         """Whether the run may stop before the next step: other learners take none meanwhile."""
         return True

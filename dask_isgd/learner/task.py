@@ -8,6 +8,7 @@ whether the cluster still wants it.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -78,6 +79,8 @@ class Learner(LongTask):
         """0 until the lease is acquired."""
         self.coordinator_failed = False
         """Whether the coordinator has failed for good."""
+        self.learners_scoring, self.roles_worth = 0, math.nan
+        """Columns of the history: workers that score and could learn, and the worth of other roles."""
         self._threads = threads
         self._controls_received = 0
         self._round_started = False
@@ -104,6 +107,7 @@ class Learner(LongTask):
             reproducible=spec.learning.synchronous,
             skip_bad_chunks=spec.scoring.skip_bad_chunks,
             scored=spec.scores,
+            keep_feedback=learning.learners != 1,
         )
         self.weights = spec.directory.open_weights()
         if not learning.synchronous:
@@ -262,6 +266,8 @@ class Learner(LongTask):
             learning_rate=self.trainer.update.learning_rate,
             threads=self._threads.resize(scorers_idle=self.batch_sampler.idle),
             learners=self.stepper.learners,
+            learners_scoring=self.learners_scoring,
+            roles_worth=self.roles_worth,
         )
 
     def _pause(self) -> None:

@@ -70,6 +70,12 @@ class Trainer:
         self._engine: NormEngine | None = None
         self._warned = False
 
+    @property
+    def waited(self) -> float:
+        """Seconds in which this rank waited for others, of all steps."""
+        shared = self._sum if self.averaging is None else self.averaging
+        return shared.waited if shared is not None else 0.0
+
     def share(self, rank: int) -> None:
         """Train as rank ``rank`` of the process group from now on."""
         self._rank, self._shared = rank, True

@@ -65,6 +65,10 @@ class Announcer:
             values=dict(values),
         )
 
+    def group(self, learners: Sequence[str], *, scorers: int, why: str) -> None:
+        """Announce the addresses of all learners, and how many workers score that could learn, and why."""
+        self._announce(events.Group, learners=list(learners), scorers=scorers, why=_shown(why))
+
     # The coordinator ------------------------------------------------------------------------
 
     def scored(self, chunks: Sequence[Sequence[int]], *, examples: int, per_second: float) -> None:

@@ -74,6 +74,11 @@ def learner_places(workers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted(address for address, worker in workers.items() if _declares(worker, LEARNER))
 
 
+def can_score(worker: Mapping[str, Any], scoring: Scoring) -> bool:
+    """Whether a worker of a cluster with roles declares what scoring tasks ask for."""
+    return all(_declares(worker, name) for name in scoring.resources or {SCORER: 1})
+
+
 def too_few_places(wanted: object, places: int) -> str:
     """Return the message of the error that there are only so many places for ``wanted`` learners."""
     return (
@@ -106,13 +111,15 @@ class ScorerPool:
     """The workers that score: how many tasks they can hold, and how to submit one.
 
     ``alone``: whether the learner's worker scores if there is no other. ``together``: whether the run has several
-    learners, on all workers that declare the resource; scoring tasks avoid these, too.
+    learners; scoring tasks avoid them all, and until they are known every worker that declares the resource.
     """
 
     def __init__(self, client: Client, scoring: Scoring, *, alone: bool = True, together: bool = False) -> None:
         self._client, self._scoring, self._alone, self._together = client, scoring, alone, together
         self.learner: str | None = None
         """Address of the learner's worker, which scoring tasks avoid if they can."""
+        self.learners: set[str] | None = None
+        """Addresses of all learners' workers, where there are several; None while they are not known."""
         self._workers: dict[str, Mapping[str, Any]] = {}
         self._refreshed = 0.0
 
@@ -144,7 +151,9 @@ class ScorerPool:
         return [a for a, w in self._workers.items() if all(_declares(w, name) for name in wanted)]
 
     def _learns(self, address: str) -> bool:
-        return address == self.learner or (self._together and _declares(self._workers[address], LEARNER))
+        if address == self.learner or not self._together:
+            return address == self.learner
+        return _declares(self._workers[address], LEARNER) if self.learners is None else address in self.learners
 
     def placement(self) -> dict[str, Any]:
         """Return the arguments of ``Client.submit`` for a scoring task."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -286,8 +286,11 @@ class ImportanceSampler:
             "left_out": self._left_out.copy(),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state()``. Raises ConfigError if it has other chunks, or ages in other units."""
+    def restore(self, state: Mapping[str, Any], *, but: Sequence[int] | NDArray[np.int64] = ()) -> None:
+        """Continue from ``state()``; the chunks ``but`` stay as they are, if they were updated before.
+
+        Raises ConfigError if it has other chunks, or ages in other units.
+        """
         kept = {"chunk_size": self.chunk_size, "half_life_steps": self.sampling.half_life_steps}
         for name, wanted in kept.items():
             if state[name] != wanted:
@@ -295,8 +298,9 @@ class ImportanceSampler:
                     f"restore: got a state with {name} {state[name]}, wanted {wanted}; resume with the same"
                 )
         w = self._weights
-        self._ages.base[:], self.versions[:] = state["base"], state["versions"]
-        for chunk in range(self.n_chunks):
+        others = np.setdiff1d(np.arange(self.n_chunks), but)
+        self._ages.base[others], self.versions[others] = state["base"][others], state["versions"][others]
+        for chunk in others.tolist():
             rows = slice(chunk * self.chunk_size, chunk * self.chunk_size + int(w.lengths[chunk]))
             w.chunk_codes(chunk)[:] = state["ages"][rows]
             w.put(chunk, state["weights"][rows])

@@ -132,6 +132,7 @@ def test_a_rank_that_hangs_is_done_without_and_nothing_is_lost(digits, run_dir):
             until(run, lambda latest: latest["incarnation"] > incarnation and latest["step"] > step + 20)
         finally:
             os.kill(hung, signal.SIGCONT)
+        until(run, lambda latest: latest.get("examples_scored", 0) > 0)  # by the worker that is done without
         assert lowest_step(run, incarnation + 1) >= step
         assert run.stop(timeout=WAIT) == "stopped"
         no_gaps(run)

@@ -174,9 +174,11 @@ def incarnation(spec: RunSpec, timeout: float = WAIT) -> tuple[Trainer, Checkpoi
     return trainer, checkpointer
 
 
-def parts_of(spec: RunSpec, timeout: float = WAIT) -> tuple[Trainer, BatchSampler, Checkpointer]:
+def parts_of(
+    spec: RunSpec, timeout: float = WAIT, batch_sampler: BatchSampler | None = None
+) -> tuple[Trainer, BatchSampler, Checkpointer]:
     trainer = Trainer(models.build(spec.model, 1), spec.loss_function, spec.learning)
-    batch_sampler = BatchSampler(
+    batch_sampler = batch_sampler or BatchSampler(
         spec.examples, spec.chunk, spec.learning.batch_size, spec.sampling, seed=0, report_every=20
     )
     made = Checkpointer(spec, {}, trainer, batch_sampler, columns=COLUMNS, timeout=timeout, is_leaving=lambda: False)
@@ -206,6 +208,31 @@ def test_weights_that_come_from_feedback_alone_are_resumed_from(spec, background
     assert before.max() > 1.5 / 64
     resumed.update(0, np.ones(spec.chunk, "f4"), 40)
     assert resumed.feedback_state() == {}
+
+
+def test_where_scoring_may_end_weights_from_feedback_are_resumed_from_beside_scores(spec):
+    """Scores that are newer than the checkpoint replace what it has."""
+    first, fed = sampler_of(spec), np.arange(0, 64, 3)
+    for chunk in range(4):
+        first.update(chunk, np.ones(16, "f4"), 10)
+    first.sampler.feedback(fed, np.full(len(fed), 9.0), 20)
+    _, _, checkpointer = parts_of(spec, batch_sampler=first)
+    checkpointer.commit_now(30)
+    checkpointer.close()
+    resumed = sampler_of(spec)  # what the weight array holds
+    for chunk, version in enumerate([10, 40, 10, 10]):
+        resumed.update(chunk, np.full(16, 1.0 if version == 10 else 5.0, "f4"), version)
+    _, _, checkpointer = parts_of(spec, batch_sampler=resumed)
+    checkpointer.close()
+    assert resumed.sampler.versions.tolist() == [10.0, 40.0, 10.0, 10.0]
+    expected = first.sampler.state()["weights"]
+    expected[16:32] = 5.0
+    np.testing.assert_array_equal(resumed.sampler.state()["weights"], expected)
+    assert set(expected[fed[fed < 16]]) != {1.0}
+
+
+def sampler_of(spec: RunSpec) -> BatchSampler:
+    return BatchSampler(64, 16, 8, spec.sampling, seed=0, report_every=20, keep_feedback=True)
 
 
 def one_step(trainer: Trainer, step: int) -> None:

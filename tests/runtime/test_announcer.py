@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from fake_worker import FakeWorker
 
-from dask_isgd.events import Ended, Evaluated, Fault, Heartbeat, Progress, Published, Scored, WeightSummary, topic_of
+from dask_isgd.events import (
+    Ended,
+    Evaluated,
+    Fault,
+    Group,
+    Heartbeat,
+    Progress,
+    Published,
+    Scored,
+    WeightSummary,
+    topic_of,
+)
 
 RUN = {"run": "r", "incarnation": 2}
 HOST = FakeWorker.address
@@ -36,6 +47,10 @@ SUMMARY = {
             Progress(
                 **RUN, step=20, steps=40, address=HOST, open=True, probing=False, why="pays", values={"loss": 0.5}
             ),
+        ),
+        (
+            lambda a: a.group([HOST, "tcp://b:1"], scorers=1, why="it pays"),
+            Group(**RUN, learners=[HOST, "tcp://b:1"], scorers=1, why="it pays"),
         ),
         (
             lambda a: a.scored([[0, 1, 32]], examples=10, per_second=3.5),

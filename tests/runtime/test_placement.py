@@ -6,7 +6,7 @@ import pytest
 
 import dask_isgd as isgd
 from dask_isgd.runtime import placement
-from dask_isgd.runtime.placement import ScorerPool, note_on_sharing
+from dask_isgd.runtime.placement import ScorerPool, can_score, note_on_sharing
 
 LEARNER = {"nthreads": 2, "resources": {"learner": 1.0}}
 SCORER = {"nthreads": 3, "resources": {"scorer": 2.0}}
@@ -62,6 +62,25 @@ def test_workers_of_several_learners_score_only_if_there_is_no_other(there):
     there.update(c=SCORER)
     assert (scorers.addresses(), scorers.capacity()) == (["c"], 2)
     assert scorers.placement()["workers"] == ["c"]
+
+
+def test_workers_that_could_learn_score_once_it_is_known_who_learns(there):
+    both = {"nthreads": 2, "resources": {"learner": 1.0, "scorer": 1.0}}
+    scorers = ScorerPool(None, isgd.Scoring(in_flight=1), alone=False, together=True)
+    scorers.learner, scorers.learners = "a", {"a", "b"}
+    there.update(a=both, b=both, c=both)
+    assert (scorers.addresses(), scorers.capacity()) == (["c"], 1)
+    assert scorers.placement()["workers"] == ["c"]
+    scorers.learners = {"a", "b", "c"}
+    assert scorers.capacity() == 0
+
+
+def test_who_can_score_declares_what_scoring_asks_for():
+    both = {"nthreads": 2, "resources": {"learner": 1.0, "scorer": 1.0}}
+    assert can_score(both, isgd.Scoring())
+    assert not can_score(LEARNER, isgd.Scoring())
+    assert not can_score(both, isgd.Scoring(resources={"gpu": 1}))
+    assert can_score({"nthreads": 1, "resources": {"gpu": 1.0}}, isgd.Scoring(resources={"gpu": 1}))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from dask_isgd.errors import ConfigError, NoLearnerWorkerError, NonFiniteLossErr
 from dask_isgd.learner.gradient_sum import GroupLostError
 from dask_isgd.learner.group import meeting
 from dask_isgd.learner.group.follower import GO, HERE, OPENING, READY, ROSTER, follow
-from dask_isgd.runtime.placement import LEARNER, learner_places, too_few_places, workers_of
+from dask_isgd.learner.group.roles import Measured, Roles
+from dask_isgd.runtime.placement import LEARNER, can_score, learner_places, too_few_places, workers_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,17 @@ _POLL = 0.1
 class Experience:
     """What one incarnation of a group leaves to the next one, in the same task."""
 
-    ranks: int = 0
-    """Ranks of the latest incarnation; 0: there was none."""
+    places: int = 0
+    """Places of the latest incarnation, of ranks and of workers that score instead; 0: there was none."""
     avoided: set[str] = field(default_factory=set)
-    """Addresses of workers whose rank did not come or left."""
+    """Addresses of workers whose rank did not come or left; they score, if they can."""
+    roles: Roles = field(default_factory=Roles)
+    scorers: int = 0
+    """How many workers are to score that could learn."""
+    why: str = ""
+    """The reason for it."""
+    worth: float = math.nan
+    """The latest ``Choice.worth``."""
 
 
 class Leader:
@@ -60,7 +69,7 @@ class Leader:
         tick: Callable[[], object],
     ) -> None:
         self._spec, self._worker, self._client, self._incarnation = spec, worker, client, incarnation
-        self._experience, self._elastic, self._tick = experience, elastic or experience.ranks > 0, tick
+        self._experience, self._elastic, self._tick = experience, elastic or experience.places > 0, tick
         self._timeout = config.seconds("cluster.timeout")
         self._host = get_address_host(worker.address)
         self._store: Any = None
@@ -92,12 +101,16 @@ class Leader:
         except BaseException:
             self.close()
             raise
-        self._experience.ranks = max(self._experience.ranks, self.count)
+        self._experience.places = max(self._experience.places, self.count + self._experience.scorers)
 
     def _wanted(self, there: int) -> int:
         """Return how many ranks the group is to have, if there are so many places."""
+        return max(self._able(there) - self._experience.scorers, self._spec.learning.min_learners)
+
+    def _able(self, there: int) -> int:
+        """Return how many ranks the group would have if all of its workers learned."""
         learners, most = self._spec.learning.learners, self._spec.learning.batch_size
-        return min(most, max(there, self._experience.ranks) if learners == "all" else learners)
+        return min(most, max(there, self._experience.places) if learners == "all" else learners)
 
     def _require(self, there: int) -> None:
         learning = self._spec.learning
@@ -106,8 +119,11 @@ class Leader:
             raise NoLearnerWorkerError(too_few_places(learning.learners, there))
 
     def _places(self) -> list[str]:
+        """Return the workers for other ranks; those that could score come last."""
         taken = {self._worker.address, *self._experience.avoided, *self._busy()}
-        return [address for address in learner_places(workers_of(self._client)) if address not in taken]
+        workers = workers_of(self._client)
+        places = [address for address in learner_places(workers) if address not in taken]
+        return sorted(places, key=lambda address: can_score(workers[address], self._spec.scoring))
 
     def _busy(self) -> set[str]:
         """Return the workers on which other runs learn."""
@@ -178,6 +194,20 @@ class Leader:
         """Whether there are places for more ranks than the group has."""
         places = self._places()
         return min(self._wanted(len(places) + 1), len(places) + 1) > self.count
+
+    def judge(self, now: Measured | None, *, at: float, ideal_gain: float, pays: bool) -> str:
+        """Choose how many workers are to score that could learn; return why this changes, "" if it doesn't."""
+        workers, places = workers_of(self._client), self._places()
+        able = min(self._able(len(places) + 1), len(places) + 1)
+        free = sum(can_score(workers[address], self._spec.scoring) for address in places if address in workers)
+        most = max(0, min(able - self._spec.learning.min_learners, free))
+        scorers = max(0, able - self.count)
+        choice = self._experience.roles.judge(able, scorers, most, now, at=at, ideal_gain=ideal_gain, pays=pays)
+        self._experience.scorers, self._experience.worth = choice.scorers, choice.worth
+        if choice.scorers == scorers:
+            return ""
+        self._experience.why = choice.reason
+        return choice.reason
 
     # The end --------------------------------------------------------------------------------
 

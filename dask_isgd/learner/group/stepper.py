@@ -59,6 +59,8 @@ class GroupStepper(Stepper):
         self._seconds = 0.0
         """Duration of a recent step."""
         self._sent = self._began = time.monotonic()
+        self._gathering = 0.0
+        """Seconds in which norms were gathered."""
 
     @property
     def next_step(self) -> int:
@@ -68,6 +70,10 @@ class GroupStepper(Stepper):
     @property
     def learners(self) -> int:
         return self._rank.shares.count
+
+    @property
+    def waited(self) -> float:
+        return self._rank.trainer.waited + self._gathering
 
     @property
     def at_rest(self) -> bool:
@@ -131,12 +137,14 @@ class GroupStepper(Stepper):
     def _collect(self) -> None:
         """Use the results of the stretch. Raises GroupLostError if a rank's worker leaves."""
         done = self._rank.results()
+        began = time.monotonic()
         try:
             gathered = self._rank.gather(done, leaving=False)
         except GroupLostError:  # the steps are taken and will be committed: they are reported, without norms
             alone = (each._replace(result=dataclasses.replace(each.result, norms=None)) for each in done)
             self._use([self._learned(each) for each in alone])
             raise
+        self._gathering += time.monotonic() - began
         self._seconds = (time.monotonic() - self._began) / self._stretch.steps
         self._use([self._learned(each) for each in gathered.steps])
         if gathered.leaving:

@@ -6,6 +6,8 @@ If a rank is lost, the incarnation ends. The next one, in the same task, resumes
 from __future__ import annotations
 
 import logging
+import math
+import time
 from typing import Any
 
 from dask.typing import Key
@@ -17,6 +19,7 @@ from dask_isgd.learner.gradient_sum import GroupLostError
 from dask_isgd.learner.group.follower import open_share
 from dask_isgd.learner.group.leader import Experience, Leader
 from dask_isgd.learner.group.rank import Rank
+from dask_isgd.learner.group.roles import Measured
 from dask_isgd.learner.group.shared_draws import SharedDraws
 from dask_isgd.learner.group.stepper import GroupStepper
 from dask_isgd.learner.shares import Shares
@@ -26,12 +29,20 @@ from dask_isgd.runtime.allocator import keep_freed_memory
 from dask_isgd.runtime.dask_internals import calm, memory_limit, unmetered
 from dask_isgd.runtime.long_task import Parts, rescheduled
 from dask_isgd.runtime.torch_threads import LearnerThreads
+from dask_isgd.sampling.variance import Variance
 
 logger = logging.getLogger(__name__)
 
 _LOSSES = 3
 """Groups that end without progress in between, after which a run fails."""
-_GROWS = "there are places for more learners"
+_REPORTS = 30
+"""Reports after which gains are those of the present learners and scorers: the averages have forgotten others."""
+
+_ANNOUNCE_EVERY = 10.0
+
+
+class _RegroupedError(GroupLostError):
+    """The group ends because its workers are to have other roles."""
 
 
 @unmetered
@@ -77,6 +88,9 @@ class GroupLearner(Learner):
         """Whether an earlier incarnation was of this very start of the run."""
         self.lost: str | None = None
         """Why the next incarnation has other ranks; None if there is none, or in another task."""
+        self._first_step, self._announced = 0, -math.inf
+        self._mark: tuple[float, int, float] | None = None
+        """Seconds of training, steps, and seconds of waiting, at the latest judgement."""
 
     @property
     def progressed(self) -> bool:
@@ -100,7 +114,7 @@ class GroupLearner(Learner):
             self._gather()
             return super().work()
         except GroupLostError as error:
-            return self._go_on_with_others(str(error))
+            return self._go_on_with_others(error)
         except NonFiniteLossError as error:
             raise error if self._leader is None else self._leader.telling(error) from None
 
@@ -133,6 +147,8 @@ class GroupLearner(Learner):
             tick=self._tick,
         )
         leader = self._leader = parts.open(leader)
+        self._first_step = self.step
+        self._announce_group()
         if leader.count == 1:
             self._open_alone()
             return
@@ -166,21 +182,59 @@ class GroupLearner(Learner):
     def _take_step(self) -> None:
         super()._take_step()
         due = self.stepper.at_rest and self.step < self.spec.learning.steps and self.checkpointer.is_due(self.step)
-        if due and self._leader is not None and self._leader.may_grow():
-            self._end_steps()
-            raise GroupLostError(_GROWS)
+        if due and self._leader is not None:
+            why = "there are places for more learners" if self._leader.may_grow() else self._new_roles(self._leader)
+            if why:
+                self._end_steps()
+                raise _RegroupedError(why)
 
-    def _go_on_with_others(self, why: str) -> str:
+    def _new_roles(self, leader: Leader) -> str:
+        """Judge whether workers are to learn or to score; return why they are to change, "" if they are not."""
+        self._announce_group(again=True)  # the event may have been lost
+        if self.spec.learning.synchronous or not self.spec.scores:
+            return ""
+        variance = self.batch_sampler.monitor.variance
+        seconds, now = self.checkpointer.seconds(), self._measured(variance)
+        why = leader.judge(now, at=seconds, ideal_gain=variance.ideal_gain, pays=self.batch_sampler.open)
+        self.roles_worth = self._experience.worth
+        return why
+
+    def _measured(self, variance: Variance) -> Measured | None:
+        """Return what was measured since the latest judgement; None too soon after the group began."""
+        if self.step - self._first_step < _REPORTS * self.spec.learning.report_every:
+            return None
+        before, self._mark = self._mark, (self.checkpointer.seconds(), self.step, self.stepper.waited)
+        if before is None or self.step == before[1]:
+            return None
+        seconds, steps, waited = (now - then for now, then in zip(self._mark, before, strict=True))
+        return Measured(seconds / steps, waited / steps, variance.gain / variance.ideal_gain)
+
+    def _announce_group(self, *, again: bool = False) -> None:
+        if self._leader is None or (again and time.monotonic() - self._announced < _ANNOUNCE_EVERY):
+            return
+        self._announced = time.monotonic()
+        self.learners_scoring, self.roles_worth = self._experience.scorers, self._experience.worth
+        self.announcer.group(self._leader.addresses, scorers=self._experience.scorers, why=self._experience.why)
+
+    def _pause(self) -> None:
+        super()._pause()
+        self._mark = None  # a pause is no step
+
+    def _go_on_with_others(self, error: GroupLostError) -> str:
         """Commit, and leave the run to the next incarnation in this task, unless the run is to end."""
         stepper = self.__dict__.get("stepper")
         if isinstance(stepper, GroupStepper):
             self.step = stepper.next_step
         if self._must_end:
             return self.leave()
-        if why != _GROWS and self._leader is not None:
-            why = f"{why}; workers lost: {self._leader.explain()}"
-        logger.warning("run %s: the learners end at step %d: %s", self.spec.name, self.step, why)
-        self.announcer.fault("learners", f"step {self.step}: {why}")
+        why = str(error)
+        if isinstance(error, _RegroupedError):
+            logger.info("run %s: the learners regroup at step %d: %s", self.spec.name, self.step, why)
+        else:
+            if self._leader is not None:
+                why = f"{why}; workers lost: {self._leader.explain()}"
+            logger.warning("run %s: the learners end at step %d: %s", self.spec.name, self.step, why)
+            self.announcer.fault("learners", f"step {self.step}: {why}")
         if self.trainer.device.type == "cpu":  # elsewhere work that was queued may have failed
             self.checkpointer.commit_now(self.step)
         self.lost = why
