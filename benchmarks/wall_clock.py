@@ -7,10 +7,10 @@
 Every run is a process of its own: model and settings of the pipeline ``fashion-mnist``, minibatches of 128, a rate that
 falls to 0 along a cosine. ``plain`` is an ordinary loop over tensors in memory, reshuffled in every epoch, with torch's
 own threads on all cores. The others are ``isgd.fit`` with nothing scored: ``uniform`` and ``feedback`` with a learner
-per core, which sum their gradients in every step or, with ``averaged``, take eight steps each before they average; and
-one learner with all cores. As a rate that falls reaches its loss only at the end, arms with feedback are run with
-shorter horizons as well (``--shares``): the shortest that ends with at most the loss of another arm's whole horizon is
-compared with its seconds. Seconds are those of training, without start-up; losses are means over all training examples
+per core, which sum their gradients in every step or, with ``averaged``, take eight steps each before they average; one
+learner with all cores; and, with ``roles``, a learner per core that may score instead. As a rate that falls reaches its
+loss only at the end, arms with feedback are run with shorter horizons as well (``--shares``): the shortest that ends
+with at most the loss of another arm's whole horizon is compared with its seconds. Seconds are those of training, without start-up; losses are means over all training examples
 afterwards. Each arm has the best of the same rates, by seed. Needs Debian's dataset-fashion-mnist, or its files.
 """
 
@@ -36,6 +36,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "uniform, averaged": {"learners": 2, "uniform": True, "sync_every": 8},
     "feedback, averaged": {"learners": 2, "sync_every": 8},
     "one learner, feedback": {"learners": 1},
+    "feedback, roles": {"learners": 2, "roles": True},
 }
 WAIT = 900.0
 
@@ -66,9 +67,18 @@ def plain(data: Any, recipe: Any, steps: int, rate: float, seed: int) -> tuple[f
 
 
 def fitted(
-    data: Any, recipe: Any, steps: int, rate: float, seed: int, *, learners: int, uniform: bool = False, **settings: Any
+    data: Any,
+    recipe: Any,
+    steps: int,
+    rate: float,
+    seed: int,
+    *,
+    learners: int,
+    uniform: bool = False,
+    roles: bool = False,
+    **settings: Any,
 ) -> tuple[float, Any]:
-    """Train on all cores with no scorer; return the seconds of training and the model."""
+    """Train on all cores; return the seconds of training and the model. ``roles``: learners may score instead."""
     import dask_isgd as isgd
 
     learning = isgd.Learning(
@@ -93,7 +103,7 @@ def fitted(
             f"{folder}/run",
             learning=learning,
             sampling=isgd.Sampling(uniform=uniform),
-            scoring=isgd.Scoring(passes=0),
+            scoring=isgd.Scoring(passes="auto" if roles else 0),
         )
         run.wait(timeout=WAIT)
         return float(run.history["seconds"][-1]), run.model()

@@ -5,7 +5,8 @@ longer: the same computing is shared by fewer, though they wait for one another 
 learner for nobody. Scores bring the gain nearer to that of ideal weights. So where learners share their work well, all
 learn, and where most of a step is waiting (a slow link, a small model), some do better as scorers.
 
-What was tried is judged by what was measured; what wasn't, by this prediction.
+What was tried is judged by what was measured. What wasn't is predicted with favour, as trying costs little: a change
+takes seconds, and what failed is left alone for twenty times as long.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from typing import NamedTuple
 
 VALUE = 0.5
 """A gain of g saves updates as g^VALUE does: between 0.4 and 0.7 in the runs of ``benchmarks/devices.py``."""
-SCORED = 0.5
-"""Share of the ideal gain that scorers are expected to keep, until they have been seen."""
 MARGIN = 1.1
-"""A change has to promise so many times the present progress: it takes a while itself, and figures are noisy."""
+"""A change has to promise so many times the present progress, twice in a row: it takes a while itself."""
 AGAIN = 20
 """What was measured is forgotten after so many times as long as measuring it took, as links and machines change: trying
 again takes a twentieth of the time at most."""
@@ -31,10 +30,15 @@ class Measured:
 
     seconds: float
     """Of a step."""
-    waiting: float
-    """Seconds of these in which rank 0 waited for other ranks; 0 if it is alone."""
+    computing: float
+    """Seconds of these in which rank 0 computed; in the others it waited, mostly for other ranks."""
     share: float
     """The gain over the ideal gain."""
+
+    @property
+    def waiting(self) -> float:
+        """The rest of these seconds."""
+        return self.seconds - self.computing
 
     def progress(self, ideal_gain: float) -> float:
         """Return the progress per second, in any unit."""
@@ -62,6 +66,8 @@ class Roles:
         """When the present roles began, at the latest."""
         self._took: float | None = None
         """How long it took from there until they were measured."""
+        self._wish: int | None = None
+        """What the latest measurement spoke for."""
 
     def judge(
         self, workers: int, scorers: int, most: int, now: Measured | None, *, at: float, ideal_gain: float, pays: bool
@@ -90,22 +96,24 @@ class Roles:
             if other != scorers
         }
         best = max(others, key=lambda other: others[other])
-        chosen = best if others[best] > MARGIN else scorers
+        wish, self._wish = self._wish, best if others[best] > MARGIN else scorers
+        chosen = self._wish if self._wish == wish else scorers  # figures are noisy: twice in a row
         return Choice(chosen, others[best], self._reason(workers, chosen, best, others[best], now))
 
     def _expected(self, workers: int, scorers: int, other: int, now: Measured) -> Measured:
         """Return what was measured with ``other`` scorers, or is to be expected."""
         if (workers, other) in self._tried:
             return self._tried[workers, other][1]
-        computing = (now.seconds - now.waiting) * (workers - scorers)
+        computing = now.computing * (workers - scorers)
         if workers - other == 1:
             waiting = 0.0
         elif workers - scorers > 1:
             waiting = now.waiting
         else:  # as when several learned
             waiting = min((m.waiting for (n, k), (_, m) in self._tried.items() if n - k > 1), default=0.0)
-        share = now.share if scorers or not other else max(now.share, SCORED)
-        return Measured(computing / (workers - other) + waiting, waiting, share)
+        computing /= workers - other
+        share = now.share if scorers or not other else (1.0 + now.share) / 2.0
+        return Measured(computing + waiting, computing, share)
 
     def _reason(self, workers: int, chosen: int, best: int, worth: float, now: Measured) -> str:
         step = f"steps of {1000 * now.seconds:.3g} ms, {now.waiting / now.seconds:.0%} of it waiting"

@@ -6,7 +6,6 @@ If a rank is lost, the incarnation ends. The next one, in the same task, resumes
 from __future__ import annotations
 
 import logging
-import math
 import time
 from typing import Any
 
@@ -38,7 +37,8 @@ _LOSSES = 3
 _REPORTS = 30
 """Reports after which gains are those of the present learners and scorers: the averages have forgotten others."""
 
-_ANNOUNCE_EVERY = 10.0
+_JUDGE_EVERY = 5.0
+"""Seconds between two judgements of the workers' roles."""
 
 
 class _RegroupedError(GroupLostError):
@@ -88,9 +88,12 @@ class GroupLearner(Learner):
         """Whether an earlier incarnation was of this very start of the run."""
         self.lost: str | None = None
         """Why the next incarnation has other ranks; None if there is none, or in another task."""
-        self._first_step, self._announced = 0, -math.inf
-        self._mark: tuple[float, int, float] | None = None
-        """Seconds of training, steps, and seconds of waiting, at the latest judgement."""
+        self._judges = spec.scores and not spec.learning.synchronous
+        """Whether workers may score that could learn."""
+        self._judged = time.monotonic()
+        self._first_step = 0
+        self._mark: tuple[int, float, float, float] | None = None
+        """Steps, and seconds: of training, of waiting for others, and of this thread's computing, when last judged."""
 
     @property
     def progressed(self) -> bool:
@@ -181,18 +184,21 @@ class GroupLearner(Learner):
 
     def _take_step(self) -> None:
         super()._take_step()
-        due = self.stepper.at_rest and self.step < self.spec.learning.steps and self.checkpointer.is_due(self.step)
-        if due and self._leader is not None:
-            why = "there are places for more learners" if self._leader.may_grow() else self._new_roles(self._leader)
-            if why:
-                self._end_steps()
-                raise _RegroupedError(why)
+        if self._leader is None or not self.stepper.at_rest or self.step >= self.spec.learning.steps:
+            return
+        why = ""
+        if self.checkpointer.is_due(self.step) and self._leader.may_grow():
+            why = "there are places for more learners"
+        elif self._judges and time.monotonic() - self._judged > _JUDGE_EVERY:
+            self._judged = time.monotonic()
+            why = self._new_roles(self._leader)
+        if why:
+            self._end_steps()
+            raise _RegroupedError(why)
 
     def _new_roles(self, leader: Leader) -> str:
         """Judge whether workers are to learn or to score; return why they are to change, "" if they are not."""
-        self._announce_group(again=True)  # the event may have been lost
-        if self.spec.learning.synchronous or not self.spec.scores:
-            return ""
+        self._announce_group()  # again: an event may be lost
         variance = self.batch_sampler.monitor.variance
         seconds, now = self.checkpointer.seconds(), self._measured(variance)
         why = leader.judge(now, at=seconds, ideal_gain=variance.ideal_gain, pays=self.batch_sampler.open)
@@ -201,18 +207,19 @@ class GroupLearner(Learner):
 
     def _measured(self, variance: Variance) -> Measured | None:
         """Return what was measured since the latest judgement; None too soon after the group began."""
-        if self.step - self._first_step < _REPORTS * self.spec.learning.report_every:
+        now = (self.step, self.checkpointer.seconds(), self.stepper.waited, time.thread_time())
+        before, self._mark = self._mark, now
+        settled = self.step - self._first_step >= _REPORTS * self.spec.learning.report_every
+        if before is None or self.step == before[0] or not settled:
             return None
-        before, self._mark = self._mark, (self.checkpointer.seconds(), self.step, self.stepper.waited)
-        if before is None or self.step == before[1]:
-            return None
-        seconds, steps, waited = (now - then for now, then in zip(self._mark, before, strict=True))
-        return Measured(seconds / steps, waited / steps, variance.gain / variance.ideal_gain)
+        steps, seconds, waited, computing = (new - old for new, old in zip(now, before, strict=True))
+        # a thread that was sent off its core by those that sum computes less than it does not wait
+        computing = min(computing, seconds - waited) if self.trainer.device.type == "cpu" else seconds - waited
+        return Measured(seconds / steps, computing / steps, variance.gain / variance.ideal_gain)
 
-    def _announce_group(self, *, again: bool = False) -> None:
-        if self._leader is None or (again and time.monotonic() - self._announced < _ANNOUNCE_EVERY):
+    def _announce_group(self) -> None:
+        if self._leader is None:
             return
-        self._announced = time.monotonic()
         self.learners_scoring, self.roles_worth = self._experience.scorers, self._experience.worth
         self.announcer.group(self._leader.addresses, scorers=self._experience.scorers, why=self._experience.why)
 
@@ -235,7 +242,8 @@ class GroupLearner(Learner):
                 why = f"{why}; workers lost: {self._leader.explain()}"
             logger.warning("run %s: the learners end at step %d: %s", self.spec.name, self.step, why)
             self.announcer.fault("learners", f"step {self.step}: {why}")
-        if self.trainer.device.type == "cpu":  # elsewhere work that was queued may have failed
+        # on another device than a CPU, work may have failed that was queued when a rank was lost
+        if isinstance(error, _RegroupedError) or self.trainer.device.type == "cpu":
             self.checkpointer.commit_now(self.step)
         self.lost = why
         return "left"
