@@ -10,8 +10,9 @@ own threads on all cores. The others are ``isgd.fit`` with nothing scored: ``uni
 per core, which sum their gradients in every step or, with ``averaged``, take eight steps each before they average; one
 learner with all cores; and, with ``roles``, a learner per core that may score instead. As a rate that falls reaches its
 loss only at the end, arms with feedback are run with shorter horizons as well (``--shares``): the shortest that ends
-with at most the loss of another arm's whole horizon is compared with its seconds. Seconds are those of training, without start-up; losses are means over all training examples
-afterwards. Each arm has the best of the same rates, by seed. Needs Debian's dataset-fashion-mnist, or its files.
+with at most the loss of another arm's whole horizon is compared with its seconds. Seconds are those of training,
+without start-up; losses are means over all training examples afterwards. Each arm has the best of the same rates, by
+seed. Needs Debian's dataset-fashion-mnist, or its files.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _LOSSES = 3
 _REPORTS = 30
 """Reports after which gains are those of the present learners and scorers: the averages have forgotten others."""
 
-_JUDGE_EVERY = 5.0
+_JUDGE_EVERY = 3.0
 """Seconds between two judgements of the workers' roles."""
 
 
