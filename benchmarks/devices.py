@@ -44,7 +44,7 @@ POLICIES = {
     "counted averages": Policy(sampling={"smoothing": 0.3, "ema_decay": 0.0}, tau=1000.0),
     "former": Policy(sampling=FORMER),
     "former, counted averages": Policy(sampling={"smoothing": 0.7, "ema_decay": 0.0}, tau=1000.0),
-    "former, chosen from 3 minibatches": Policy(sampling=FORMER, presample=3),
+    "default, chosen from 3 minibatches": Policy(sampling={"smoothing": 0.3, "ema_steps": 1000.0}, presample=3),
     "former, rate gain": Policy(sampling=FORMER, rate_gain=True),
     "former, one pass": Policy(sampling=FORMER, pass_from=300),
     "counted averages, one pass": Policy(sampling={"smoothing": 0.3, "ema_decay": 0.0}, tau=1000.0, pass_from=300),
@@ -107,8 +107,11 @@ COMPARISONS = (
     Comparison(one_pass(2, "counted averages, one pass"), 1.0, TWO_FEEDBACK),
     one_scores(2),
     one_scores(5),
-    # about as much work: a forward pass is a third of a step
-    Comparison(Arm(1, "former, chosen from 3 minibatches", 0), 0.5, Arm(1, "former", 0), also_long=False),
+    # as many updates, and about as much work: a forward pass is a third of a step
+    *(
+        Comparison(Arm(1, "default, chosen from 3 minibatches", 0), share, FEEDBACK, also_long=False)
+        for share in (1.0, 0.5)
+    ),
     *(
         Comparison(Arm(1, policy, speed), 1.0, Arm(1, other, speed), also_long=False)
         for policy, other in (

@@ -27,11 +27,11 @@ from torch import Tensor
 from dask_isgd.config import Learning, Sampling
 from dask_isgd.learner.clipping import Clipping
 from dask_isgd.learner.gain_monitor import GainMonitor
+from dask_isgd.learner.presampling import choose
 from dask_isgd.learner.step import Learned, Step
 from dask_isgd.pipelines import PIPELINES
 from dask_isgd.pipelines.datasets.idx import read_idx
 from dask_isgd.sampling import Draw, Gate, ImportanceSampler, next_chunks
-from dask_isgd.sampling.draws import positions
 from dask_isgd.sampling.schedule import PROBE_SHARE
 from dask_isgd.sampling.variance import square_of_mean
 
@@ -40,7 +40,6 @@ BATCH, CHUNK = 64, 512
 PUBLISH_EVERY, REPORT_EVERY = 32, 20
 EVALUATE_EVERY, EVALUATED = 100, 4096
 SPIKE, SPIKES_AFTER = 1.5, 500
-_POOL_SMOOTHING = 0.3
 
 
 @dataclass(frozen=True)
@@ -222,18 +221,12 @@ class Simulation:
             parameter.add_(gradient, alpha=-rate * factor)
 
     def _chosen(self, pool: Draw, model: Mlp) -> Draw:
-        """Return a minibatch drawn from ``pool`` by the norms of the gradients of its logits, smoothed.
-
-        Unbiased for the mean over the pool, whose own coefficients c make that unbiased for the data: c / (M r).
-        """
+        """Return a minibatch drawn from ``pool`` by the norms of the gradients of its logits."""
         indices = torch.from_numpy(pool.indices)
         logits = model.forward(self.x[indices])[-1].softmax(1)
         logits[torch.arange(len(indices)), self.data.y[indices]] -= 1.0
         bounds = torch.linalg.vector_norm(logits, dim=1).double().numpy()
-        r = pool.coefficients * (bounds + _POOL_SMOOTHING * bounds.mean())
-        r /= r.sum()
-        at = np.minimum(np.searchsorted(r.cumsum(), positions("stratified", self.batch, self.rng)), len(r) - 1)
-        return Draw(pool.indices[at], pool.coefficients[at] / (len(r) * r[at]), pool.probabilities[at])
+        return choose(pool, bounds, self.batch, self.sampling.largest_coefficient, self.rng)[1]
 
     def _evaluate(self) -> None:
         losses = self.record["loss"]

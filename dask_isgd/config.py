@@ -7,6 +7,7 @@ or an environment variable (``DASK_ISGD__LEARNING__BATCH_SIZE=256``) can change 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -218,6 +219,11 @@ class Sampling:
     ema_steps: Positive | None = default("sampling.ema-steps")
     """A previous square that is t steps old keeps a share of exp(-t/ema_steps) at most. None: 1,000 for a rate that
     falls along a cosine, otherwise its age doesn't matter."""
+    presample: Count = default("sampling.presample")
+    """Draw so many minibatches, and train on one chosen from them by bounds of the gradients from a forward pass at the
+    current parameters, where the gate is open. Of all reported steps none is chosen so, and gains are of the draws
+    alone. It pays only where a forward pass costs far less than a step: with 3, two thirds more updates would have to
+    fit into the same time as without (``benchmarks/devices.py``). 1: don't."""
     gate: Literal["auto", "open"] = default("sampling.gate")
     """``"auto"``: uniform until importance sampling pays; ``"open"``: always importance sampling."""
     gate_gain: Annotated[float, Field(strict=True, ge=1)] = default("sampling.gate-gain")
@@ -226,6 +232,12 @@ class Sampling:
     """Update the weights of the examples drawn with the norms of the learner's own minibatches."""
     uniform: Flag = False
     """Uniform draws and no scoring: the baseline."""
+
+    @property
+    def largest_coefficient(self) -> float:
+        """The bound on coefficients that ``smoothing`` and ``max_coefficient`` give; infinite without both."""
+        of_smoothing = (1.0 + self.smoothing) / self.smoothing if self.smoothing else math.inf
+        return min(of_smoothing, self.max_coefficient or math.inf)
 
     def suited_to(self, learning: Learning) -> Sampling:
         """Return these settings with what suits the learning rate, where nothing is set."""

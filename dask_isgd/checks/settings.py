@@ -34,6 +34,7 @@ def check_settings(learning: Learning, scoring: Scoring, sampling: Sampling, dat
             *_skipping(learning, scoring),
             *_sharing(learning, scoring),
             *_without_scores(learning, scoring, sampling),
+            *_presampling(learning, sampling),
         ]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -114,6 +115,15 @@ def _averaging(learning: Learning) -> Iterator[str]:
             f"Learning.publish_every: got {learning.publish_every}, wanted a multiple of {every}, Learning.sync_every: "
             "learners publish what they have averaged"
         )
+
+
+def _presampling(learning: Learning, sampling: Sampling) -> Iterator[str]:
+    if sampling.presample == 1:
+        return
+    if learning.learners != 1:
+        yield f"Sampling.presample: got {sampling.presample}, wanted 1: several learners share minibatches as drawn"
+    if sampling.uniform:
+        yield f"Sampling.presample: got {sampling.presample}, wanted 1: uniform draws choose nothing"
 
 
 def _without_scores(learning: Learning, scoring: Scoring, sampling: Sampling) -> Iterator[str]:

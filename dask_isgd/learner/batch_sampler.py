@@ -40,7 +40,8 @@ class BatchSampler:
     ``reproducible``: a resumed run draws what an uninterrupted one does. ``skip_bad_chunks``: scoring chunks whose
     rows cannot be read are left out; otherwise they raise their error. ``scored``: whether scorers bring weights; if
     not, they all come from the minibatches themselves. ``keep_feedback``: a checkpoint has the weights even where some
-    were scored, as scoring may end. ``block``: minibatches per search, one if ``reproducible``.
+    were scored, as scoring may end. ``block``: minibatches per search, one if ``reproducible``. ``pool``: minibatches
+    that are drawn as one, from which one is chosen.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class BatchSampler:
         scored: bool = True,
         keep_feedback: bool = False,
         block: int = BLOCK,
+        pool: int = 1,
     ) -> None:
         self._batch_size, self._seed, self._report_every = batch_size, seed, report_every
         self._sampling, self._skip_bad_chunks, self._scored = sampling, skip_bad_chunks, scored
-        self._keep_feedback = keep_feedback
+        self._keep_feedback, self._size = keep_feedback, batch_size * pool
         self._lock = threading.Lock()
         if reproducible:  # fresh norms only: a resumed run has no former norms to average with
             sampling = dataclasses.replace(sampling, ema_decay=0.0)
@@ -109,7 +111,7 @@ class BatchSampler:
 
     def _draw(self, steps: Sequence[int], attempt: int = 0) -> list[Draw]:
         draw_at = self.sampler.draw_at if self.open else self.sampler.draw_uniform_at
-        return draw_at(self._positions(steps, attempt).reshape(-1)).split(self._batch_size)
+        return draw_at(self._positions(steps, attempt).reshape(-1)).split(self._size)
 
     def _positions(self, steps: Sequence[int], attempt: int) -> Floats:
         """Return (steps, batch) the positions of minibatches of one block: rows of those of the whole block."""
@@ -118,7 +120,7 @@ class BatchSampler:
             np.random.Philox(key=self._seed, counter=np.array([0, 0, attempt, first], np.uint64))
         )
         schemes = [self._kind(step) for step in range(first, first + self.block)]
-        return block_positions(schemes, self._batch_size, generator)[steps[0] - first :][: len(steps)]
+        return block_positions(schemes, self._size, generator)[steps[0] - first :][: len(steps)]
 
     def _kind(self, step: int) -> str:
         # At a report ||μ||² is estimated from products of draws, which is unbiased only if they are independent.
@@ -168,7 +170,8 @@ class BatchSampler:
         if not known:
             return
         with self._lock:
-            self._observe([each for each, _ in known])
+            if drawn := [each for each, _ in known if not each.chosen]:
+                self._observe(drawn)
             if self._sampling.feedback and not self._sampling.uniform:
                 indices = np.concatenate([each.draw.indices for each, _ in known])
                 self.sampler.feedback(indices, np.concatenate([norms for _, norms in known]), known[-1][0].step)

@@ -43,6 +43,8 @@ class Learned(NamedTuple):
     draw: Draw
     result: Step
     measured: bool
+    chosen: bool = False
+    """Whether the examples were chosen from several minibatches: such draws depend on one another."""
 
 
 class LaunchedStep:

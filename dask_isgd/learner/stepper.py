@@ -10,6 +10,7 @@ from typing import NamedTuple
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.feed import Feed
 from dask_isgd.learner.feedback_pace import FeedbackPace
+from dask_isgd.learner.presampling import Presampler
 from dask_isgd.learner.reporter import Reporter
 from dask_isgd.learner.step import LaunchedStep, Learned
 from dask_isgd.learner.trainer import Trainer
@@ -20,6 +21,7 @@ class _Pending(NamedTuple):
     draw: Draw
     launched: LaunchedStep
     measured: bool
+    chosen: bool
 
 
 class Stepper:
@@ -27,7 +29,8 @@ class Stepper:
 
     Results are used once per block of the ``batch_sampler``, and after each measured step. The norms of the steps that
     ``pace`` chooses go back to the sampler (None: of no step). Every ``report_every`` steps the gradient is measured,
-    and ``report`` is called with the number of steps made once the result has arrived.
+    and ``report`` is called with the number of steps made once the result has arrived. With a ``presampler`` the feed
+    has pools, from which examples are chosen, but for measured steps and while draws are uniform.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class Stepper:
         pace: FeedbackPace | None,
         report_every: int,
         lag: int,
+        presampler: Presampler | None = None,
     ) -> None:
         self._trainer, self._feed, self._batch_sampler, self._reporter = trainer, feed, batch_sampler, reporter
         self._report, self._pace, self._report_every, self._lag = report, pace, report_every, lag
+        self._presampler = presampler
         self._pending: deque[_Pending] = deque()
         self._block_start = time.perf_counter()
 
@@ -54,6 +59,9 @@ class Stepper:
         """
         measure = (step + 1) % self._report_every == 0
         batch = self._feed(step, until)
+        chosen = self._presampler is not None and self._batch_sampler.open and not measure
+        if self._presampler is not None:
+            batch = self._presampler.choose(batch) if chosen else self._presampler.first(batch)
         self._trainer.update.rate_factor = self._rate_factor()
         launched = self._trainer.launch(
             step,
@@ -64,7 +72,7 @@ class Stepper:
             measure=measure,
             indices=batch.draw.indices,
         )
-        self._pending.append(_Pending(batch.draw, launched, measure))
+        self._pending.append(_Pending(batch.draw, launched, measure, chosen))
         if measure or (step + 1) % self._batch_sampler.block == 0:
             self.settle(self._lag)
 
@@ -75,8 +83,8 @@ class Stepper:
         """
         arrived = []
         while len(self._pending) > lag:
-            draw, launched, measured = self._pending.popleft()
-            arrived.append(Learned(launched.step, draw, launched.result(), measured))
+            draw, launched, *how = self._pending.popleft()
+            arrived.append(Learned(launched.step, draw, launched.result(), *how))
         if arrived:
             self._use(arrived)
 

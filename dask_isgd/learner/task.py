@@ -7,6 +7,7 @@ whether the cluster still wants it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -27,6 +28,7 @@ from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.checkpointing import Checkpointer
 from dask_isgd.learner.feed import Feed, open_feed
 from dask_isgd.learner.feedback_pace import FeedbackPace
+from dask_isgd.learner.presampling import Presampler
 from dask_isgd.learner.publisher import Publisher
 from dask_isgd.learner.reporter import COLUMNS, Reporter
 from dask_isgd.learner.stepper import Stepper
@@ -108,6 +110,7 @@ class Learner(LongTask):
             skip_bad_chunks=spec.scoring.skip_bad_chunks,
             scored=spec.scores,
             keep_feedback=learning.learners != 1,
+            pool=spec.sampling.presample,
         )
         self.weights = spec.directory.open_weights()
         if not learning.synchronous:
@@ -151,11 +154,12 @@ class Learner(LongTask):
         self._control_reader = parts.open(LatestJobWorker("control", self.timeout))
 
     def _open_feed(self, parts: Parts) -> None:
+        learning = self.spec.learning
         feed = open_feed(
             self.spec.data,
             self.batch_sampler,
             Prepare(self.spec.data, self.trainer.device),
-            self.spec.learning,
+            dataclasses.replace(learning, batch_size=learning.batch_size * self.spec.sampling.presample),
             folder=self.worker.local_directory,
             timeout=self.timeout,
             skip_incomplete=self.spec.scoring.skip_bad_chunks,
@@ -174,6 +178,16 @@ class Learner(LongTask):
             pace=self._pace(),
             report_every=learning.report_every,
             lag=0 if learning.synchronous or self.trainer.device.type == "cpu" else 1,
+            presampler=self._presampler(),
+        )
+
+    def _presampler(self) -> Presampler | None:
+        learning, sampling = self.spec.learning, self.spec.sampling
+        if sampling.presample == 1:
+            return None
+        most = sampling.largest_coefficient
+        return Presampler(
+            self.trainer.model, self.trainer.loss, size=learning.batch_size, most=most, seed=learning.seed
         )
 
     def _pace(self) -> FeedbackPace | None:

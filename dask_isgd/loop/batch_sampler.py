@@ -76,6 +76,10 @@ class ImportanceBatchSampler(Sampler[list[WeightedIndex]]):
         self.sampling = Sampling() if sampling is None else sampling
         if batch_size < 1:
             raise ConfigError(f"batch_size: got {batch_size}, wanted at least 1")
+        if self.sampling.presample != 1:
+            raise ConfigError(
+                f"Sampling.presample: got {self.sampling.presample}, wanted 1: only `fit` makes the forward pass for it"
+            )
         self._shares = shares_of(group)
         self._shares.agree((n, batch_size, self.sampling, seed))
         self._share = slice(self._shares.rank * batch_size, (self._shares.rank + 1) * batch_size)

@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 _LOSSES = 3
 """Groups that end without progress in between, after which a run fails."""
 _REPORTS = 30
-"""Reports after which gains are those of the present learners and scorers: the averages have forgotten others."""
+"""Reports after a change of roles until gains are those of the present ones: averages have forgotten the others."""
 
-_JUDGE_EVERY = 3.0
+_JUDGE_EVERY = 2.0
 """Seconds between two judgements of the workers' roles."""
 
 
@@ -209,7 +209,8 @@ class GroupLearner(Learner):
         """Return what was measured since the latest judgement; None too soon after the group began."""
         now = (self.step, self.checkpointer.seconds(), self.stepper.waited, time.thread_time())
         before, self._mark = self._mark, now
-        settled = self.step - self._first_step >= _REPORTS * self.spec.learning.report_every
+        reports = _REPORTS if self._experience.why else 0
+        settled = self.step - self._first_step >= reports * self.spec.learning.report_every
         if before is None or self.step == before[0] or not settled:
             return None
         steps, seconds, waited, computing = (new - old for new, old in zip(now, before, strict=True))
