@@ -40,6 +40,7 @@ FORMER = {"smoothing": 0.7}
 POLICIES = {
     "uniform": Policy(sampling={"uniform": True}),
     "default": Policy(sampling={"smoothing": 0.3, "ema_steps": 1000.0}),  # `fit`'s for a rate that falls along a cosine
+    "rate gain": Policy(sampling={"smoothing": 0.3, "ema_steps": 1000.0}, rate_gain=True),
     "any age": Policy(sampling={"smoothing": 0.3}),
     "counted averages": Policy(sampling={"smoothing": 0.3, "ema_decay": 0.0}, tau=1000.0),
     "former": Policy(sampling=FORMER),
@@ -101,6 +102,10 @@ COMPARISONS = (
     Comparison(FIVE_FEEDBACK, 0.35, ONE),
     Comparison(FIVE_FEEDBACK, 0.75, FIVE),
     Comparison(TWO_FEEDBACK, 0.75, TWO),
+    Comparison(Arm(1, "rate gain", 0), 0.70, ONE),
+    Comparison(Arm(5, "rate gain", 0), 0.35, ONE),
+    Comparison(Arm(5, "rate gain", 0), 0.75, FIVE),
+    Comparison(Arm(2, "rate gain", 0), 0.75, TWO),
     Comparison(Arm(2, "former", 0), 1.0, TWO_FEEDBACK),
     # what a pass costs: its devices make no updates meanwhile
     Comparison(one_pass(2, "former, one pass"), 1.0, Arm(2, "former", 0)),

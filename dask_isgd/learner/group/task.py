@@ -36,9 +36,8 @@ _LOSSES = 3
 """Groups that end without progress in between, after which a run fails."""
 _REPORTS = 30
 """Reports after a change of roles until gains are those of the present ones: averages have forgotten the others."""
-
-_JUDGE_EVERY = 2.0
-"""Seconds between two judgements of the workers' roles."""
+_FIRST, _LAST, _SHARE = 1.0, 10.0, 0.2
+"""Roles are judged after a fifth of the time since the group began, between a second and ten."""
 
 
 class _RegroupedError(GroupLostError):
@@ -90,7 +89,7 @@ class GroupLearner(Learner):
         """Why the next incarnation has other ranks; None if there is none, or in another task."""
         self._judges = spec.scores and not spec.learning.synchronous
         """Whether workers may score that could learn."""
-        self._judged = time.monotonic()
+        self._began = self._judged = time.monotonic()
         self._first_step = 0
         self._mark: tuple[int, float, float, float] | None = None
         """Steps, and seconds: of training, of waiting for others, and of this thread's computing, when last judged."""
@@ -189,12 +188,17 @@ class GroupLearner(Learner):
         why = ""
         if self.checkpointer.is_due(self.step) and self._leader.may_grow():
             why = "there are places for more learners"
-        elif self._judges and time.monotonic() - self._judged > _JUDGE_EVERY:
-            self._judged = time.monotonic()
+        elif self._judges and self._judgement_is_due():
             why = self._new_roles(self._leader)
         if why:
             self._end_steps()
             raise _RegroupedError(why)
+
+    def _judgement_is_due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._judged > min(max(_FIRST, _SHARE * (now - self._began)), _LAST)
+        self._judged = now if due else self._judged
+        return due
 
     def _new_roles(self, leader: Leader) -> str:
         """Judge whether workers are to learn or to score; return why they are to change, "" if they are not."""
