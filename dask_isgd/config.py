@@ -153,8 +153,8 @@ class Scoring:
     """How the norms are kept fresh."""
 
     passes: Literal["auto", 0] = default("scoring.passes")
-    """``"auto"``: score as long as it pays, on the workers beside the learner's, and where a run has several learners on
-    those that would do less for it by learning; 0: never. Without scores the weights come from the learner's own
+    """``"auto"``: score as long as it pays, on the workers beside the learner's, and where a run has several learners,
+    on those that would do less for it by learning; 0: never. Without scores the weights come from the learner's own
     minibatches, as on a cluster of one worker."""
     method: Literal["exact", "bound", "loss"] = default("scoring.method")
     """``"exact"`` gradient norms, ``"bound"`` (last pre-activation) or ``"loss"``."""
