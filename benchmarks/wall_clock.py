@@ -8,11 +8,12 @@ Every run is a process of its own: model and settings of the pipeline ``fashion-
 falls to 0 along a cosine. ``plain`` is an ordinary loop over tensors in memory, reshuffled in every epoch, with torch's
 own threads on all cores. The others are ``isgd.fit`` with nothing scored: ``uniform`` and ``feedback`` with a learner
 per core, which sum their gradients in every step or, with ``averaged``, take eight steps each before they average; one
-learner with all cores; and, with ``roles``, a learner per core that may score instead. As a rate that falls reaches its
-loss only at the end, arms with feedback are run with shorter horizons as well (``--shares``): the shortest that ends
-with at most the loss of another arm's whole horizon is compared with its seconds. Seconds are those of training,
-without start-up; losses are means over all training examples afterwards. Each arm has the best of the same rates, by
-seed. Needs Debian's dataset-fashion-mnist, or its files.
+learner with all cores; and, with ``roles``, a learner per core that may score instead. With ``rate gain`` the rate
+follows the gain (``Learning.learning_rate_gain``). As a rate that falls reaches its loss only at the end, arms with
+feedback are run with shorter horizons as well (``--shares``): the shortest that ends with at most the loss of another
+arm's whole horizon is compared with its seconds. Seconds are those of training, without start-up; losses are means over
+all training examples afterwards. Each arm has the best of the same rates, by seed. Needs
+Debian's dataset-fashion-mnist, or its files.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "feedback, averaged": {"learners": 2, "sync_every": 8},
     "one learner, feedback": {"learners": 1},
     "feedback, roles": {"learners": 2, "roles": True},
+    "feedback, roles, rate gain": {"learners": 2, "roles": True, "learning_rate_gain": True},
+    "one learner, feedback, rate gain": {"learners": 1, "learning_rate_gain": True},
 }
 WAIT = 900.0
 

@@ -203,8 +203,7 @@ class RunRecord:
             return
         self._group = count, event.scorers
         if before is not None or count > 1:
-            score = f", {event.scorers} score that could learn" if event.scorers else ""
-            self.log.append(LogEntry(at, "learners", f"{count} learn{score}" + (f": {event.why}" if event.why else "")))
+            self.log.append(LogEntry(at, "learners", event.why or f"{count} learn"))
 
     def _apply_control(self, event: Control, at: float) -> None:
         if self._state in ("running", "paused", "starting"):

@@ -104,12 +104,12 @@ class TestRecord:
     def test_who_learns_is_logged_when_it_changes(self):
         record = RunRecord("abc")
         whole = events.Group(**RUN, learners=["a", "b"], scorers=0, why="")
-        part = events.Group(**RUN, learners=["a"], scorers=1, why="most of a step is waiting")
+        part = events.Group(**RUN, learners=["a"], scorers=1, why="1 of 2 score: most of a step is waiting")
         for at, event in enumerate([whole, whole, part, part]):
             record.apply(event, at=float(at))
         assert [(entry.time, entry.what, entry.detail) for entry in record.log] == [
             (0.0, "learners", "2 learn"),
-            (2.0, "learners", "1 learn, 1 score that could learn: most of a step is waiting"),
+            (2.0, "learners", "1 of 2 score: most of a step is waiting"),
         ]
         assert record.faults == 0
 

@@ -119,7 +119,7 @@ class Roles:
         step = f"steps of {1000 * now.seconds:.3g} ms, {now.waiting / now.seconds:.0%} of it waiting"
         seen = f"{step}, with {now.share:.0%} of the ideal gain"
         what = "that" if chosen == best else _of(best, workers)
-        return f"{_of(chosen, workers)}: {what} promises {worth:.2f} of the present progress ({seen})"
+        return f"{_of(chosen, workers)}: {what} promises {worth:.2f} times the progress ({seen})"
 
 
 def _of(scorers: int, workers: int) -> str:
