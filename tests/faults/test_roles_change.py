@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from distributed import Client
-from harness import WAIT, fit, learning, no_gaps, saved, until
+from harness import WAIT, committed, fit, holder, kill, learning, lowest_step, no_gaps, saved, until
 
 import dask_isgd as isgd
 from dask_isgd import events
@@ -79,3 +80,22 @@ def test_of_more_workers_than_learners_the_others_score(client, digits, run_dir)
     assert set(run.history.learners.values) == {2.0}
     (group, *_) = groups(client, run)
     assert (len(group.learners), group.scorers) == (2, 0)
+
+
+def test_whoever_is_killed_after_roles_changed_the_run_goes_on(client, digits, run_dir):
+    client.run(slow_link, 0.015)
+    run = fit(client, digits, run_dir, learning=learning(learners="all", min_learners=1))
+    until(run, lambda latest: latest.get("incarnation", 0) >= 2 and latest.get("examples_scored", 0) > 1437)
+    learner = holder(run)["pid"]
+    scorer = next(
+        pid for pid in client.run(os.getpid).values() if pid not in (learner, holder(run, "coordinator")["pid"])
+    )
+    step = run.latest["step"]
+    kill(scorer)
+    until(run, lambda latest: latest["step"] > step + 500)
+    kept, incarnation = committed(run), run.latest["incarnation"]
+    kill(holder(run)["pid"])
+    until(run, lambda latest: latest["incarnation"] > incarnation and latest["step"] > kept + 100)
+    assert run.stop(timeout=WAIT) == "stopped"
+    no_gaps(run)
+    assert lowest_step(run, incarnation + 1) >= kept
