@@ -33,6 +33,9 @@ from dask_isgd.learner.group import leader
 
 pytestmark = pytest.mark.cluster
 
+ALL_LEARN = isgd.Scoring(passes=0)
+"""Nobody changes roles (``test_roles_change.py``): each incarnation is one that a fault began."""
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
@@ -58,7 +61,7 @@ def test_two_learners_train_as_one_does(client, digits, tmp_path):
     found = {}
     for learners in (1, "all"):
         settings = learning(steps=300, batch_size=64, learners=learners)
-        run = fit(client, digits, tmp_path / str(learners), learning=settings, scoring=isgd.Scoring(passes=0))
+        run = fit(client, digits, tmp_path / str(learners), learning=settings, scoring=ALL_LEARN)
         found[learners] = run.wait(timeout=WAIT, progress=False)
         assert run.history.step.values[-1] == 300
     assert found["all"]["train_loss"] == pytest.approx(found[1]["train_loss"], rel=0.2)
@@ -67,7 +70,7 @@ def test_two_learners_train_as_one_does(client, digits, tmp_path):
 
 def test_a_killed_rank_is_done_without_and_comes_back(client, digits, run_dir, capsys):
     client.run(setattr, leader, "_PATIENCE", 0.0)
-    run = fit(client, digits, run_dir, learning=learning(learners=2))
+    run = fit(client, digits, run_dir, learning=learning(learners=2), scoring=ALL_LEARN)
     until(run, saved(run))
     step = run.latest["step"]
     kill(other_pid(client, run))
@@ -109,7 +112,7 @@ def test_a_synchronous_group_is_reproducible_to_the_bit(client, digits, tmp_path
 
 
 def test_learners_that_average_lose_nothing_when_one_is_killed(client, digits, run_dir):
-    run = fit(client, digits, run_dir, learning=learning(learners=2, **AVERAGES))
+    run = fit(client, digits, run_dir, learning=learning(learners=2, **AVERAGES), scoring=ALL_LEARN)
     until(run, saved(run))
     step, incarnation = run.latest["step"], run.latest["incarnation"]
     kill(other_pid(client, run))
@@ -141,7 +144,7 @@ def test_a_rank_that_hangs_is_done_without_and_nothing_is_lost(digits, run_dir):
 @pytest.mark.slow  # a cluster of its own, which it leaves with other workers
 def test_a_rank_whose_worker_retires_leaves_and_nothing_is_lost(digits, run_dir):
     with isgd.LocalCluster(2, learners=2) as cluster, cluster.get_client() as client:
-        run = fit(client, digits, run_dir, learning=learning(learners=2))
+        run = fit(client, digits, run_dir, learning=learning(learners=2), scoring=ALL_LEARN)
         until(run, saved(run))
         step = run.latest["step"]
         (other,) = [address for address, pid in client.run(os.getpid).items() if pid == other_pid(client, run)]
