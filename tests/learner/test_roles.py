@@ -69,6 +69,7 @@ def test_a_promise_within_the_noise_changes_nothing():
         (None, {}),
         (measured(0.01, 0.009, math.nan), {}),
         (measured(0.01, 0.009, 0.0), {}),
+        (measured(0.01, 0.0101, 0.4), {}),  # clocks differ
         (measured(0.01, 0.009, 0.4), {"ideal_gain": math.nan}),
     ],
 )

@@ -85,7 +85,7 @@ class Roles:
             return Choice(0, math.nan, "all learn: draws do not follow the weights")
         if most < 1:
             return Choice(0, math.nan, "all learn: no worker has a choice")
-        if now is None or not (now.seconds > 0 and now.share > 0 and math.isfinite(ideal_gain)):
+        if now is None or not (now.computing > 0 and now.share > 0 and math.isfinite(ideal_gain)):
             return Choice(min(scorers, most), math.nan, "nothing is measured yet")
         self._took = at - self._began if self._took is None else self._took
         self._tried = {roles: each for roles, each in self._tried.items() if at < each[0]}

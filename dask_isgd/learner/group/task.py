@@ -218,7 +218,7 @@ class GroupLearner(Learner):
         if before is None or self.step == before[0] or not settled:
             return None
         steps, seconds, waited, computing = (new - old for new, old in zip(now, before, strict=True))
-        # a thread that was sent off its core by those that sum computes less than it does not wait
+        # threads that send gradients may take the core from this one, which then neither computes nor waits for a sum
         computing = min(computing, seconds - waited) if self.trainer.device.type == "cpu" else seconds - waited
         return Measured(seconds / steps, computing / steps, variance.gain / variance.ideal_gain)
 
