@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import time
@@ -150,6 +151,9 @@ def _check_model(
         if each is not None:
             check_finite(each, module, loss or cross_entropy, skip=request.scoring.skip_bad_chunks)
     speed, classes = check_model(module, loss or cross_entropy, dataset, request.scoring, classify=classify)
+    if request.sampling.presample != 1:  # not every model that has exact norms has these bounds
+        bounds = dataclasses.replace(request.scoring, method="bound", ignore=())
+        check_model(module, loss or cross_entropy, dataset, bounds, classify=classify)
     for each in (dataset, validation):
         if each is not None:
             binary = loss is bce and each.arrays[each.target_name].dtype.kind in "iub"

@@ -12,8 +12,9 @@ from scipy.stats import chisquare
 from torch import nn
 
 import dask_isgd as isgd
+from dask_isgd.checks.request import RunRequest, prepare
 from dask_isgd.config import Learning, Sampling, Scoring
-from dask_isgd.errors import ConfigError
+from dask_isgd.errors import ConfigError, ModelError
 from dask_isgd.learner.batch_sampler import BatchSampler
 from dask_isgd.learner.feed.prefetch import Minibatch
 from dask_isgd.learner.presampling import Presampler, choose, shares
@@ -131,6 +132,29 @@ def test_what_it_cannot_do_is_said(digits, tmp_path, learning, sampling, why):
 
     with pytest.raises(ConfigError, match=f"Sampling.presample: got 3, wanted 1: {why}"):
         check_settings(Learning(steps=10, **learning), Scoring(), Sampling(**sampling), digits)
+
+
+class Penalised(nn.Module):
+    """A digit's logits, and a number that belongs to no example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layer(x.flatten(1)), self.layer.weight.sum() * 0.0
+
+
+def penalised(output: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(output[0], target, reduction="none") + output[1]
+
+
+def test_a_model_without_bounds_is_refused_before_the_run(digits, tmp_path):
+    request = {"model": Penalised, "data": digits, "run_dir": tmp_path / "run", "loss": penalised}
+    request["learning"] = Learning(steps=10, batch_size=8)
+    prepare(RunRequest(**request))
+    with pytest.raises(ModelError, match="wanted the batch"):
+        prepare(RunRequest(**request, sampling=Sampling(presample=3)))
 
 
 def test_a_loop_of_ones_own_is_told_that_it_cannot():
